@@ -76,6 +76,7 @@ fn base64_text(value: &[u8], body: Range<usize>) -> Option<Cut> {
 #[cfg(test)]
 mod tests {
     use super::super::base64::LineEnding;
+    use super::super::corpus::Corpus;
     use super::*;
     use proptest::prelude::*;
 
@@ -195,28 +196,11 @@ mod tests {
         }
     }
 
-    /// The messages of a tar archive: headers of 512 bytes with the size in octal, contents padded to 512 bytes.
-    fn archived(tar: &[u8]) -> impl Iterator<Item = &[u8]> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            let size = tar.get(at + 124..at + 135)?;
-            let size = usize::from_str_radix(std::str::from_utf8(size).ok()?.trim(), 8).ok()?;
-            let content = tar.get(at + 512..at + 512 + size)?;
-            at += 512 + size.next_multiple_of(512);
-            Some(content)
-        })
-    }
-
     #[test]
     fn every_message_of_a_real_corpus_survives() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus/spam-assassin.tar.zst");
-        let Ok(packed) = std::fs::read(path) else {
-            println!("skipped: there is no corpus of real mail at {path}");
-            return;
-        };
-        let tar = zstd::decode_all(&packed[..]).unwrap();
+        let Some(corpus) = Corpus::open() else { return };
         let (mut messages, mut parts, mut decoded) = (0, 0, 0);
-        for message in archived(&tar).filter(|message| !message.is_empty()) {
+        for message in corpus.messages() {
             assert!(reassembled(message) == message, "message {messages}");
             assert!(
                 mime::structure(message).is_some_and(|structure| !structure.leaves.is_empty()),

@@ -6,5 +6,10 @@
 //! Nothing here panics, whatever the bytes, and nothing here puts the content of a message into an error or a log.
 
 pub mod base64;
+#[cfg(test)]
+mod corpus;
 pub mod cut;
+pub mod identity;
+pub mod matching;
 mod mime;
+mod parts;
