@@ -1,0 +1,101 @@
+//! What can go wrong with a repository, in one flat enum: what happened, to which object, what a person can do.
+
+use std::path::PathBuf;
+
+use super::cbor::CborError;
+use super::id::{ChunkId, Epoch, ObjectId, SignerId};
+use super::seal::CryptoError;
+use crate::storage::{ObjectName, StorageError};
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+    #[error(transparent)]
+    Cbor(#[from] CborError),
+
+    #[error("there is no repository in {address}: make one with `restante init`")]
+    NoRepository { address: String },
+    #[error("there is a repository in {address} already; `init` never touches one")]
+    AlreadyInitialised { address: String },
+    #[error("this repository needs format {format} or the feature {feature:?} to {operation}, which this program does not know: use a newer restante")]
+    Unsupported { format: u32, feature: String, operation: &'static str },
+    #[error("the repository has the fingerprint {found}, the key expects {expected}: this is another repository, or somebody replaced it")]
+    AnotherRepository { found: String, expected: String },
+
+    #[error("writer key {path}: {message}")]
+    WriterKey { path: PathBuf, message: String },
+    #[error("the identity opens no key ring of this repository: it is not one of its readers")]
+    WrongIdentity,
+    #[error("this needs a reader identity (`-i FILE`): a writer key cannot open mail")]
+    ReaderNeeded,
+    #[error("this needs the writer key (`--key FILE`)")]
+    WriterNeeded,
+    #[error("something was sealed in epoch {epoch}, of which no secrets are known: was the key rotated? fetch the newest writer key or use a reader identity")]
+    UnknownEpoch { epoch: Epoch },
+    #[error("key object: {0}")]
+    KeyObject(String),
+    #[error("the key objects in the repository are not those that the writer key knows ({difference}): if a reader was added or the key rotated on purpose, run `restante key accept`")]
+    KeyObjectsChanged { difference: String },
+    #[error("the reader {recipient:?} is not an age recipient (age1…) or an SSH public key: {message}")]
+    BadRecipient { recipient: String, message: String },
+    #[error("identity {path}: {message}")]
+    Identity { path: PathBuf, message: String },
+
+    #[error("object {name} is damaged: {message}")]
+    Damaged { name: ObjectName, message: String },
+    #[error("object {name} is signed by {signer}, who is not known to this repository")]
+    UnknownSigner { name: ObjectName, signer: SignerId },
+    #[error("chunk {id} is damaged in {name}: {message}")]
+    DamagedChunk { id: ChunkId, name: ObjectName, message: String },
+    #[error("chunk {id} is in no pack that the index knows")]
+    MissingChunk { id: ChunkId },
+    #[error("{what} is damaged: {message}")]
+    Malformed { what: &'static str, message: String },
+
+    #[error("no snapshot fits {wanted:?}")]
+    SnapshotNotFound { wanted: String },
+    #[error("{wanted:?} fits several snapshots ({candidates}): give more digits")]
+    SnapshotAmbiguous { wanted: String, candidates: String },
+    #[error("the snapshot {snapshot} is not certified: it was never read back in full, so it is not used (see `restante snapshots --all`)")]
+    NotCertified { snapshot: ObjectId },
+    #[error("the storage is behind this writer: its last snapshot had number {expected}, the newest one found has {found}; somebody deleted or rolled back the bucket")]
+    RolledBack { expected: u64, found: u64 },
+
+    #[error("a {what} of {size} bytes is larger than the {limit} that format 1 allows")]
+    TooLarge { what: &'static str, size: usize, limit: usize },
+    #[error("the work was interrupted")]
+    Interrupted,
+}
+
+impl RepositoryError {
+    pub(crate) fn malformed(what: &'static str, message: impl Into<String>) -> Self {
+        Self::Malformed { what, message: message.into() }
+    }
+
+    /// Was the wrong key given, or none? (Exit code 6.)
+    pub fn is_wrong_key(&self) -> bool {
+        matches!(
+            self,
+            Self::WrongIdentity
+                | Self::ReaderNeeded
+                | Self::WriterNeeded
+                | Self::UnknownEpoch { .. }
+                | Self::AnotherRepository { .. }
+                | Self::Identity { .. }
+                | Self::WriterKey { .. }
+                | Self::BadRecipient { .. }
+        )
+    }
+
+    /// Is something named that is not there? (Exit code 5.)
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::NoRepository { .. } | Self::SnapshotNotFound { .. } | Self::Storage(StorageError::NotFound { .. })
+        )
+    }
+}

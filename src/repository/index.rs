@@ -1,0 +1,136 @@
+//! Which chunk lies in which pack. Index fragments are signed objects that list packs with their directories and key slots,
+//! so that a reader fetches the ranges it needs and nothing else of a pack.
+//!
+//! In memory: an entry of 24 bytes a chunk for finding it (16 bytes of the id, pack, position) beside the pack's own
+//! entries; the full id is compared on each hit.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::chunk::ChunkKind;
+use super::error::RepositoryError;
+use super::id::{ChunkId, ObjectId, PackId, SignerId};
+use super::pack::{self, Entry, PackInfo, Slot};
+
+/// A fragment is closed at so many chunks (about 2.6 MB of records; the cap for a fragment is 8 MiB).
+pub const FRAGMENT_CHUNKS: usize = 50_000;
+
+/// The body of an index fragment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Fragment {
+    pub version: u32,
+    /// 0 as written by a snapshot, one more at each compaction.
+    pub level: u32,
+    /// Fragments that this one replaces.
+    pub supersedes: Vec<ObjectId>,
+    pub packs: Vec<FragmentPack>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FragmentPack {
+    pub id: PackId,
+    pub kind: ChunkKind,
+    pub size: u32,
+    pub data_start: u32,
+    pub slots: Vec<Slot>,
+    /// As in a pack's directory.
+    #[serde(with = "serde_bytes")]
+    pub entries: Vec<u8>,
+}
+
+impl From<&PackInfo> for FragmentPack {
+    fn from(info: &PackInfo) -> Self {
+        Self {
+            id: info.id,
+            kind: info.kind,
+            size: info.size,
+            data_start: info.data_start,
+            slots: info.slots.clone(),
+            entries: pack::encode_entries(&info.entries),
+        }
+    }
+}
+
+impl FragmentPack {
+    pub fn info(&self) -> Result<PackInfo, RepositoryError> {
+        let entries = pack::decode_entries(&self.entries)?;
+        for entry in &entries {
+            let end = u64::from(self.data_start) + u64::from(entry.offset) + u64::from(entry.stored_length);
+            if end > u64::from(self.size) || usize::from(entry.slot) >= self.slots.len() {
+                return Err(RepositoryError::malformed("index fragment", "an entry points outside its pack"));
+            }
+        }
+        Ok(PackInfo {
+            id: self.id,
+            kind: self.kind,
+            size: self.size,
+            data_start: self.data_start,
+            slots: self.slots.clone(),
+            entries,
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    pack: u32,
+    entry: u32,
+}
+
+struct KnownPack {
+    info: PackInfo,
+    signer: SignerId,
+}
+
+/// The packs and chunks that this process knows of.
+#[derive(Default)]
+pub struct Index {
+    packs: Vec<KnownPack>,
+    numbers: HashMap<PackId, u32>,
+    places: HashMap<[u8; 16], Place>,
+}
+
+fn prefix(id: &ChunkId) -> [u8; 16] {
+    let mut prefix = [0; 16];
+    prefix.copy_from_slice(&id.0[..16]);
+    prefix
+}
+
+impl Index {
+    /// Adding the same pack twice changes nothing.
+    pub fn add(&mut self, info: PackInfo, signer: SignerId) {
+        let number = self.packs.len() as u32;
+        if *self.numbers.entry(info.id).or_insert(number) != number {
+            return;
+        }
+        for (position, entry) in info.entries.iter().enumerate() {
+            self.places.entry(prefix(&entry.id)).or_insert(Place { pack: number, entry: position as u32 });
+        }
+        self.packs.push(KnownPack { info, signer });
+    }
+
+    pub fn find(&self, id: &ChunkId) -> Option<(&PackInfo, &Entry)> {
+        let place = self.places.get(&prefix(id))?;
+        let info = &self.packs.get(place.pack as usize)?.info;
+        let entry = info.entries.get(place.entry as usize)?;
+        (entry.id == *id).then_some((info, entry))
+    }
+
+    /// Who signed the fragment that named the pack: deduplication trusts its own writer only.
+    pub fn signer(&self, pack: &PackId) -> Option<SignerId> {
+        self.packs.get(*self.numbers.get(pack)? as usize).map(|known| known.signer)
+    }
+
+    pub fn pack(&self, id: &PackId) -> Option<&PackInfo> {
+        self.packs.get(*self.numbers.get(id)? as usize).map(|known| &known.info)
+    }
+
+    pub fn packs(&self) -> impl Iterator<Item = &PackInfo> {
+        self.packs.iter().map(|known| &known.info)
+    }
+
+    pub fn chunk_count(&self) -> usize {
+        self.places.len()
+    }
+}

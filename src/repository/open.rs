@@ -1,0 +1,215 @@
+//! Making and opening a repository.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+
+use super::config::{self, Config};
+use super::error::RepositoryError;
+use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId, SignerId};
+use super::ring::{self, Ring, RingEpoch};
+use super::seal::{self, Secret, Signer};
+use super::secrets::{Secrets, WriterKey};
+use crate::storage::{ObjectName, PutMode, Storage, StorageError};
+
+/// How a process comes to the secrets.
+pub enum Access {
+    Writer(WriterKey),
+    /// Identity files; any that opens the ring will do.
+    Reader(Vec<PathBuf>),
+}
+
+/// An open repository.
+pub struct Repository {
+    pub storage: Arc<dyn Storage>,
+    pub config: Config,
+    pub fingerprint: Fingerprint,
+    pub secrets: Arc<Secrets>,
+    /// Present when opened with a writer key.
+    pub writer: Option<WriterKey>,
+}
+
+pub struct InitOptions {
+    /// `age1…` or SSH public keys.
+    pub readers: Vec<String>,
+    pub created: Timestamp,
+}
+
+pub struct Initialised {
+    pub writer_key: WriterKey,
+    pub fingerprint: Fingerprint,
+}
+
+/// Makes a new repository. The caller keeps the writer key; the private half of the epoch's recipient leaves this function
+/// inside the key ring only.
+pub async fn init(storage: &dyn Storage, options: InitOptions) -> Result<Initialised, RepositoryError> {
+    let address = storage.address();
+    if storage.head(&config_name()?).await?.is_some() {
+        return Err(RepositoryError::AlreadyInitialised { address });
+    }
+    let mut id = [0; 16];
+    seal::fill_random(&mut id)?;
+    let (repository, epoch) = (RepositoryId(id), Epoch(1));
+    let (id_secret, seal_secret, signing_seed) = (Secret::random()?, Secret::random()?, Secret::random()?);
+    let signer = Signer::from_seed(&signing_seed)?;
+    let identity = age::x25519::Identity::generate();
+    let first = Config::first(repository, epoch, signer.id(), options.created).write(&signer)?;
+    let fingerprint = config::fingerprint(&first);
+    let ring = Ring {
+        repository,
+        fingerprint,
+        epoch,
+        number: 1,
+        readers: options.readers,
+        epochs: vec![RingEpoch::new(epoch, &identity, &id_secret, &seal_secret, vec![signer.id()])],
+    };
+    let (ring_name, ring_bytes) = ring.write(&signer)?;
+    // The head last: a repository that can be opened has its keys.
+    storage.put(&ring_name, ring_bytes.into(), PutMode::Create, None).await?;
+    match storage.put(&config_name()?, first.into(), PutMode::Create, None).await {
+        Err(StorageError::AlreadyExists { .. }) => return Err(RepositoryError::AlreadyInitialised { address }),
+        other => other?,
+    }
+    let writer_key = WriterKey {
+        repository,
+        fingerprint,
+        epoch,
+        id: id_secret,
+        seal: seal_secret,
+        signing_seed,
+        recipient: identity.to_public().to_string(),
+        key_objects: vec![ring_name],
+        previous: Vec::new(),
+    };
+    Ok(Initialised { writer_key, fingerprint })
+}
+
+fn config_name() -> Result<ObjectName, RepositoryError> {
+    ObjectName::new(config::NAME).map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+}
+
+impl Repository {
+    /// `expected` is the fingerprint that the caller knows, if any; a writer key brings its own.
+    pub async fn open(
+        storage: Arc<dyn Storage>,
+        access: Access,
+        expected: Option<Fingerprint>,
+    ) -> Result<Self, RepositoryError> {
+        let (config, fingerprint, signers) = load_config(&*storage).await?;
+        let expected = match &access {
+            Access::Writer(key) => Some(key.fingerprint),
+            Access::Reader(_) => expected,
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != fingerprint) {
+            let (found, expected) = (fingerprint.to_string(), expected.to_string());
+            return Err(RepositoryError::AnotherRepository { found, expected });
+        }
+        let (secrets, writer) = match access {
+            Access::Writer(key) => (key.secrets()?, Some(key)),
+            Access::Reader(paths) => (newest_ring(&*storage, &paths, &signers).await?.secrets()?, None),
+        };
+        Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer })
+    }
+
+    pub fn writer_key(&self) -> Result<&WriterKey, RepositoryError> {
+        self.writer.as_ref().ok_or(RepositoryError::WriterNeeded)
+    }
+
+    /// For a writer: refuses when the key objects are not those that the key knows.
+    pub async fn check_key_objects(&self) -> Result<(), RepositoryError> {
+        let known = &self.writer_key()?.key_objects;
+        let found = key_objects(&*self.storage).await?;
+        let mut difference: Vec<String> =
+            found.iter().filter(|name| !known.contains(name)).map(|name| format!("{name} is new")).collect();
+        difference.extend(known.iter().filter(|name| !found.contains(name)).map(|name| format!("{name} is gone")));
+        for name in known.iter().filter(|name| found.contains(name)) {
+            let bytes = self.storage.get(name).await?;
+            if ring::ring_place(name).is_none_or(|(_, _, hash)| hash != ObjectId::of(&bytes)) {
+                difference.push(format!("{name} was changed"));
+            }
+        }
+        if difference.is_empty() {
+            Ok(())
+        } else {
+            Err(RepositoryError::KeyObjectsChanged { difference: difference.join(", ") })
+        }
+    }
+}
+
+/// The names of all key rings.
+pub async fn key_objects(storage: &dyn Storage) -> Result<Vec<ObjectName>, RepositoryError> {
+    Ok(storage.list("keys/").map_ok(|meta| meta.name).try_collect().await?)
+}
+
+/// The newest version of the configuration, the fingerprint of the first, and every signer that it names.
+async fn load_config(storage: &dyn Storage) -> Result<(Config, Fingerprint, Vec<SignerId>), RepositoryError> {
+    let name = config_name()?;
+    let first: Bytes = match storage.get(&name).await {
+        Err(StorageError::NotFound { .. }) => {
+            return Err(RepositoryError::NoRepository { address: storage.address() });
+        }
+        other => other?,
+    };
+    let mut config = Config::read(&name, &first, None)?;
+    let fingerprint = config::fingerprint(&first);
+    let mut previous = ObjectId::of(&first);
+    let mut versions: Vec<(u32, ObjectName)> = storage
+        .list("config/")
+        .try_filter_map(|meta| async move {
+            let number = meta.name.file_name().split_once('-').and_then(|(n, _)| n.parse().ok());
+            Ok(number.map(|n| (n, meta.name)))
+        })
+        .try_collect()
+        .await?;
+    versions.sort();
+    for (number, name) in versions {
+        let bytes = storage.get(&name).await?;
+        let next = Config::read(&name, &bytes, Some(&config.signers))?;
+        if number != config.version + 1 || next.version != number || next.previous != Some(previous) {
+            let message = "it does not follow the version before it".to_owned();
+            return Err(RepositoryError::Damaged { name, message });
+        }
+        previous = ObjectId::of(&bytes);
+        config = next;
+    }
+    let signers = config.signers.iter().map(|signer| signer.key).collect();
+    Ok((config, fingerprint, signers))
+}
+
+/// The ring with the highest epoch and number that one of the identities opens. Rings that are damaged or signed by a
+/// stranger are passed over only if a good one is found; else their error is told.
+pub async fn newest_ring(
+    storage: &dyn Storage,
+    identities: &[PathBuf],
+    signers: &[SignerId],
+) -> Result<Ring, RepositoryError> {
+    let mut opened: Vec<Box<dyn age::Identity + Send + Sync>> = Vec::new();
+    for path in identities {
+        opened.extend(ring::load_identities(path)?);
+    }
+    let mut names: Vec<(Epoch, u32, ObjectName)> = Vec::new();
+    for name in key_objects(storage).await? {
+        match ring::ring_place(&name) {
+            Some((epoch, number, _)) => names.push((epoch, number, name)),
+            None => return Err(RepositoryError::KeyObject(format!("{name} is not the name of a key ring"))),
+        }
+    }
+    names.sort();
+    let mut failure = None;
+    for (.., name) in names.into_iter().rev() {
+        let bytes = storage.get(&name).await?;
+        match Ring::read(&name, &bytes, opened.iter().map(|i| i.as_ref() as &dyn age::Identity), signers) {
+            Ok(ring) => return Ok(ring),
+            Err(e) => {
+                // A ring made for others is no failure if an older one is ours (we were removed), but it is told last.
+                if !matches!(e, RepositoryError::WrongIdentity) || failure.is_none() {
+                    failure = Some(e);
+                }
+            }
+        }
+    }
+    Err(failure.unwrap_or_else(|| RepositoryError::KeyObject("the repository has no key ring".into())))
+}

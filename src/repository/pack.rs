@@ -1,0 +1,379 @@
+//! Packs: 16 to 32 MiB of sealed chunks of one kind in one object, named by the hash of its bytes.
+//!
+//! ```text
+//! offset  length  field (little endian)
+//!      0       8  magic "RSTPACK1"
+//!      8       1  kind: 1 meta, 2 row, 3 payload
+//!      9       1  flags, zero
+//!     10       2  number s of key slots
+//!     12       4  length d of the sealed directory
+//!     16      16  repository id
+//!     32       4  epoch of the directory's seal
+//!     36       4  zero
+//!     40      32  salt
+//!     72       –  s slots: epoch u32, wrap u8 (1 age, 2 seal), zero u8, length u16, the wrapped data key
+//!      –       d  directory, sealed
+//!      –       –  the sealed chunks, one after the other
+//!      –       d  the directory once more
+//!      –       4  d
+//!      –       8  magic "RSTTAIL1"
+//! ```
+//! The directory is a u32 count and records of 52 bytes: chunk id 32, slot u16, codec u8, zero u8, ordinal u32, offset u32
+//! (from the first sealed chunk), stored length u32, raw length u32. It is sealed with the seal secret, because the
+//! lengths of attachments are nobody's business; associated data are all bytes before it.
+//!
+//! A data key is random, used for one pack, and forgotten with it: a pack of rows or payload cannot be opened by whoever wrote it.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::chunk::{ChunkKind, Codec, Compressed, SealedAs};
+use super::error::RepositoryError;
+use super::id::{ChunkId, Epoch, PackId, RepositoryId};
+use super::seal::{self, Sealer, Secret};
+use super::secrets::{Secrets, context, seal_age};
+
+const MAGIC: &[u8; 8] = b"RSTPACK1";
+const TAIL: &[u8; 8] = b"RSTTAIL1";
+const HEADER: usize = 72;
+const RECORD: usize = 52;
+pub const MAX_PACK: usize = 64 << 20;
+pub const MAX_DIRECTORY: usize = 4 << 20;
+/// As many chunks as a directory holds.
+const MAX_CHUNKS: usize = (MAX_DIRECTORY - 4 - seal::TAG_LENGTH) / RECORD;
+
+/// How a data key lies in its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wrap {
+    /// An age file to the epoch's recipient: row and payload packs.
+    Age,
+    /// AES-256-GCM under a key derived from the seal secret and the first 32 bytes of the slot (a salt): meta packs.
+    Seal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    pub epoch: Epoch,
+    pub wrap: Wrap,
+    #[serde(with = "serde_bytes")]
+    pub wrapped: Vec<u8>,
+}
+
+impl Slot {
+    /// Opens the data key.
+    pub fn unwrap(&self, secrets: &Secrets) -> Result<Secret, RepositoryError> {
+        match self.wrap {
+            Wrap::Age => secrets.unwrap_data_key(self.epoch, &self.wrapped),
+            Wrap::Seal => {
+                let (salt, sealed) = self
+                    .wrapped
+                    .split_at_checked(seal::SALT_LENGTH)
+                    .ok_or_else(|| RepositoryError::malformed("key slot", "it is too short"))?;
+                let key = secrets.epoch(self.epoch)?.seal.derive(context::PACK_META, salt);
+                let plain = Sealer::new(&key)?.open(0, &[], sealed)?;
+                let bytes = plain.try_into().map_err(|_| RepositoryError::malformed("key slot", "not 32 bytes"))?;
+                Ok(Secret::new(bytes))
+            }
+        }
+    }
+}
+
+/// One chunk in a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub id: ChunkId,
+    pub slot: u16,
+    pub codec: Codec,
+    pub ordinal: u32,
+    /// From the first sealed chunk.
+    pub offset: u32,
+    pub stored_length: u32,
+    pub raw_length: u32,
+}
+
+impl Entry {
+    pub fn sealed_as(&self, kind: ChunkKind) -> SealedAs {
+        SealedAs { kind, id: self.id, raw_length: self.raw_length, codec: self.codec, ordinal: self.ordinal }
+    }
+}
+
+/// The records of a directory or of an index fragment.
+pub fn encode_entries(entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + entries.len() * RECORD);
+    bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
+    for entry in entries {
+        bytes.extend_from_slice(&entry.id.0);
+        bytes.extend_from_slice(&entry.slot.to_le_bytes());
+        bytes.extend_from_slice(&[entry.codec.code(), 0]);
+        for word in [entry.ordinal, entry.offset, entry.stored_length, entry.raw_length] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+pub fn decode_entries(bytes: &[u8]) -> Result<Vec<Entry>, RepositoryError> {
+    let malformed = |message: &str| RepositoryError::malformed("pack directory", message);
+    let (count, records) = bytes.split_at_checked(4).ok_or_else(|| malformed("it is empty"))?;
+    let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    if records.len() != word(count) as usize * RECORD {
+        return Err(malformed("its length does not fit its count"));
+    }
+    records
+        .chunks_exact(RECORD)
+        .map(|r| {
+            let mut id = [0; 32];
+            id.copy_from_slice(&r[..32]);
+            Ok(Entry {
+                id: ChunkId(id),
+                slot: u16::from_le_bytes([r[32], r[33]]),
+                codec: Codec::from_code(r[34]).ok_or_else(|| malformed("unknown codec"))?,
+                ordinal: word(&r[36..]),
+                offset: word(&r[40..]),
+                stored_length: word(&r[44..]),
+                raw_length: word(&r[48..]),
+            })
+        })
+        .collect()
+}
+
+/// What an index fragment, and the head of a pack, say of it.
+#[derive(Debug, Clone)]
+pub struct PackInfo {
+    pub id: PackId,
+    pub kind: ChunkKind,
+    /// Of the object, in bytes.
+    pub size: u32,
+    /// Where the first sealed chunk starts.
+    pub data_start: u32,
+    pub slots: Vec<Slot>,
+    pub entries: Vec<Entry>,
+}
+
+/// A finished pack with the key that still opens it, for reading it back. Dropping it forgets the key.
+pub struct FinishedPack {
+    pub info: PackInfo,
+    pub bytes: Bytes,
+    pub data_key: Secret,
+}
+
+/// Collects sealed chunks of one kind.
+pub struct PackBuilder {
+    kind: ChunkKind,
+    repository: RepositoryId,
+    epoch: Epoch,
+    data_key: Secret,
+    sealer: Sealer,
+    slot: Slot,
+    entries: Vec<Entry>,
+    data: Vec<u8>,
+}
+
+impl PackBuilder {
+    /// `recipient` is the epoch's, from the writer key.
+    pub fn new(
+        kind: ChunkKind,
+        secrets: &Secrets,
+        epoch: Epoch,
+        recipient: &age::x25519::Recipient,
+    ) -> Result<Self, RepositoryError> {
+        let data_key = Secret::random()?;
+        let slot = match kind {
+            ChunkKind::Meta => {
+                let salt = seal::random_salt()?;
+                let key = secrets.epoch(epoch)?.seal.derive(context::PACK_META, &salt);
+                let mut sealed = data_key.expose().to_vec();
+                Sealer::new(&key)?.seal(0, &[], &mut sealed)?;
+                Slot { epoch, wrap: Wrap::Seal, wrapped: [salt.as_slice(), &sealed].concat() }
+            }
+            ChunkKind::Row | ChunkKind::Payload => {
+                let wrapped = seal_age(data_key.expose(), std::iter::once(recipient as &dyn age::Recipient))?;
+                Slot { epoch, wrap: Wrap::Age, wrapped }
+            }
+        };
+        let sealer = Sealer::new(&data_key)?;
+        let repository = secrets.repository;
+        Ok(Self { kind, repository, epoch, data_key, sealer, slot, entries: Vec::new(), data: Vec::new() })
+    }
+
+    /// Bytes of sealed chunks so far.
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Would a chunk of `stored` bytes still fit?
+    pub fn has_room(&self, stored: usize) -> bool {
+        self.entries.len() < MAX_CHUNKS && self.data.len() + stored + 2 * MAX_DIRECTORY + HEADER < MAX_PACK
+    }
+
+    pub fn add(&mut self, chunk: Compressed) -> Result<(), RepositoryError> {
+        let Compressed { id, codec, raw_length, mut bytes } = chunk;
+        let ordinal = self.entries.len() as u32;
+        SealedAs { kind: self.kind, id, raw_length, codec, ordinal }.seal(&self.repository, &self.sealer, &mut bytes)?;
+        let (offset, stored_length) = (self.data.len() as u32, bytes.len() as u32);
+        self.entries.push(Entry { id, slot: 0, codec, ordinal, offset, stored_length, raw_length });
+        self.data.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    pub fn finish(self, secrets: &Secrets) -> Result<FinishedPack, RepositoryError> {
+        let slots = vec![self.slot];
+        let head = Head { kind: self.kind, repository: self.repository, epoch: self.epoch, salt: seal::random_salt()? };
+        let (bytes, data_start) = assemble(&head, secrets, &slots, &self.entries, &self.data)?;
+        let id = PackId::of(&bytes);
+        let info =
+            PackInfo { id, kind: self.kind, size: bytes.len() as u32, data_start, slots, entries: self.entries };
+        Ok(FinishedPack { info, bytes: bytes.into(), data_key: self.data_key })
+    }
+}
+
+struct Head {
+    kind: ChunkKind,
+    repository: RepositoryId,
+    epoch: Epoch,
+    salt: [u8; 32],
+}
+
+impl Head {
+    fn directory_key(&self, secrets: &Secrets) -> Result<Sealer, RepositoryError> {
+        Ok(Sealer::new(&secrets.epoch(self.epoch)?.seal.derive(context::SEAL_DIRECTORY, &self.salt))?)
+    }
+}
+
+fn assemble(
+    head: &Head,
+    secrets: &Secrets,
+    slots: &[Slot],
+    entries: &[Entry],
+    data: &[u8],
+) -> Result<(Vec<u8>, u32), RepositoryError> {
+    let mut directory = encode_entries(entries);
+    let directory_length = directory.len() + seal::TAG_LENGTH;
+    let slot_length: usize = slots.iter().map(|slot| 8 + slot.wrapped.len()).sum();
+    let size = HEADER + slot_length + 2 * directory_length + data.len() + 12;
+    if size > MAX_PACK || directory_length > MAX_DIRECTORY {
+        return Err(RepositoryError::TooLarge { what: "pack", size, limit: MAX_PACK });
+    }
+    let mut bytes = Vec::with_capacity(size);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&[head.kind.code(), 0]);
+    bytes.extend_from_slice(&(slots.len() as u16).to_le_bytes());
+    bytes.extend_from_slice(&(directory_length as u32).to_le_bytes());
+    bytes.extend_from_slice(&head.repository.0);
+    bytes.extend_from_slice(&head.epoch.0.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&head.salt);
+    for slot in slots {
+        let wrap = match slot.wrap {
+            Wrap::Age => 1,
+            Wrap::Seal => 2,
+        };
+        bytes.extend_from_slice(&slot.epoch.0.to_le_bytes());
+        bytes.extend_from_slice(&[wrap, 0]);
+        bytes.extend_from_slice(&(slot.wrapped.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(&slot.wrapped);
+    }
+    head.directory_key(secrets)?.seal(0, &bytes, &mut directory)?;
+    bytes.extend_from_slice(&directory);
+    let data_start = bytes.len() as u32;
+    bytes.extend_from_slice(data);
+    bytes.extend_from_slice(&directory);
+    bytes.extend_from_slice(&(directory_length as u32).to_le_bytes());
+    bytes.extend_from_slice(TAIL);
+    Ok((bytes, data_start))
+}
+
+/// Reads head, slots and directory of a whole pack. The caller has compared the hash of the bytes with the name, or
+/// wants to know what can be read of a damaged one.
+pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryError> {
+    let malformed = |message: &str| RepositoryError::malformed("pack", message);
+    if bytes.len() > MAX_PACK {
+        return Err(RepositoryError::TooLarge { what: "pack", size: bytes.len(), limit: MAX_PACK });
+    }
+    let header = bytes.get(..HEADER).ok_or_else(|| malformed("it is shorter than its header"))?;
+    if &header[..8] != MAGIC {
+        return Err(malformed("it does not start as a pack of format 1"));
+    }
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let kind = ChunkKind::from_code(header[8]).ok_or_else(|| malformed("unknown kind"))?;
+    let (slot_count, directory_length) = (u16::from_le_bytes([header[10], header[11]]), word(12) as usize);
+    if header[16..32] != secrets.repository.0 {
+        return Err(malformed("it belongs to another repository"));
+    }
+    if directory_length > MAX_DIRECTORY {
+        return Err(RepositoryError::TooLarge { what: "pack directory", size: directory_length, limit: MAX_DIRECTORY });
+    }
+    let mut salt = [0; 32];
+    salt.copy_from_slice(&header[40..72]);
+    let head = Head { kind, repository: secrets.repository, epoch: Epoch(word(32)), salt };
+
+    let mut at = HEADER;
+    let mut take = |length: usize| {
+        let part = bytes.get(at..at.saturating_add(length));
+        at += length;
+        part.ok_or_else(|| malformed("it was cut short"))
+    };
+    let mut slots = Vec::with_capacity(usize::from(slot_count));
+    for _ in 0..slot_count {
+        let fixed = take(8)?;
+        let wrap = match fixed[4] {
+            1 => Wrap::Age,
+            2 => Wrap::Seal,
+            _ => return Err(malformed("unknown way of wrapping a data key")),
+        };
+        let epoch = Epoch(u32::from_le_bytes([fixed[0], fixed[1], fixed[2], fixed[3]]));
+        let length = u16::from_le_bytes([fixed[6], fixed[7]]);
+        slots.push(Slot { epoch, wrap, wrapped: take(usize::from(length))?.to_vec() });
+    }
+    let sealed = take(directory_length)?;
+    let data_start = at;
+    let before = &bytes[..data_start - directory_length];
+    let entries = decode_entries(&head.directory_key(secrets)?.open(0, before, sealed)?)?;
+    let data_end = bytes.len().checked_sub(directory_length + 12).filter(|end| *end >= data_start);
+    let data_length = data_end.ok_or_else(|| malformed("it was cut short"))? - data_start;
+    for entry in &entries {
+        let end = u64::from(entry.offset) + u64::from(entry.stored_length);
+        if end > data_length as u64 || usize::from(entry.slot) >= slots.len() {
+            return Err(malformed("its directory points outside it"));
+        }
+    }
+    Ok(PackInfo { id: PackId::of(bytes), kind, size: bytes.len() as u32, data_start: data_start as u32, slots, entries })
+}
+
+/// Copies sealed chunks as they are, with their key slots, into one new pack: nothing is opened, so a pruner without
+/// any reader key can do it. All sources have the same kind.
+pub fn copy_sealed(
+    secrets: &Secrets,
+    epoch: Epoch,
+    sources: &[(&PackInfo, &[u8], &[ChunkId])],
+) -> Result<(PackInfo, Bytes), RepositoryError> {
+    let kind = sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
+    let (mut slots, mut entries, mut data) = (Vec::<Slot>::new(), Vec::new(), Vec::new());
+    for (info, bytes, wanted) in sources {
+        if info.kind != kind {
+            return Err(RepositoryError::malformed("pack", "sources of several kinds"));
+        }
+        for entry in info.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
+            let slot = &info.slots[usize::from(entry.slot)];
+            let position = slots.iter().position(|s| s == slot).unwrap_or_else(|| {
+                slots.push(slot.clone());
+                slots.len() - 1
+            });
+            let start = (info.data_start + entry.offset) as usize;
+            let sealed = bytes
+                .get(start..start + entry.stored_length as usize)
+                .ok_or_else(|| RepositoryError::malformed("pack", "it was cut short"))?;
+            entries.push(Entry { slot: position as u16, offset: data.len() as u32, ..*entry });
+            data.extend_from_slice(sealed);
+        }
+    }
+    let head = Head { kind, repository: secrets.repository, epoch, salt: seal::random_salt()? };
+    let (bytes, data_start) = assemble(&head, secrets, &slots, &entries, &data)?;
+    let id = PackId::of(&bytes);
+    Ok((PackInfo { id, kind, size: bytes.len() as u32, data_start, slots, entries }, bytes.into()))
+}

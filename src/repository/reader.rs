@@ -1,0 +1,224 @@
+//! Fetching chunks: the index says where they lie, neighbours are fetched with one range request, each chunk is opened,
+//! decompressed and its id computed again before anybody sees it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::envelope::{self, ObjectKind};
+use super::error::RepositoryError;
+use super::id::{ChunkId, ObjectId, PackId};
+use super::index::{Fragment, Index};
+use super::pack::Entry;
+use super::seal::{Sealer, Secret};
+use super::secrets::Secrets;
+use super::{Repository, chunk::ChunkKind};
+use crate::storage::{ObjectName, Storage};
+
+/// Two chunks with less between them are fetched by one request.
+const COALESCE_GAP: u32 = 8 << 10;
+/// The longest range of one request.
+const MAX_RANGE: u32 = 8 << 20;
+/// Requests in flight.
+const CONCURRENCY: usize = 4;
+
+/// Reads chunks of a repository.
+#[derive(Clone)]
+pub struct ChunkReader {
+    storage: Arc<dyn Storage>,
+    secrets: Arc<Secrets>,
+    index: Arc<Index>,
+    keys: Arc<Mutex<HashMap<(PackId, u16), Arc<OpenSlot>>>>,
+}
+
+struct OpenSlot {
+    sealer: Sealer,
+    id_key: Secret,
+}
+
+struct Piece {
+    pack: ObjectName,
+    pack_id: PackId,
+    kind: ChunkKind,
+    data_start: u32,
+    entries: Vec<Entry>,
+}
+
+impl ChunkReader {
+    /// Loads the given index fragments, or all of them.
+    pub async fn open(repository: &Repository, fragments: Option<&[ObjectId]>) -> Result<Self, RepositoryError> {
+        let index = load_index(&*repository.storage, &repository.secrets, fragments).await?;
+        Ok(Self {
+            storage: repository.storage.clone(),
+            secrets: repository.secrets.clone(),
+            index: Arc::new(index),
+            keys: Arc::default(),
+        })
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// One chunk.
+    pub async fn fetch(&self, id: &ChunkId) -> Result<Bytes, RepositoryError> {
+        let mut found = self.fetch_all(std::slice::from_ref(id)).await?;
+        found.remove(id).ok_or(RepositoryError::MissingChunk { id: *id })
+    }
+
+    /// The chunks concatenated in order.
+    pub async fn fetch_joined(&self, ids: &[ChunkId]) -> Result<Vec<u8>, RepositoryError> {
+        let found = self.fetch_all(ids).await?;
+        let mut joined = Vec::new();
+        for id in ids {
+            joined.extend_from_slice(found.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?);
+        }
+        Ok(joined)
+    }
+
+    /// All of the chunks, each once. The caller bounds how many he asks for at a time.
+    pub async fn fetch_all(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, Bytes>, RepositoryError> {
+        let pieces = self.plan(ids)?;
+        stream::iter(pieces.into_iter().map(|piece| self.fetch_piece(piece)))
+            .buffer_unordered(CONCURRENCY)
+            .try_fold(HashMap::with_capacity(ids.len()), |mut all, chunks| async move {
+                all.extend(chunks);
+                Ok(all)
+            })
+            .await
+    }
+
+    /// Range requests, sorted by pack and offset.
+    fn plan(&self, ids: &[ChunkId]) -> Result<Vec<Piece>, RepositoryError> {
+        let mut places = Vec::with_capacity(ids.len());
+        for id in ids {
+            let (info, entry) = self.index.find(id).ok_or(RepositoryError::MissingChunk { id: *id })?;
+            places.push((info, *entry));
+        }
+        places.sort_by_key(|(info, entry)| (info.id, entry.offset));
+        places.dedup_by_key(|(info, entry)| (info.id, entry.offset));
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (info, entry) in places {
+            if let Some(piece) = pieces.last_mut().filter(|piece| piece.pack_id == info.id) {
+                let (first, last) = (piece.entries[0], piece.entries[piece.entries.len() - 1]);
+                let gap = entry.offset.saturating_sub(last.offset + last.stored_length);
+                if gap <= COALESCE_GAP && entry.offset + entry.stored_length - first.offset <= MAX_RANGE {
+                    piece.entries.push(entry);
+                    continue;
+                }
+            }
+            pieces.push(Piece {
+                pack: pack_name(&info.id)?,
+                pack_id: info.id,
+                kind: info.kind,
+                data_start: info.data_start,
+                entries: vec![entry],
+            });
+        }
+        Ok(pieces)
+    }
+
+    async fn fetch_piece(&self, piece: Piece) -> Result<Vec<(ChunkId, Bytes)>, RepositoryError> {
+        let (first, last) = (piece.entries[0], piece.entries[piece.entries.len() - 1]);
+        let start = u64::from(piece.data_start) + u64::from(first.offset);
+        let length = u64::from(last.offset - first.offset) + u64::from(last.stored_length);
+        let bytes = self.storage.get_range(&piece.pack, start..start + length).await?;
+        let reader = self.clone();
+        run_blocking(move || {
+            piece
+                .entries
+                .iter()
+                .map(|entry| {
+                    let damaged = |e: RepositoryError| RepositoryError::DamagedChunk {
+                        id: entry.id,
+                        name: piece.pack.clone(),
+                        message: e.to_string(),
+                    };
+                    let slot = reader.slot(&piece.pack_id, entry.slot)?;
+                    let at = (entry.offset - first.offset) as usize;
+                    let sealed = bytes.get(at..at + entry.stored_length as usize).unwrap_or_default();
+                    let plain = entry
+                        .sealed_as(piece.kind)
+                        .open(&reader.secrets.repository, &slot.sealer, &slot.id_key, sealed)
+                        .map_err(damaged)?;
+                    Ok((entry.id, Bytes::from(plain)))
+                })
+                .collect()
+        })
+        .await
+    }
+
+    fn slot(&self, pack: &PackId, number: u16) -> Result<Arc<OpenSlot>, RepositoryError> {
+        let lock = || self.keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(open) = lock().get(&(*pack, number)) {
+            return Ok(open.clone());
+        }
+        let info = self.index.pack(pack).ok_or_else(|| RepositoryError::malformed("index", "an unknown pack"))?;
+        let slot = info
+            .slots
+            .get(usize::from(number))
+            .ok_or_else(|| RepositoryError::malformed("index", "an entry names a key slot that is not there"))?;
+        let id_key = self.secrets.epoch(slot.epoch)?.chunk_id_key(info.kind).ok_or(RepositoryError::ReaderNeeded)?;
+        let open = Arc::new(OpenSlot { sealer: Sealer::new(&slot.unwrap(&self.secrets)?)?, id_key });
+        lock().insert((*pack, number), open.clone());
+        Ok(open)
+    }
+}
+
+/// `packs/<first two digits>/<id>`.
+pub fn pack_name(id: &PackId) -> Result<ObjectName, RepositoryError> {
+    let hex = id.to_hex();
+    ObjectName::new(format!("packs/{}/{hex}", &hex[..2]))
+        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+}
+
+pub fn fragment_name(id: &ObjectId) -> Result<ObjectName, RepositoryError> {
+    ObjectName::new(format!("index/{id}")).map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+}
+
+/// Reads index fragments: those given, or all. A fragment that another one supersedes is left out.
+pub async fn load_index(
+    storage: &dyn Storage,
+    secrets: &Secrets,
+    fragments: Option<&[ObjectId]>,
+) -> Result<Index, RepositoryError> {
+    let names: Vec<ObjectName> = match fragments {
+        Some(ids) => ids.iter().map(fragment_name).collect::<Result<_, _>>()?,
+        None => storage.list("index/").map_ok(|meta| meta.name).try_collect().await?,
+    };
+    let mut index = Index::default();
+    let mut loaded = stream::iter(names.into_iter().map(|name| async move {
+        let bytes = storage.get(&name).await?;
+        Ok::<_, RepositoryError>((name, bytes))
+    }))
+    .buffered(CONCURRENCY);
+    while let Some((name, bytes)) = loaded.try_next().await? {
+        check_name(&name, &bytes)?;
+        let fragment = envelope::read::<Fragment>(ObjectKind::Index, secrets, &name, &bytes)?;
+        for pack in &fragment.body.packs {
+            index.add(pack.info()?, fragment.signer);
+        }
+    }
+    Ok(index)
+}
+
+/// An object that is named by the hash of its bytes has it.
+pub fn check_name(name: &ObjectName, bytes: &[u8]) -> Result<ObjectId, RepositoryError> {
+    let id = ObjectId::of(bytes);
+    let file = name.file_name();
+    if file.rsplit('-').next() == Some(id.to_hex().as_str()) {
+        Ok(id)
+    } else {
+        let message = "its bytes do not have the hash that its name says".to_owned();
+        Err(RepositoryError::Damaged { name: name.clone(), message })
+    }
+}
+
+/// Runs CPU work away from the async threads.
+pub async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RepositoryError> + Send + 'static,
+) -> Result<T, RepositoryError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| RepositoryError::Interrupted)?
+}

@@ -1,0 +1,258 @@
+//! Finding snapshots and reading the rows of one.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+
+use super::Repository;
+use super::cbor;
+use super::envelope::{self, ObjectKind};
+use super::error::RepositoryError;
+use super::id::{ChunkId, ObjectId, SignerId};
+use super::manifest::{Certificate, Manifest, Table};
+use super::reader::{ChunkReader, check_name};
+use super::rows::{Field, RowHasher, RowReader};
+use super::segment::{self, Descriptor, Increment, MapRow, MapValue, Page, SegmentEntry};
+use super::writer::certificate_name;
+use super::zone::Zone;
+use crate::storage::{ObjectName, StorageError};
+
+/// A snapshot that was found, its manifest checked and opened.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub id: ObjectId,
+    pub manifest: Arc<Manifest>,
+    pub signer: SignerId,
+    /// Absent: never read back in full, so not to be used.
+    pub certificate: Option<Certificate>,
+}
+
+impl Snapshot {
+    /// The first twelve digits of the id: what people type.
+    pub fn short(&self) -> String {
+        self.id.to_hex()[..12].to_owned()
+    }
+}
+
+/// All snapshots, oldest first. Manifests that do not open are told in `problems` and left out.
+pub async fn list(repository: &Repository) -> Result<(Vec<Snapshot>, Vec<RepositoryError>), RepositoryError> {
+    let names: Vec<ObjectName> = repository.storage.list("snapshots/").map_ok(|meta| meta.name).try_collect().await?;
+    let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
+    for name in names {
+        match load(repository, &name).await {
+            Ok(snapshot) => snapshots.push(snapshot),
+            Err(e) => problems.push(e),
+        }
+    }
+    snapshots.sort_by_key(|snapshot| (snapshot.manifest.taken, snapshot.id));
+    Ok((snapshots, problems))
+}
+
+async fn load(repository: &Repository, name: &ObjectName) -> Result<Snapshot, RepositoryError> {
+    let bytes = repository.storage.get(name).await?;
+    let id = check_name(name, &bytes)?;
+    let opened = envelope::read::<Manifest>(ObjectKind::Manifest, &repository.secrets, name, &bytes)?;
+    opened.body.check_readable()?;
+    let certificate = match repository.storage.get(&certificate_name(&id)?).await {
+        Err(StorageError::NotFound { .. }) => None,
+        other => {
+            let name = certificate_name(&id)?;
+            let opened =
+                envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &other?)?;
+            if opened.body.snapshot != id {
+                let message = "it certifies another snapshot".to_owned();
+                return Err(RepositoryError::Damaged { name, message });
+            }
+            Some(opened.body)
+        }
+    };
+    Ok(Snapshot { id, manifest: Arc::new(opened.body), signer: opened.signer, certificate })
+}
+
+/// Picks the snapshot that `wanted` names: an id prefix, `latest`, `latest:tag=…`, or `@TIME` (the newest taken at or before
+/// that instant). Only certified snapshots.
+pub fn select<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Snapshot, RepositoryError> {
+    let not_found = || RepositoryError::SnapshotNotFound { wanted: wanted.to_owned() };
+    let certified = || snapshots.iter().filter(|snapshot| snapshot.certificate.is_some());
+    if wanted == "latest" {
+        return certified().next_back().ok_or_else(not_found);
+    }
+    if let Some(tag) = wanted.strip_prefix("latest:tag=") {
+        return certified().rfind(|s| s.manifest.tags.iter().any(|t| t == tag)).ok_or_else(not_found);
+    }
+    if let Some(time) = wanted.strip_prefix('@') {
+        let time: Timestamp = time.parse().map_err(|_| not_found())?;
+        return certified().rfind(|s| s.manifest.taken <= time).ok_or_else(not_found);
+    }
+    let prefix = wanted.to_ascii_lowercase();
+    let fitting: Vec<&Snapshot> =
+        snapshots.iter().filter(|s| prefix.len() >= 4 && s.id.to_hex().starts_with(&prefix)).collect();
+    match fitting.as_slice() {
+        [] => Err(not_found()),
+        [one] if one.certificate.is_none() => Err(RepositoryError::NotCertified { snapshot: one.id }),
+        [one] => Ok(one),
+        several => Err(RepositoryError::SnapshotAmbiguous {
+            wanted: wanted.to_owned(),
+            candidates: several.iter().map(|s| s.short()).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// Reads the tables of one snapshot.
+#[derive(Clone)]
+pub struct SnapshotReader {
+    pub snapshot: Snapshot,
+    pub chunks: ChunkReader,
+    hashers: Arc<HashMap<super::id::Epoch, RowHasher>>,
+}
+
+impl SnapshotReader {
+    pub async fn open(repository: &Repository, snapshot: &Snapshot) -> Result<Self, RepositoryError> {
+        let chunks = ChunkReader::open(repository, Some(&snapshot.manifest.fragments)).await?;
+        let hashers = repository
+            .secrets
+            .epochs
+            .iter()
+            .filter_map(|(epoch, secrets)| Some((*epoch, RowHasher::new(secrets.id.as_ref()?))))
+            .collect();
+        Ok(Self { snapshot: snapshot.clone(), chunks, hashers: Arc::new(hashers) })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.snapshot.manifest
+    }
+
+    /// The segments of a table, in order.
+    pub async fn segments(&self, table: &Table) -> Result<Vec<SegmentEntry>, RepositoryError> {
+        let pages = self.chunks.fetch_all(&table.pages).await?;
+        let mut segments = Vec::with_capacity(table.segments as usize);
+        for id in &table.pages {
+            let page: Page = cbor::decode("page", pages.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?;
+            segments.extend(page.segments);
+        }
+        Ok(segments)
+    }
+
+    pub async fn descriptor(&self, entry: &SegmentEntry) -> Result<Descriptor, RepositoryError> {
+        Ok(cbor::decode("descriptor", &self.chunks.fetch(&entry.descriptor).await?)?)
+    }
+
+    /// The zones of a segment's increments; needs a reader.
+    pub async fn zones(&self, entry: &SegmentEntry) -> Result<Vec<Zone>, RepositoryError> {
+        let found = self.chunks.fetch_all(&entry.zones).await?;
+        entry
+            .zones
+            .iter()
+            .map(|id| Ok(cbor::decode("zone", found.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?))
+            .collect()
+    }
+
+    /// The rows of an increment without their large values.
+    pub async fn rows(&self, increment: &Increment, columns: usize) -> Result<IncrementRows, RepositoryError> {
+        let row_ids: Vec<ChunkId> = increment.row_chunks.iter().map(|chunk| chunk.id).collect();
+        let chunks = self.chunks.fetch_all(&row_ids).await?;
+        let maps = self.chunks.fetch_all(&increment.row_map).await?;
+        let mut map = Vec::with_capacity(increment.rows as usize);
+        for id in &increment.row_map {
+            map.extend(segment::decode_row_map(maps.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
+        }
+        if map.len() != increment.rows as usize {
+            return Err(RepositoryError::malformed("row map", "it does not have as many rows as the increment"));
+        }
+        let chunks = row_ids
+            .iter()
+            .map(|id| chunks.get(id).cloned().ok_or(RepositoryError::MissingChunk { id: *id }))
+            .collect::<Result<_, _>>()?;
+        Ok(IncrementRows { increment: increment.clone(), columns, map, chunks })
+    }
+
+    /// The value map of an increment, in order.
+    pub async fn value_map(&self, increment: &Increment) -> Result<Vec<MapValue>, RepositoryError> {
+        let ids: Vec<ChunkId> = increment.value_map.iter().map(|chunk| chunk.id).collect();
+        let found = self.chunks.fetch_all(&ids).await?;
+        let mut values = Vec::new();
+        for id in &ids {
+            values.extend(segment::decode_value_map(found.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
+        }
+        let expected: u64 = increment.row_chunks.iter().map(|chunk| u64::from(chunk.values)).sum();
+        if values.len() as u64 == expected {
+            Ok(values)
+        } else {
+            Err(RepositoryError::malformed("value map", "it does not have as many values as the rows"))
+        }
+    }
+
+    /// Puts large values together and checks each against its keyed hash. The caller bounds how many bytes he asks for.
+    pub async fn values(
+        &self,
+        increment: &Increment,
+        wanted: &[&MapValue],
+    ) -> Result<Vec<Bytes>, RepositoryError> {
+        let ordinals: HashSet<u32> =
+            wanted.iter().flat_map(|value| value.recipe.operations.iter().map(|op| op.chunk)).collect();
+        let mut ids = HashMap::with_capacity(ordinals.len());
+        for ordinal in ordinals {
+            let id = increment
+                .payload_chunk(ordinal)
+                .ok_or_else(|| RepositoryError::malformed("recipe", "it names a chunk that is not in the list"))?;
+            ids.insert(ordinal, id);
+        }
+        let chunks = self.chunks.fetch_all(&ids.values().copied().collect::<Vec<_>>()).await?;
+        let hasher = self.hasher(increment)?;
+        wanted
+            .iter()
+            .map(|value| {
+                let bytes = value.recipe.assemble(|ordinal| chunks.get(ids.get(&ordinal)?).map(|b| b.as_ref()))?;
+                if hasher.value(&bytes)[..16] == value.hash.0 {
+                    Ok(Bytes::from(bytes))
+                } else {
+                    Err(RepositoryError::malformed("value", "its bytes do not have the hash that was recorded"))
+                }
+            })
+            .collect()
+    }
+
+    pub fn hasher(&self, increment: &Increment) -> Result<&RowHasher, RepositoryError> {
+        self.hashers.get(&increment.epoch).ok_or(RepositoryError::UnknownEpoch { epoch: increment.epoch })
+    }
+}
+
+/// The rows of an increment, in the order of their place.
+pub struct IncrementRows {
+    pub increment: Increment,
+    columns: usize,
+    pub map: Vec<MapRow>,
+    chunks: Vec<Bytes>,
+}
+
+impl IncrementRows {
+    /// Calls `row` with each live row: its ordinal in the increment, its map entry and its fields.
+    pub fn for_each<E: From<RepositoryError>>(
+        &self,
+        mut row: impl FnMut(u32, &MapRow, &[Field<'_>]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut ordinal, mut first_value) = (0u32, 0u32);
+        for (chunk, bytes) in self.increment.row_chunks.iter().zip(&self.chunks) {
+            let mut reader = RowReader::new(bytes, self.columns, first_value);
+            let mut fields = Vec::with_capacity(self.columns);
+            let end = ordinal + chunk.rows;
+            while reader.next(&mut fields)? {
+                let map = self.map.get(ordinal as usize).filter(|_| ordinal < end).ok_or_else(|| {
+                    RepositoryError::malformed("row chunk", "it has more rows than its descriptor says")
+                })?;
+                if !self.increment.is_dead(ordinal) {
+                    row(ordinal, map, &fields)?;
+                }
+                ordinal += 1;
+            }
+            if ordinal != end {
+                return Err(RepositoryError::malformed("row chunk", "it has fewer rows than its descriptor says").into());
+            }
+            first_value += chunk.values;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,361 @@
+//! Writing a snapshot's chunks: deduplicate, compress, seal, pack, put, fetch back and open, index; then the manifest, and at
+//! last the certificate.
+//!
+//! [`ChunkSink::store`] is called from CPU threads and blocks when the storage is slower than they are: at most
+//! one pack of each kind is open, [`QUEUE`] wait, [`UPLOADS`] are on their way.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::Repository;
+use super::chunk::{self, ChunkKind};
+use super::envelope::{self, Author, ObjectKind};
+use super::error::RepositoryError;
+use super::id::{ChunkId, Epoch, ObjectId, PackId};
+use super::index::{FRAGMENT_CHUNKS, Fragment, FragmentPack, Index};
+use super::manifest::{Certificate, Manifest, manifest_name};
+use super::pack::{self, FinishedPack, PackBuilder, PackInfo};
+use super::reader::{fragment_name, load_index, pack_name, run_blocking};
+use super::seal::{Sealer, Secret, Signer};
+use super::secrets::Secrets;
+use crate::storage::{ObjectName, PutMode, Storage};
+
+/// Packs that wait for an upload.
+const QUEUE: usize = 1;
+/// Packs that are being put and read back at a time.
+const UPLOADS: usize = 2;
+/// Packs in memory at a time: one of each kind open, those above, and each upload's copy that was fetched back.
+pub const PACKS_IN_MEMORY: usize = 3 + 1 + QUEUE + 2 * UPLOADS;
+
+/// What a run added.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Added {
+    pub chunks: u64,
+    pub packs: u64,
+    pub stored_bytes: u64,
+}
+
+/// Takes plaintext chunks from CPU threads.
+#[derive(Clone)]
+pub struct ChunkSink(Arc<Shared>);
+
+struct Shared {
+    secrets: Arc<Secrets>,
+    epoch: Epoch,
+    recipient: age::x25519::Recipient,
+    id_keys: HashMap<ChunkKind, Secret>,
+    index: Index,
+    signer: Signer,
+    open: [Mutex<Option<PackBuilder>>; 3],
+    seen: Mutex<Seen>,
+    pack_target: usize,
+    uploads: Mutex<Option<mpsc::Sender<FinishedPack>>>,
+    chunks: AtomicU64,
+}
+
+#[derive(Default)]
+struct Seen {
+    new: HashSet<ChunkId>,
+    /// Packs of earlier snapshots that this one relies on.
+    hits: HashSet<PackId>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ChunkSink {
+    /// Stores a chunk unless it is known, and names it. Blocks; not for async threads.
+    pub fn store(&self, kind: ChunkKind, plain: &[u8]) -> Result<ChunkId, RepositoryError> {
+        let shared = &*self.0;
+        let id_key = shared.id_keys.get(&kind).ok_or(RepositoryError::WriterNeeded)?;
+        let id = chunk::chunk_id(id_key, plain);
+        {
+            let mut seen = lock(&shared.seen);
+            if let Some((info, _)) = shared.index.find(&id) {
+                // Only what this writer signed: a stolen host must not poison the others.
+                if shared.is_trusted(&info.id) {
+                    seen.hits.insert(info.id);
+                    return Ok(id);
+                }
+            }
+            if !seen.new.insert(id) {
+                return Ok(id);
+            }
+        }
+        let compressed = chunk::compress(id, plain)?;
+        shared.chunks.fetch_add(1, Ordering::Relaxed);
+        let full = {
+            let mut open = lock(&shared.open[usize::from(kind.code() - 1)]);
+            let full = open.take_if(|pack| !pack.is_empty() && !pack.has_room(compressed.bytes.len() + 64));
+            let pack = match &mut *open {
+                Some(pack) => pack,
+                empty => empty.insert(PackBuilder::new(kind, &shared.secrets, shared.epoch, &shared.recipient)?),
+            };
+            pack.add(compressed)?;
+            full.or_else(|| open.take_if(|pack| pack.len() >= shared.pack_target))
+        };
+        full.map_or(Ok(()), |pack| self.send(pack))?;
+        Ok(id)
+    }
+
+    fn send(&self, pack: PackBuilder) -> Result<(), RepositoryError> {
+        let finished = pack.finish(&self.0.secrets)?;
+        let sender = lock(&self.0.uploads).clone().ok_or(RepositoryError::Interrupted)?;
+        // Closed: the uploads failed, and their error is told at the end.
+        sender.blocking_send(finished).map_err(|_| RepositoryError::Interrupted)
+    }
+
+    /// Sends the packs that are still open, then no more.
+    fn close(&self) -> Result<(), RepositoryError> {
+        for open in &self.0.open {
+            if let Some(pack) = lock(open).take() {
+                self.send(pack)?;
+            }
+        }
+        lock(&self.0.uploads).take();
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn is_trusted(&self, pack: &PackId) -> bool {
+        let Some(signer) = self.index.signer(pack) else { return false };
+        self.secrets.epochs.values().any(|epoch| epoch.signers.contains(&signer))
+    }
+
+    fn author(&self) -> Author<'_> {
+        Author { repository: self.secrets.repository, epoch: self.epoch, secrets: &self.secrets, signer: &self.signer }
+    }
+}
+
+/// One run that writes.
+pub struct RepositoryWriter {
+    storage: Arc<dyn Storage>,
+    sink: ChunkSink,
+    uploader: JoinHandle<Result<Uploaded, RepositoryError>>,
+}
+
+struct Uploaded {
+    fragments: Vec<ObjectId>,
+    added: Added,
+}
+
+impl RepositoryWriter {
+    /// `pack_target`: a pack is closed when it has so many bytes.
+    pub async fn open(repository: &Repository, pack_target: usize) -> Result<Self, RepositoryError> {
+        let key = repository.writer_key()?;
+        repository.check_key_objects().await?;
+        let secrets = repository.secrets.clone();
+        let current = secrets.epoch(key.epoch)?;
+        let id_keys = ChunkKind::ALL
+            .into_iter()
+            .map(|kind| Ok((kind, current.chunk_id_key(kind).ok_or(RepositoryError::WriterNeeded)?)))
+            .collect::<Result<_, RepositoryError>>()?;
+        let index = load_index(&*repository.storage, &secrets, None).await?;
+        let recipient = key.recipient.parse().map_err(|e: &str| RepositoryError::BadRecipient {
+            recipient: key.recipient.clone(),
+            message: e.to_owned(),
+        })?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let sink = ChunkSink(Arc::new(Shared {
+            epoch: key.epoch,
+            signer: key.signer()?,
+            recipient,
+            id_keys,
+            index,
+            open: Default::default(),
+            seen: Mutex::default(),
+            pack_target,
+            uploads: Mutex::new(Some(sender)),
+            chunks: AtomicU64::new(0),
+            secrets,
+        }));
+        let storage = repository.storage.clone();
+        let uploader = tokio::spawn(upload_all(storage.clone(), sink.clone(), receiver));
+        Ok(Self { storage, sink, uploader })
+    }
+
+    pub fn sink(&self) -> ChunkSink {
+        self.sink.clone()
+    }
+
+    /// Waits until every chunk was read back and is indexed.
+    pub async fn finish_chunks(self) -> Result<Stored, RepositoryError> {
+        let sink = self.sink.clone();
+        let closed = run_blocking(move || sink.close()).await;
+        // The error of the uploads comes first: a closed channel is only its consequence.
+        let uploaded = self.uploader.await.map_err(|_| RepositoryError::Interrupted)??;
+        closed?;
+        let hits = std::mem::take(&mut lock(&self.sink.0.seen).hits);
+        Ok(Stored { storage: self.storage, sink: self.sink, hits, fragments: uploaded.fragments, added: uploaded.added })
+    }
+
+    /// The error that stopped the uploads, if the sink said [`RepositoryError::Interrupted`].
+    pub async fn into_error(self) -> Option<RepositoryError> {
+        lock(&self.sink.0.uploads).take();
+        match self.uploader.await {
+            Ok(result) => result.err(),
+            Err(_) => Some(RepositoryError::Interrupted),
+        }
+    }
+}
+
+/// Puts packs, reads them back, and writes index fragments.
+async fn upload_all(
+    storage: Arc<dyn Storage>,
+    sink: ChunkSink,
+    receiver: mpsc::Receiver<FinishedPack>,
+) -> Result<Uploaded, RepositoryError> {
+    let packs = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let mut done = std::pin::pin!(
+        packs.map(|finished| put_and_read_back(storage.clone(), sink.clone(), finished)).buffer_unordered(UPLOADS)
+    );
+    let mut result = Uploaded { fragments: Vec::new(), added: Added::default() };
+    let mut waiting: Vec<PackInfo> = Vec::new();
+    while let Some(info) = done.try_next().await? {
+        result.added.packs += 1;
+        result.added.chunks += info.entries.len() as u64;
+        result.added.stored_bytes += u64::from(info.size);
+        waiting.push(info);
+        if waiting.iter().map(|info| info.entries.len()).sum::<usize>() >= FRAGMENT_CHUNKS {
+            result.fragments.push(write_fragment(&*storage, &sink, &mut waiting).await?);
+        }
+    }
+    if !waiting.is_empty() {
+        result.fragments.push(write_fragment(&*storage, &sink, &mut waiting).await?);
+    }
+    Ok(result)
+}
+
+async fn put_and_read_back(
+    storage: Arc<dyn Storage>,
+    sink: ChunkSink,
+    finished: FinishedPack,
+) -> Result<PackInfo, RepositoryError> {
+    let name = pack_name(&finished.info.id)?;
+    let FinishedPack { info, bytes, data_key } = finished;
+    storage.put(&name, bytes, PutMode::Create, None).await?;
+    let stored = storage.get(&name).await?;
+    run_blocking(move || {
+        check_pack(&sink.0.secrets, &name, &info, &data_key, &stored)?;
+        Ok(info)
+    })
+    .await
+}
+
+/// Opens everything that a pack holds and compares it with what it should be.
+fn check_pack(
+    secrets: &Secrets,
+    name: &ObjectName,
+    info: &PackInfo,
+    data_key: &Secret,
+    stored: &Bytes,
+) -> Result<(), RepositoryError> {
+    let damaged = |message: String| RepositoryError::Damaged { name: name.clone(), message };
+    if PackId::of(stored) != info.id {
+        return Err(damaged("what was fetched back is not what was put".into()));
+    }
+    let parsed = pack::parse(secrets, stored)?;
+    if parsed.entries != info.entries || parsed.data_start != info.data_start {
+        return Err(damaged("its directory does not say what was packed".into()));
+    }
+    let sealer = Sealer::new(data_key)?;
+    for entry in &parsed.entries {
+        let slot = &parsed.slots[usize::from(entry.slot)];
+        let id_key = secrets.epoch(slot.epoch)?.chunk_id_key(info.kind).ok_or(RepositoryError::WriterNeeded)?;
+        let start = (info.data_start + entry.offset) as usize;
+        let sealed = stored.get(start..start + entry.stored_length as usize).unwrap_or_default();
+        entry.sealed_as(info.kind).open(&secrets.repository, &sealer, &id_key, sealed)?;
+    }
+    Ok(())
+}
+
+async fn write_fragment(
+    storage: &dyn Storage,
+    sink: &ChunkSink,
+    waiting: &mut Vec<PackInfo>,
+) -> Result<ObjectId, RepositoryError> {
+    let packs = waiting.iter().map(FragmentPack::from).collect();
+    let fragment = Fragment { version: 1, level: 0, supersedes: Vec::new(), packs };
+    let bytes = envelope::write(ObjectKind::Index, &sink.0.author(), &fragment)?;
+    let id = ObjectId::of(&bytes);
+    put_checked(storage, &fragment_name(&id)?, bytes).await?;
+    waiting.clear();
+    Ok(id)
+}
+
+/// Puts a small object and insists on fetching the same bytes back.
+async fn put_checked(storage: &dyn Storage, name: &ObjectName, bytes: Bytes) -> Result<(), RepositoryError> {
+    storage.put(name, bytes.clone(), PutMode::Create, None).await?;
+    if storage.get(name).await? == bytes {
+        Ok(())
+    } else {
+        let message = "what was fetched back is not what was put".to_owned();
+        Err(RepositoryError::Damaged { name: name.clone(), message })
+    }
+}
+
+/// Every chunk of the run is stored, read back and indexed: a manifest may name them.
+pub struct Stored {
+    storage: Arc<dyn Storage>,
+    sink: ChunkSink,
+    hits: HashSet<PackId>,
+    pub fragments: Vec<ObjectId>,
+    pub added: Added,
+}
+
+impl Stored {
+    /// Fragments that name packs of earlier snapshots cannot be told apart cheaply; a snapshot that reuses chunks therefore
+    /// hints at all of the index.
+    pub fn reuses_chunks(&self) -> bool {
+        !self.hits.is_empty()
+    }
+
+    /// Writes the manifest, checks what it relies on, and certifies it.
+    pub async fn commit(self, manifest: &Manifest) -> Result<(ObjectId, Certificate), RepositoryError> {
+        let author = self.sink.0.author();
+        let bytes = envelope::write(ObjectKind::Manifest, &author, manifest)?;
+        let id = ObjectId::of(&bytes);
+        put_checked(&*self.storage, &manifest_name(manifest.taken, &id)?, bytes).await?;
+
+        // Tombstones first, existence second: the other way round a pruner can slip in between.
+        let tombstones: HashSet<String> = self
+            .storage
+            .list("tombstones/")
+            .map_ok(|meta| meta.name.as_str().split('/').nth(1).unwrap_or_default().to_owned())
+            .try_collect()
+            .await?;
+        for pack in &self.hits {
+            let name = pack_name(pack)?;
+            if tombstones.contains(&pack.to_hex()) || self.storage.head(&name).await?.is_none() {
+                let message = "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
+                return Err(RepositoryError::Damaged { name, message });
+            }
+        }
+        let certificate = Certificate {
+            version: 1,
+            snapshot: id,
+            certified: Timestamp::now(),
+            complete: manifest.complete,
+            suspect: !manifest.suspect.is_empty(),
+            packs_read_back: self.added.packs,
+            packs_present: self.hits.len() as u64,
+        };
+        let bytes = envelope::write(ObjectKind::Certificate, &author, &certificate)?;
+        put_checked(&*self.storage, &certificate_name(&id)?, bytes).await?;
+        Ok((id, certificate))
+    }
+}
+
+pub fn certificate_name(snapshot: &ObjectId) -> Result<ObjectName, RepositoryError> {
+    ObjectName::new(format!("certificates/{snapshot}"))
+        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+}
