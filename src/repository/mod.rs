@@ -30,6 +30,7 @@ pub mod seal;
 pub mod secrets;
 pub mod segment;
 pub mod snapshots;
+pub mod table_rows;
 pub mod wire;
 pub mod writer;
 pub mod zone;

@@ -195,10 +195,10 @@ pub async fn load_index(
     }))
     .buffered(CONCURRENCY);
     while let Some((name, bytes)) = loaded.try_next().await? {
-        check_name(&name, &bytes)?;
+        let id = check_name(&name, &bytes)?;
         let fragment = envelope::read::<Fragment>(ObjectKind::Index, secrets, &name, &bytes)?;
         for pack in &fragment.body.packs {
-            index.add(pack.info()?, fragment.signer);
+            index.add(pack.info()?, fragment.signer, id);
         }
     }
     Ok(index)
