@@ -39,7 +39,7 @@ async fn all_readers_see_the_same_rows_while_others_write() {
 }
 
 #[tokio::test]
-async fn a_truncate_between_lock_and_snapshot_cannot_empty_a_table() {
+async fn no_rewrite_by_others_can_empty_a_table_that_the_set_reads() {
     // Every command here wants a lock that ours forbids; after the set is open each must wait, and the rows are all there.
     for change in [
         "TRUNCATE t",
