@@ -1,7 +1,7 @@
 //! What commands print: text for people on standard output, or JSON lines. Names of mailboxes, tables and tags are other
 //! people's text; nothing of it reaches a terminal as a control sequence.
 
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 /// Where results go.
@@ -56,7 +56,7 @@ impl Output {
 
     pub fn table(&self, table: &Table) {
         if !self.json {
-            println!("{table}");
+            println!("{}", table.trim_fmt());
         }
     }
 }
@@ -64,8 +64,7 @@ impl Output {
 /// A table without borders; columns named in `right` hold numbers.
 pub fn table(columns: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(columns.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+    table.load_style(presets::NOTHING).set_header(columns.iter().copied());
     for column in right {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);

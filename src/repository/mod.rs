@@ -20,7 +20,7 @@ mod error;
 pub mod id;
 pub mod index;
 pub mod manifest;
-mod open;
+pub mod open;
 pub mod pack;
 pub mod reader;
 pub mod recipe;

@@ -50,13 +50,17 @@ enum PendingField {
 
 impl TableRows {
     pub async fn open(reader: &SnapshotReader, table: &Table) -> Result<Self, RepositoryError> {
-        Ok(Self {
-            segments: reader.segments(table).await?.into(),
-            reader: reader.clone(),
-            columns: table.columns.len(),
-            increments: VecDeque::new(),
-            current: None,
-        })
+        Ok(Self::of_segments(reader, table, reader.segments(table).await?.into()))
+    }
+
+    /// The rows of one segment only.
+    pub fn of_segment(reader: &SnapshotReader, table: &Table, segment: SegmentEntry) -> Self {
+        Self::of_segments(reader, table, VecDeque::from([segment]))
+    }
+
+    fn of_segments(reader: &SnapshotReader, table: &Table, segments: VecDeque<SegmentEntry>) -> Self {
+        let (reader, columns) = (reader.clone(), table.columns.len());
+        Self { reader, columns, segments, increments: VecDeque::new(), current: None }
     }
 
     /// The next rows; `None` after the last.

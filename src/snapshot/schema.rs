@@ -11,7 +11,8 @@ use super::SnapshotError;
 use crate::postgres::catalog::{Catalog, OWN_SCHEMA};
 use crate::postgres::dsn::Dsn;
 use crate::postgres::reading::ReadingSet;
-use crate::repository::cbor;
+use crate::repository::id::ChunkId;
+use crate::repository::{RepositoryError, cbor};
 use crate::repository::chunk::ChunkKind;
 use crate::repository::manifest::Schema;
 use crate::repository::reader::run_blocking;
@@ -60,9 +61,11 @@ fn major(version: &str) -> Option<u32> {
 }
 
 pub async fn store(catalog: &Catalog, dump: Dump, sink: ChunkSink) -> Result<Schema, SnapshotError> {
-    let catalog = cbor::encode("catalog", catalog).map_err(crate::repository::RepositoryError::from)?;
+    let catalog = cbor::encode("catalog", catalog).map_err(RepositoryError::from)?;
     let schema = run_blocking(move || {
-        let pieces = |bytes: &[u8]| bytes.chunks(PIECE).map(|piece| sink.store(ChunkKind::Row, piece)).collect();
+        let pieces = |bytes: &[u8]| -> Result<Vec<ChunkId>, RepositoryError> {
+            bytes.chunks(PIECE).map(|piece| sink.store(ChunkKind::Row, piece)).collect()
+        };
         Ok(Schema { catalog: pieces(&catalog)?, dump: pieces(&dump.archive)?, dump_version: dump.version })
     });
     Ok(schema.await?)
