@@ -17,10 +17,13 @@ use hyper::header::CONTENT_LENGTH;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use restante::storage::{S3Credentials, S3Location};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use tokio_rustls::TlsAcceptor;
 
 pub const ACCESS_KEY: &str = "AKTEST";
 pub const SECRET_KEY: &str = "a-secret-that-must-never-be-shown";
@@ -359,8 +362,41 @@ trait ThenYielding: futures_util::Stream + Sized {
 }
 impl<S: futures_util::Stream> ThenYielding for S {}
 
+async fn listen(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, memory: Memory, s3: S3Service) {
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    loop {
+        let (connection, _) = listener.accept().await.unwrap();
+        // Without it small answers wait 40 ms for the client's delayed acknowledgement.
+        connection.set_nodelay(true).unwrap();
+        let (memory, s3, tls) = (memory.clone(), s3.clone(), tls.clone());
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |request| answer(memory.clone(), s3.clone(), request));
+            let http = hyper::server::conn::http1::Builder::new();
+            // Cut connections and refused certificates end with an error: they are meant to.
+            match tls {
+                None => drop(http.serve_connection(TokioIo::new(connection), service).await),
+                Some(tls) => {
+                    let Ok(connection) = tls.accept(connection).await else { return };
+                    drop(http.serve_connection(TokioIo::new(connection), service).await);
+                }
+            }
+        });
+    }
+}
+
+fn certificate() -> TlsAcceptor {
+    let chain = CertificateDer::pem_slice_iter(include_bytes!("tls/server.pem")).collect::<Result<_, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server-key.pem")).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    TlsAcceptor::from(Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap()))
+}
+
 pub struct S3Server {
     pub address: SocketAddr,
+    /// The same over TLS, with a certificate for `localhost` that only `tests/it/tls/authority.pem` vouches for.
+    pub tls_address: SocketAddr,
     memory: Memory,
 }
 
@@ -372,31 +408,19 @@ pub fn server() -> &'static S3Server {
         let mut service = S3ServiceBuilder::new(memory.clone());
         service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = service.build();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
+        let [plain, tls] = std::array::from_fn(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [address, tls_address] = [&plain, &tls].map(|listener| listener.local_addr().unwrap());
         let shared = memory.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                loop {
-                    let (connection, _) = listener.accept().await.unwrap();
-                    // Without it small answers wait 40 ms for the client's delayed acknowledgement.
-                    connection.set_nodelay(true).unwrap();
-                    let (memory, s3) = (shared.clone(), service.clone());
-                    let service =
-                        hyper::service::service_fn(move |request| answer(memory.clone(), s3.clone(), request));
-                    let connection =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), service);
-                    tokio::spawn(async move {
-                        // Cut connections end with an error: they are meant to.
-                        let _ = connection.await;
-                    });
-                }
+                tokio::join!(
+                    listen(plain, None, shared.clone(), service.clone()),
+                    listen(tls, Some(certificate()), shared.clone(), service.clone())
+                )
             });
         });
-        S3Server { address, memory }
+        S3Server { address, tls_address, memory }
     })
 }
 

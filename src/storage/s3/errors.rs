@@ -34,7 +34,9 @@ pub(super) fn chain(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    // Some causes have lines of their own; the SDK's name for "nothing came back" tells nobody anything.
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.strip_prefix("dispatch failure: ").map(str::to_owned).unwrap_or(line)
 }
 
 impl S3 {

@@ -296,6 +296,17 @@ async fn nobody_there_is_a_transient_error_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_private_authority_is_trusted_only_when_it_is_named() {
+    let mut location = server().fresh_bucket();
+    location.endpoint = Some(format!("https://localhost:{}", server().tls_address.port()));
+    let error = create(&*impatient(location.clone()).await, "new", b"x").await.unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+    assert!(error.to_string().contains("add ca_bundle=FILE"), "{error}");
+    location.ca_bundle = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/tls/authority.pem").into());
+    create(&*impatient(location).await, "new", b"x").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_bad_ca_bundle_is_named_before_anything_is_sent() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
