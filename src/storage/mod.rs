@@ -9,7 +9,7 @@
 //! The contract that every implementation keeps, and that one conformance suite (`tests/it/storage/`) checks:
 //!
 //! * **Durability.** When [`Storage::put`] returns `Ok`, the object *must* survive a crash of this process and of the host.
-//! * **Atomicity.** A reader *must* see the whole object or none; a failed or interrupted `put` leaves no object under the name.
+//! * **Atomicity.** A reader *must* see the whole object or none; a failed or interrupted `put` leaves no part of one under the name.
 //! * **Write-once.** With [`PutMode::Create`] an existing object *should* never be replaced; the caller *must not* rely on it
 //!   (some servers ignore the condition and answer 200), only defend with it.
 //! * **Read after write.** `get`, `get_range` and `head` see a finished `put` at once. `list` *may* lag behind by the

@@ -156,16 +156,15 @@ impl S3 {
                 Err(error) => return Err(self.error(doing(), Some(name), &error)),
             };
             if range.is_some() {
-                let (first, last, total) = content_range(&answer).ok_or_else(|| {
+                let (first, until, total) = content_range(&answer).ok_or_else(|| {
                     self.failed(&doing(), "the server does not answer requests for a part of an object")
                 })?;
-                if let Some(end) = end.filter(|end| last + 1 < *end) {
-                    return Err(self.truncated(name, total.unwrap_or(last + 1), end));
+                if let Some(end) = end.filter(|end| until < *end) {
+                    return Err(self.truncated(name, total.unwrap_or(until), end));
                 }
-                if first != from || end.is_some_and(|end| last + 1 != end) {
-                    return Err(
-                        self.failed(&doing(), format!("the server sent bytes {first} to {last} instead of {range:?}"))
-                    );
+                if first != from || end.is_some_and(|end| until != end) {
+                    let message = format!("the server sent the bytes from {first} until {until} instead of {range:?}");
+                    return Err(self.failed(&doing(), message));
                 }
             } else {
                 end = answer.content_length().and_then(|length| u64::try_from(length).ok());
@@ -186,8 +185,12 @@ impl S3 {
                     None if end.is_none_or(|end| start + bytes.len() as u64 == end) => return Ok(bytes.into()),
                     None => break "the answer ended early".to_owned(),
                 }
-                if bytes.len() as u64 > end.map_or(MAX_OBJECT_BYTES, |end| end - start) {
-                    return Err(too_large(bytes.len() as u64));
+                match end {
+                    Some(end) if bytes.len() as u64 > end - start => {
+                        return Err(self.failed(&doing(), "the server sent more than it had announced"));
+                    }
+                    None if bytes.len() as u64 > MAX_OBJECT_BYTES => return Err(too_large(bytes.len() as u64)),
+                    _ => {}
                 }
             };
             // Without an ETag the rest might be of another object, and what came so far cannot be kept.
@@ -265,11 +268,11 @@ impl S3 {
     }
 }
 
-/// The first and last byte and the size of the whole object.
+/// The first byte, the one after the last, and the size of the whole object.
 fn content_range(answer: &GetObjectOutput) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = answer.content_range()?.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
-    Some((first.parse().ok()?, last.parse().ok()?, total.parse().ok()))
+    Some((first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?, total.parse().ok()))
 }
 
 /// Byte order of the whole names, as S3 has it, or folder by folder (SeaweedFS: `a/c` before `a-b`).
@@ -395,5 +398,31 @@ impl Storage for S3 {
             Err(_) => None,
         };
         Ok(Capabilities { conditional_create, object_lock: self.probe_lock().await, versioning })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_content_range_makes_it_panic() {
+        let read = |header: &str| content_range(&GetObjectOutput::builder().content_range(header).build());
+        assert_eq!(read("bytes 3-6/10"), Some((3, 7, Some(10))));
+        assert_eq!(read("bytes 3-6/*"), Some((3, 7, None)));
+        for wrong in ["", "bytes */10", "bytes 3-/10", "bytes 0-18446744073709551615/1", "bytes -1-2/3", "3-6/10"] {
+            assert_eq!(read(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn both_orders_of_a_listing_are_orders() {
+        let name = |text: &str| ObjectName::new(text).unwrap();
+        for (a, b) in [("a-b", "a/c"), ("a/c", "a-b"), ("a/1", "a/2"), ("a", "b/c")] {
+            assert!(in_order(&name(a), &name(b)), "{a} {b}");
+        }
+        for (a, b) in [("a/2", "a/1"), ("b", "a"), ("a", "a"), ("a/b/2", "a/b/10")] {
+            assert!(!in_order(&name(a), &name(b)), "{a} {b}");
+        }
     }
 }
