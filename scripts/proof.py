@@ -199,6 +199,11 @@ class History:
                 if other.hash == digest and other.kept is not None:
                     other.kept = [*other.kept, *replaced.kept]
         box.by_uid[to["uid"]] = Mail(digest, flags, kept, seen is None, replaced)
+        # The mailbox took the name of a destroyed one that held the same mail: whether both are one is a matter of view.
+        namesake = self.destroyed.get(tuple(to["mailbox"]))
+        twin = draw(namesake.lost, digest) if namesake else None
+        if twin is not None:
+            box.either.append(twin)
 
     def leave(self, of):
         name = tuple(of["mailbox"])
