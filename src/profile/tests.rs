@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 
 const REFERENCE: &str = include_str!("builtin/reference.toml");
 
@@ -236,4 +237,19 @@ fn unexpected_triggers_wrong_clocks_and_weak_keys_are_found() {
     let mut catalog = fitting(&profile);
     catalog.tables.get_mut(&message).unwrap().primary_key.clear();
     assert!(messages(profile.validate(&catalog))[0].contains("no primary key"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused_with_a_place_in_it(at in any::<prop::sample::Index>(), cut in 0usize..40, with in "[a-z\\[\\]{}=\"'ü\n#.]{0,12}") {
+        let start = (0..=at.index(REFERENCE.len())).rev().find(|at| REFERENCE.is_char_boundary(*at)).unwrap();
+        let end = (start + cut..=REFERENCE.len()).find(|at| REFERENCE.is_char_boundary(*at)).unwrap_or(REFERENCE.len());
+        let toml = format!("{}{with}{}", &REFERENCE[..start], &REFERENCE[end..]);
+        if let Err(error) = Profile::parse("mine.toml", &toml) {
+            let Place { line, column, .. } = error.place();
+            prop_assert!((1..=toml.matches('\n').count() + 1).contains(line), "{error}");
+            let text = toml.split('\n').nth(line - 1).unwrap();
+            prop_assert!((1..=text.chars().count() + 1).contains(column), "{error}");
+        }
+    }
 }
