@@ -65,7 +65,9 @@ impl Drop for Session {
 impl Session {
     /// Connects to the first server of the connection string that will do, checks its version and forces the settings.
     pub async fn connect(dsn: &Dsn, options: SessionOptions) -> Result<Self, PostgresError> {
-        let tls = tls::connector(&dsn.ssl)?;
+        // On unix sockets `sslmode` means nothing, so a missing root certificate must not matter.
+        let network = dsn.endpoints.iter().any(|endpoint| matches!(endpoint.address, Address::Tcp { .. }));
+        let tls = if network { tls::connector(&dsn.ssl)? } else { None };
         let mut last = None;
         let passes: &[TargetSession] = match dsn.target {
             TargetSession::PreferStandby => &[TargetSession::Standby, TargetSession::Any],
