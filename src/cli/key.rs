@@ -36,7 +36,9 @@ impl Key {
 impl Generate {
     fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let recipient = ring::generate_identity(&self.output)?;
-        context.output.json("identity_generated", &serde_json::json!({ "recipient": recipient, "file": self.output }))?;
+        context
+            .output
+            .json("identity_generated", &serde_json::json!({ "recipient": recipient, "file": self.output }))?;
         context.output.line(recipient);
         Ok(Exit::Done)
     }

@@ -181,9 +181,8 @@ pub fn read<T: DeserializeOwned>(
         return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
     }
     let key = known.seal.derive(&kind.seal_context(), salt);
-    let compressed = Sealer::new(&key)?
-        .open(0, header, &object[HEADER..body_end])
-        .map_err(|_| damaged("its seal does not open"))?;
+    let compressed =
+        Sealer::new(&key)?.open(0, header, &object[HEADER..body_end]).map_err(|_| damaged("its seal does not open"))?;
     if u64::from(raw) > MAX_OBJECT_BYTES {
         return Err(damaged("its body is larger than format 1 allows"));
     }

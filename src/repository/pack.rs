@@ -214,7 +214,11 @@ impl PackBuilder {
     pub fn add(&mut self, chunk: Compressed) -> Result<(), RepositoryError> {
         let Compressed { id, codec, raw_length, mut bytes } = chunk;
         let ordinal = self.entries.len() as u32;
-        SealedAs { kind: self.kind, id, raw_length, codec, ordinal }.seal(&self.repository, &self.sealer, &mut bytes)?;
+        SealedAs { kind: self.kind, id, raw_length, codec, ordinal }.seal(
+            &self.repository,
+            &self.sealer,
+            &mut bytes,
+        )?;
         let (offset, stored_length) = (self.data.len() as u32, bytes.len() as u32);
         self.entries.push(Entry { id, slot: 0, codec, ordinal, offset, stored_length, raw_length });
         self.data.extend_from_slice(&bytes);
@@ -226,8 +230,7 @@ impl PackBuilder {
         let head = Head { kind: self.kind, repository: self.repository, epoch: self.epoch, salt: seal::random_salt()? };
         let (bytes, data_start) = assemble(&head, secrets, &slots, &self.entries, &self.data)?;
         let id = PackId::of(&bytes);
-        let info =
-            PackInfo { id, kind: self.kind, size: bytes.len() as u32, data_start, slots, entries: self.entries };
+        let info = PackInfo { id, kind: self.kind, size: bytes.len() as u32, data_start, slots, entries: self.entries };
         Ok(FinishedPack { info, bytes: bytes.into(), data_key: self.data_key })
     }
 }
@@ -342,7 +345,14 @@ pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryErro
             return Err(malformed("its directory points outside it"));
         }
     }
-    Ok(PackInfo { id: PackId::of(bytes), kind, size: bytes.len() as u32, data_start: data_start as u32, slots, entries })
+    Ok(PackInfo {
+        id: PackId::of(bytes),
+        kind,
+        size: bytes.len() as u32,
+        data_start: data_start as u32,
+        slots,
+        entries,
+    })
 }
 
 /// Copies sealed chunks as they are, with their key slots, into one new pack: nothing is opened, so a pruner without
@@ -352,7 +362,8 @@ pub fn copy_sealed(
     epoch: Epoch,
     sources: &[(&PackInfo, &[u8], &[ChunkId])],
 ) -> Result<(PackInfo, Bytes), RepositoryError> {
-    let kind = sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
+    let kind =
+        sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
     let (mut slots, mut entries, mut data) = (Vec::<Slot>::new(), Vec::new(), Vec::new());
     for (info, bytes, wanted) in sources {
         if info.kind != kind {

@@ -72,10 +72,7 @@ impl Recipe {
     }
 
     /// Follows the recipe. `chunk` gives the plaintext of a chunk by its ordinal.
-    pub fn assemble<'a>(
-        &self,
-        mut chunk: impl FnMut(u32) -> Option<&'a [u8]>,
-    ) -> Result<Vec<u8>, RepositoryError> {
+    pub fn assemble<'a>(&self, mut chunk: impl FnMut(u32) -> Option<&'a [u8]>) -> Result<Vec<u8>, RepositoryError> {
         let malformed = |message: &str| RepositoryError::malformed("recipe", message);
         let mut value = Vec::with_capacity(self.length.min(MAX_VALUE) as usize);
         for op in &self.operations {

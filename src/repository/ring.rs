@@ -162,8 +162,12 @@ pub fn load_identities(path: &Path) -> Result<Vec<Box<dyn age::Identity + Send +
         let identity = age::ssh::Identity::from_buffer(text.as_bytes(), None).map_err(|e| fail(e.to_string()))?;
         return match identity {
             age::ssh::Identity::Unencrypted(_) => Ok(vec![Box::new(identity)]),
-            age::ssh::Identity::Encrypted(_) => Err(fail("the SSH key has a passphrase: decrypt it first, or use an age identity".into())),
-            age::ssh::Identity::Unsupported(_) => Err(fail("this kind of SSH key cannot decrypt: use ed25519 or RSA".into())),
+            age::ssh::Identity::Encrypted(_) => {
+                Err(fail("the SSH key has a passphrase: decrypt it first, or use an age identity".into()))
+            }
+            age::ssh::Identity::Unsupported(_) => {
+                Err(fail("this kind of SSH key cannot decrypt: use ed25519 or RSA".into()))
+            }
         };
     }
     let mut identities: Vec<Box<dyn age::Identity + Send + Sync>> = Vec::new();

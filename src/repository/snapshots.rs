@@ -60,8 +60,7 @@ async fn load(repository: &Repository, name: &ObjectName) -> Result<Snapshot, Re
         Err(StorageError::NotFound { .. }) => None,
         other => {
             let name = certificate_name(&id)?;
-            let opened =
-                envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &other?)?;
+            let opened = envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &other?)?;
             if opened.body.snapshot != id {
                 let message = "it certifies another snapshot".to_owned();
                 return Err(RepositoryError::Damaged { name, message });
@@ -265,7 +264,9 @@ impl IncrementRows {
                 ordinal += 1;
             }
             if ordinal != end {
-                return Err(RepositoryError::malformed("row chunk", "it has fewer rows than its descriptor says").into());
+                return Err(
+                    RepositoryError::malformed("row chunk", "it has fewer rows than its descriptor says").into()
+                );
             }
             first_value += chunk.values;
         }

@@ -334,7 +334,8 @@ impl Stored {
         for pack in &self.hits {
             let name = pack_name(pack)?;
             if tombstones.contains(&pack.to_hex()) || self.storage.head(&name).await?.is_none() {
-                let message = "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
+                let message =
+                    "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
                 return Err(RepositoryError::Damaged { name, message });
             }
         }

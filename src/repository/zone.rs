@@ -17,7 +17,9 @@ const BUILDER_INTERVALS: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZoneColumn {
     /// int2, int4, int8 or oid: big endian, as wide as it is; date and timestamps likewise, their infinities apart.
-    Integer { time: bool },
+    Integer {
+        time: bool,
+    },
     Key,
 }
 
@@ -60,7 +62,9 @@ impl ColumnZone {
         }
         let (descriptor, fingerprints) = self.filter.split_at(length);
         // The library indexes without asking whether the array is long enough.
-        let word = |at: usize| u32::from_le_bytes([descriptor[at], descriptor[at + 1], descriptor[at + 2], descriptor[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([descriptor[at], descriptor[at + 1], descriptor[at + 2], descriptor[at + 3]])
+        };
         let (segment, mask, count) = (word(8), word(12), word(16));
         let fits = segment.is_power_of_two()
             && mask == segment - 1
@@ -117,7 +121,9 @@ impl ZoneBuilder {
                 None => self.has_nulls = true,
                 Some(value) => {
                     match self.intervals.last_mut() {
-                        Some((low, high)) if *low <= value && value <= high.saturating_add(1) => *high = value.max(*high),
+                        Some((low, high)) if *low <= value && value <= high.saturating_add(1) => {
+                            *high = value.max(*high)
+                        }
                         _ => self.intervals.push((value, value)),
                     }
                     if self.intervals.len() > BUILDER_INTERVALS {
