@@ -143,7 +143,13 @@ impl SealedAs {
     }
 
     /// The only way to the plaintext of a chunk: opened, decompressed, and its id computed again.
-    pub fn open(&self, repository: &RepositoryId, key: &Sealer, id_key: &Secret, sealed: &[u8]) -> Result<Vec<u8>, RepositoryError> {
+    pub fn open(
+        &self,
+        repository: &RepositoryId,
+        key: &Sealer,
+        id_key: &Secret,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, RepositoryError> {
         let compressed = key.open(self.ordinal, &self.associated_data(repository), sealed)?;
         let plain = decompress(self.codec, compressed, self.raw_length)?;
         if chunk_id(id_key, &plain) == self.id {

@@ -196,5 +196,6 @@ pub struct Certificate {
 /// `snapshots/<time>-<id>`: the time sorts, the id proves.
 pub fn manifest_name(taken: Timestamp, id: &ObjectId) -> Result<ObjectName, RepositoryError> {
     let time = taken.strftime("%Y%m%dT%H%M%SZ");
-    ObjectName::new(format!("snapshots/{time}-{id}")).map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+    ObjectName::new(format!("snapshots/{time}-{id}"))
+        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
 }
