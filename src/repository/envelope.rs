@@ -91,11 +91,11 @@ impl ObjectKind {
         }
     }
 
-    fn seal_context(self) -> String {
+    pub(super) fn seal_context(self) -> String {
         format!("restante 1 seal {}", self.name())
     }
 
-    fn signed_message(self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn signed_message(self, bytes: &[u8]) -> Vec<u8> {
         let mut message = format!("restante 1 sign {}\0", self.name()).into_bytes();
         message.extend_from_slice(bytes);
         message

@@ -32,6 +32,8 @@ pub mod seal;
 pub mod secrets;
 pub mod segment;
 pub mod snapshots;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 pub mod writer;
 pub mod zone;

@@ -30,8 +30,11 @@ pub struct ChunkReader {
     storage: Arc<dyn Storage>,
     secrets: Arc<Secrets>,
     index: Arc<Index>,
-    keys: Arc<Mutex<HashMap<(PackId, u16), Arc<OpenSlot>>>>,
+    keys: Arc<Mutex<OpenSlots>>,
 }
+
+/// Data keys that were opened, by pack and slot.
+type OpenSlots = HashMap<(PackId, u16), Arc<OpenSlot>>;
 
 struct OpenSlot {
     sealer: Sealer,
