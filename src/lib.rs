@@ -5,6 +5,8 @@
 
 pub mod cli;
 pub mod compare;
+pub mod config;
+pub mod failpoint;
 pub mod mail;
 pub mod monitor;
 pub mod postgres;

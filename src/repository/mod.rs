@@ -20,7 +20,7 @@ mod error;
 pub mod id;
 pub mod index;
 pub mod manifest;
-mod open;
+pub mod open;
 pub mod pack;
 pub mod reader;
 pub mod readers;
@@ -32,6 +32,7 @@ pub mod seal;
 pub mod secrets;
 pub mod segment;
 pub mod snapshots;
+pub mod table_rows;
 #[cfg(test)]
 mod tests;
 pub mod wire;

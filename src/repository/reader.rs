@@ -212,13 +212,13 @@ pub async fn load_index(
     }
     let superseded: HashSet<ObjectId> = read.iter().flat_map(|(_, f)| f.body.supersedes.iter().copied()).collect();
     let mut index = Index::default();
-    for (_, fragment) in read.iter().filter(|(id, _)| !superseded.contains(id)) {
+    for (id, fragment) in read.into_iter().filter(|(id, _)| !superseded.contains(id)) {
         if fragment.body.version != 1 {
             let (format, operation) = (fragment.body.version, "read the index");
             return Err(RepositoryError::Unsupported { format, feature: String::new(), operation });
         }
         for pack in &fragment.body.packs {
-            index.add(pack.info()?, fragment.signer);
+            index.add(pack.info()?, fragment.signer, id);
         }
     }
     Ok(index)

@@ -94,14 +94,8 @@ impl Recipe {
 impl Operation {
     /// Bytes that the operation adds to the value.
     pub fn produces(&self) -> u64 {
-        let length = u64::from(self.length);
-        let Some(form) = self.base64 else { return length };
-        let characters = length.div_ceil(3) * 4;
-        let line_ends = match u64::from(form.line_length) {
-            0 => 0,
-            line => characters.saturating_sub(1) / line,
-        } + u64::from(form.final_line_ending);
-        characters + line_ends * form.line_ending.bytes().len() as u64
+        let Some(form) = self.base64 else { return u64::from(self.length) };
+        form.encoded_len(self.length as usize) as u64
     }
 }
 

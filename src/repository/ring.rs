@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -189,7 +188,21 @@ pub fn load_identities(path: &Path) -> Result<Vec<Box<dyn age::Identity + Send +
     if identities.is_empty() { Err(fail("it holds no identity (AGE-SECRET-KEY-1…)".into())) } else { Ok(identities) }
 }
 
-/// The hash of a ring in hexadecimal, short, for people.
-pub fn short(id: &ObjectId) -> String {
-    HEXLOWER.encode(&id.0[..6])
+/// Makes an age identity, writes it with mode 0600 to a new file, and gives its recipient.
+pub fn generate_identity(path: &Path) -> Result<String, RepositoryError> {
+    use age::secrecy::ExposeSecret;
+    use std::io::Write;
+    let fail = |message: String| RepositoryError::Identity { path: path.to_owned(), message };
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // NamedTempFile is created with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
+    writeln!(file, "# Restante reader identity. Whoever has it can read all mail in its repositories.")
+        .and_then(|()| writeln!(file, "# public key: {recipient}"))
+        .and_then(|()| writeln!(file, "{}", identity.to_string().expose_secret()))
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(|e| fail(e.to_string()))?;
+    file.persist_noclobber(path).map_err(|e| fail(e.error.to_string()))?;
+    Ok(recipient)
 }

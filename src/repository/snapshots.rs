@@ -14,7 +14,7 @@ use super::error::RepositoryError;
 use super::id::{ChunkId, ObjectId, SignerId};
 use super::manifest::{Certificate, Manifest, Table, manifest_name};
 use super::reader::{ChunkReader, check_name};
-use super::rows::{Field, RowHasher, RowReader};
+use super::rows::{Field, RowHasher, RowReader, ValueHash};
 use super::segment::{self, Descriptor, Increment, MapRow, MapValue, Page, SegmentEntry};
 use super::writer::certificate_name;
 use super::zone::Zone;
@@ -196,7 +196,11 @@ impl SnapshotReader {
     }
 
     /// Puts large values together and checks each against its keyed hash. The caller bounds how many bytes he asks for.
-    pub async fn values(&self, increment: &Increment, wanted: &[&MapValue]) -> Result<Vec<Bytes>, RepositoryError> {
+    pub async fn values(
+        &self,
+        increment: &Increment,
+        wanted: &[&MapValue],
+    ) -> Result<Vec<CheckedValue>, RepositoryError> {
         let ordinals: HashSet<u32> =
             wanted.iter().flat_map(|value| value.recipe.operations.iter().map(|op| op.chunk)).collect();
         let mut ids = HashMap::with_capacity(ordinals.len());
@@ -212,8 +216,9 @@ impl SnapshotReader {
             .iter()
             .map(|value| {
                 let bytes = value.recipe.assemble(|ordinal| chunks.get(ids.get(&ordinal)?).map(|b| b.as_ref()))?;
-                if hasher.value(&bytes)[..16] == value.hash.0 {
-                    Ok(Bytes::from(bytes))
+                let hash = hasher.value(&bytes);
+                if hash[..16] == value.hash.0 {
+                    Ok(CheckedValue { bytes: bytes.into(), hash })
                 } else {
                     Err(RepositoryError::malformed("value", "its bytes do not have the hash that was recorded"))
                 }
@@ -226,15 +231,30 @@ impl SnapshotReader {
     }
 }
 
+/// A large value whose bytes have the keyed hash that was recorded.
+pub struct CheckedValue {
+    pub bytes: Bytes,
+    pub hash: ValueHash,
+}
+
 /// The rows of an increment, in the order of their place.
 pub struct IncrementRows {
     pub increment: Increment,
-    columns: usize,
+    pub(super) columns: usize,
     pub map: Vec<MapRow>,
-    chunks: Vec<Bytes>,
+    pub(super) chunks: Vec<Bytes>,
 }
 
 impl IncrementRows {
+    /// An inline field without copying it: it lies in one of the row chunks.
+    pub(super) fn share(&self, field: &[u8]) -> Bytes {
+        let within = |chunk: &&Bytes| chunk.as_ptr_range().contains(&field.as_ptr());
+        match self.chunks.iter().find(within) {
+            Some(chunk) if !field.is_empty() => chunk.slice_ref(field),
+            _ => Bytes::copy_from_slice(field),
+        }
+    }
+
     /// Calls `row` with each live row: its ordinal in the increment, its map entry and its fields.
     pub fn for_each<E: From<RepositoryError>>(
         &self,

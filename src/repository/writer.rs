@@ -4,7 +4,7 @@
 //! [`ChunkSink::store`] is called from CPU threads and blocks when the storage is slower than they are: at most
 //! one pack of each kind is open, [`QUEUE`] wait, [`UPLOADS`] are on their way.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -197,13 +197,10 @@ impl RepositoryWriter {
         let uploaded = self.uploader.await.map_err(|_| RepositoryError::Interrupted)??;
         closed?;
         let hits = std::mem::take(&mut lock(&self.sink.0.seen).hits);
-        Ok(Stored {
-            storage: self.storage,
-            sink: self.sink,
-            hits,
-            fragments: uploaded.fragments,
-            added: uploaded.added,
-        })
+        let mut fragments = uploaded.fragments;
+        let reused: BTreeSet<ObjectId> = hits.iter().filter_map(|pack| self.sink.0.index.fragment(pack)).collect();
+        fragments.extend(reused);
+        Ok(Stored { storage: self.storage, sink: self.sink, hits, fragments, added: uploaded.added })
     }
 
     /// The error that stopped the uploads, if the sink said [`RepositoryError::Interrupted`].
@@ -326,17 +323,12 @@ pub struct Stored {
     storage: Arc<dyn Storage>,
     sink: ChunkSink,
     hits: HashSet<PackId>,
+    /// Fragments that name every pack of the run, new or relied on: a manifest's hints.
     pub fragments: Vec<ObjectId>,
     pub added: Added,
 }
 
 impl Stored {
-    /// Fragments that name packs of earlier snapshots cannot be told apart cheaply; a snapshot that reuses chunks therefore
-    /// hints at all of the index.
-    pub fn reuses_chunks(&self) -> bool {
-        !self.hits.is_empty()
-    }
-
     /// Writes the manifest, checks what it relies on, and certifies it.
     pub async fn commit(self, manifest: &Manifest) -> Result<(ObjectId, Certificate), RepositoryError> {
         let author = self.sink.0.author();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::{Keys, reader_secrets, without_identity};
 use crate::repository::RepositoryError;
 use crate::repository::chunk::{self, ChunkKind};
-use crate::repository::id::{ChunkId, Epoch, PackId};
+use crate::repository::id::{ChunkId, Epoch, ObjectId, PackId};
 use crate::repository::index::{FragmentPack, Index};
 use crate::repository::pack::{self, Entry, FinishedPack, PackBuilder, PackInfo};
 use crate::repository::seal::Sealer;
@@ -101,6 +101,18 @@ fn a_chunk_opens_in_its_own_place_only() {
 }
 
 #[test]
+fn plaintext_under_a_foreign_id_does_not_come_out() {
+    // Whoever holds a data key can seal anything, but not make the keyed id of a chunk.
+    let keys = Keys::new();
+    let secrets = reader_secrets(&[&keys]);
+    let claimed = id(&secrets, Epoch(1), ChunkKind::Row, b"the mail of Alice");
+    let mut builder = PackBuilder::new(ChunkKind::Row, &secrets, Epoch(1), &keys.identity.to_public()).unwrap();
+    builder.add(chunk::compress(claimed, b"something else ..").unwrap()).unwrap();
+    let finished = builder.finish(&secrets).unwrap();
+    assert!(matches!(open_all(&secrets, &finished.bytes), Err(RepositoryError::Malformed { .. })));
+}
+
+#[test]
 fn a_writer_opens_metadata_and_never_rows_or_payload() {
     let keys = Keys::new();
     let secrets = reader_secrets(&[&keys]);
@@ -175,8 +187,8 @@ fn an_index_finds_what_was_added_and_compares_whole_ids() {
     let secrets = reader_secrets(&[&keys]);
     let finished = build(&secrets, &keys, Epoch(1), ChunkKind::Row, &[b"one", b"two"]);
     let mut index = Index::default();
-    index.add(finished.info.clone(), keys.signer.id());
-    index.add(finished.info.clone(), Keys::new().signer.id());
+    index.add(finished.info.clone(), keys.signer.id(), ObjectId([1; 32]));
+    index.add(finished.info.clone(), Keys::new().signer.id(), ObjectId([2; 32]));
     assert_eq!((index.chunk_count(), index.packs().count()), (2, 1));
     assert_eq!(index.signer(&finished.info.id), Some(keys.signer.id()), "the first who named it");
     for entry in &finished.info.entries {

@@ -1,0 +1,9 @@
+//! The promises of `restante::postgres` against a real server.
+
+mod catalog;
+mod copy;
+mod dsn;
+mod grants;
+mod reading;
+mod support;
+mod tls;
