@@ -126,7 +126,7 @@ pub struct SealedAs {
 
 impl SealedAs {
     /// `"restante 1 chunk"`, repository id, kind, chunk id, raw length, codec, ordinal; little endian.
-    fn associated_data(&self, repository: &RepositoryId) -> Vec<u8> {
+    pub(super) fn associated_data(&self, repository: &RepositoryId) -> Vec<u8> {
         let mut data = Vec::with_capacity(80);
         data.extend_from_slice(b"restante 1 chunk");
         data.extend_from_slice(&repository.0);

@@ -55,12 +55,10 @@ impl From<&PackInfo> for FragmentPack {
 impl FragmentPack {
     pub fn info(&self) -> Result<PackInfo, RepositoryError> {
         let entries = pack::decode_entries(&self.entries)?;
-        for entry in &entries {
-            let end = u64::from(self.data_start) + u64::from(entry.offset) + u64::from(entry.stored_length);
-            if end > u64::from(self.size) || usize::from(entry.slot) >= self.slots.len() {
-                return Err(RepositoryError::malformed("index fragment", "an entry points outside its pack"));
-            }
+        if self.size as usize > pack::MAX_PACK || self.data_start > self.size {
+            return Err(RepositoryError::malformed("index fragment", "a pack has a size that no pack can have"));
         }
+        pack::check(self.kind, &self.slots, &entries, u64::from(self.size - self.data_start))?;
         Ok(PackInfo {
             id: self.id,
             kind: self.kind,

@@ -23,14 +23,18 @@ pub mod manifest;
 pub mod open;
 pub mod pack;
 pub mod reader;
+pub mod readers;
 pub mod recipe;
 pub mod ring;
+pub mod rotate;
 pub mod rows;
 pub mod seal;
 pub mod secrets;
 pub mod segment;
 pub mod snapshots;
 pub mod table_rows;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 pub mod writer;
 pub mod zone;

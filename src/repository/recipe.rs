@@ -74,7 +74,10 @@ impl Recipe {
     /// Follows the recipe. `chunk` gives the plaintext of a chunk by its ordinal.
     pub fn assemble<'a>(&self, mut chunk: impl FnMut(u32) -> Option<&'a [u8]>) -> Result<Vec<u8>, RepositoryError> {
         let malformed = |message: &str| RepositoryError::malformed("recipe", message);
-        let mut value = Vec::with_capacity(self.length.min(MAX_VALUE) as usize);
+        if self.length > MAX_VALUE || self.operations.iter().map(Operation::produces).sum::<u64>() != self.length {
+            return Err(malformed("the length does not come out"));
+        }
+        let mut value = Vec::with_capacity(self.length as usize);
         for op in &self.operations {
             let plain = chunk(op.chunk).ok_or_else(|| malformed("it names a chunk that is not in the list"))?;
             let (start, end) = (op.offset as usize, op.offset as usize + op.length as usize);

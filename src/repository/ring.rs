@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::cbor;
+use super::config::Config;
 use super::error::RepositoryError;
 use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId, SignerId};
 use super::seal::{self, Secret, SecretText, Signer};
@@ -85,17 +86,19 @@ impl Ring {
         Ok((name, sealed))
     }
 
-    /// Opens a ring. The signer must be among those that the repository's configuration names.
+    /// Opens a ring. Its signer must be one that the configuration names for the ring's epoch, and what it says of
+    /// itself must agree with its name and the repository: the storage could have renamed it, or taken it from elsewhere.
     pub fn read<'a>(
         name: &ObjectName,
         bytes: &[u8],
         identities: impl Iterator<Item = &'a dyn age::Identity>,
-        signers: &[SignerId],
+        config: &Config,
+        fingerprint: Fingerprint,
     ) -> Result<Self, RepositoryError> {
         let damaged = |message: &str| RepositoryError::Damaged { name: name.clone(), message: message.to_owned() };
-        if ring_place(name).is_none_or(|(_, _, hash)| hash != ObjectId::of(bytes)) {
-            return Err(damaged("its bytes do not have the hash that its name says"));
-        }
+        let (epoch, number, _) = ring_place(name)
+            .filter(|(.., hash)| *hash == ObjectId::of(bytes))
+            .ok_or_else(|| damaged("its bytes do not have the hash that its name says"))?;
         let plain = open_age(bytes, identities)?;
         if plain.len() < 104 || &plain[..8] != MAGIC {
             return Err(damaged("this is not a key ring of format 1"));
@@ -103,10 +106,17 @@ impl Ring {
         let signer = SignerId::from_slice(&plain[8..40]).ok_or_else(|| damaged("it has no signer"))?;
         seal::verify(&signer, &[SIGN, &plain[104..]].concat(), &plain[40..104])
             .map_err(|_| damaged("its signature does not fit"))?;
-        if !signers.contains(&signer) {
+        if !config.signers.iter().any(|known| known.key == signer && known.epoch == epoch) {
             return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
         }
-        Ok(cbor::decode("key ring", &plain[104..])?)
+        let ring: Self = cbor::decode("key ring", &plain[104..])?;
+        if ring.repository != config.repository || ring.fingerprint != fingerprint {
+            return Err(damaged("it is the key ring of another repository"));
+        }
+        if (ring.epoch, ring.number) != (epoch, number) {
+            return Err(damaged("it does not lie under its own name"));
+        }
+        Ok(ring)
     }
 
     /// All secrets in it.
