@@ -78,7 +78,7 @@ impl Context {
         self.global.key.clone().or_else(|| self.config.key.clone())
     }
 
-    fn identities(&self) -> Vec<PathBuf> {
+    pub fn identities(&self) -> Vec<PathBuf> {
         if self.global.identity.is_empty() { self.config.identity.clone() } else { self.global.identity.clone() }
     }
 

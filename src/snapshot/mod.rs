@@ -179,6 +179,7 @@ fn server(set: &ReadingSet) -> ServerSummary {
         data_checksums: set.facts.data_checksums,
         xmin: set.visibility.xmin,
         xmax: set.visibility.xmax,
+        in_progress: set.visibility.in_progress.clone(),
         marker: None,
     }
 }
