@@ -1,7 +1,6 @@
 //! What every command has: settings from flags, environment and file, in this order; the output; the way to an
 //! open repository and a live store.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,9 +14,9 @@ use super::progress::Progress;
 use crate::config::Config;
 use crate::monitor::SharedMonitor;
 use crate::postgres::dsn::Dsn;
+use crate::repository::secrets::WriterKey;
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::{Access, Repository};
-use crate::repository::secrets::WriterKey;
 use crate::storage::Storage;
 use crate::storage::location::{self, Location};
 
@@ -79,7 +78,7 @@ impl Context {
         self.global.key.clone().or_else(|| self.config.key.clone())
     }
 
-    fn identities(&self) -> Vec<PathBuf> {
+    pub fn identities(&self) -> Vec<PathBuf> {
         if self.global.identity.is_empty() { self.config.identity.clone() } else { self.global.identity.clone() }
     }
 
@@ -131,21 +130,6 @@ impl Context {
     pub async fn snapshot(&self, repository: &Repository, wanted: &str) -> anyhow::Result<Snapshot> {
         let all = self.snapshots(repository).await?;
         Ok(snapshots::select(&all, wanted)?.clone())
-    }
-
-    /// Asks on the terminal; `-y` answers. Without either it is refused.
-    pub fn confirm(&self, question: &str) -> anyhow::Result<bool> {
-        if self.global.yes {
-            return Ok(true);
-        }
-        if !std::io::stdin().is_terminal() || self.global.json {
-            return Err(UsageError(format!("{question} There is no terminal to ask: say `--yes` if so")).into());
-        }
-        eprint!("{question} [y/N] ");
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 }
 

@@ -69,7 +69,10 @@ impl Init {
             },
         )?;
         output.line(format!("made a repository in {}", storage.address()));
-        output.line(format!("writer key   {} (keep it on the database host, and a copy with the readers)", key.display()));
+        output.line(format!(
+            "writer key   {} (keep it on the database host, and a copy with the readers)",
+            key.display()
+        ));
         output.line(format!("fingerprint  {} (readers compare it with --expect-repository)", made.fingerprint));
         if !capabilities.conditional_create {
             output.note("note: this storage ignores the condition \"create only\"; nothing depends on it");

@@ -15,6 +15,7 @@ mod restore;
 mod show;
 mod snapshot;
 mod snapshots;
+mod store;
 mod units;
 mod verify;
 
@@ -81,6 +82,10 @@ struct Global {
 enum Command {
     /// Make a new repository and its writer key
     Init(init::Init),
+    /// Check that everything Restante needs is there
+    Doctor(store::Doctor),
+    /// Print the SQL that gives a role what Restante needs
+    Grants(store::Grants),
     /// Take a snapshot of the whole store
     Snapshot(snapshot::Take),
     /// List snapshots
@@ -129,6 +134,8 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         let work = async {
             match cli.command {
                 Command::Init(command) => command.run(&context).await,
+                Command::Doctor(command) => command.run(&context).await,
+                Command::Grants(command) => command.run(&context).await,
                 Command::Snapshot(command) => command.run(&context).await,
                 Command::Snapshots(command) => command.run(&context).await,
                 Command::Show(command) => command.run(&context).await,

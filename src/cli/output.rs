@@ -20,10 +20,6 @@ impl Output {
         self.json
     }
 
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// A JSON line of the given type; nothing in text mode.
     pub fn json<T: Serialize>(&self, kind: &str, value: &T) -> anyhow::Result<()> {
         if self.json {
@@ -83,9 +79,7 @@ pub fn inert(text: &str) -> String {
     if !text.contains(hostile) {
         return text.to_owned();
     }
-    text.chars()
-        .map(|c| if hostile(c) { format!("\\u{{{:x}}}", u32::from(c)) } else { c.to_string() })
-        .collect()
+    text.chars().map(|c| if hostile(c) { format!("\\u{{{:x}}}", u32::from(c)) } else { c.to_string() }).collect()
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ impl Show {
         output.line(format!("state      {}", snapshots::state(&snapshot)));
         output.line(format!("taken      {} of {}", units::time(manifest.taken), manifest.store.database));
         output.line(format!("server     PostgreSQL {}, {}", server.version_num / 10_000, server.encoding));
+        let open = server.in_progress.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        output.line(format!("sees       {}:{}:{open} (pg_current_snapshot)", server.xmin, server.xmax));
         output.line(format!("number     {}", manifest.sequence));
         if !manifest.tags.is_empty() {
             output.line(format!("tags       {}", manifest.tags.join(" ")));

@@ -40,10 +40,10 @@ impl List {
         let repository = context.open_to_look().await?;
         let all = context.snapshots(&repository).await?;
         let wanted = |s: &&Snapshot| {
-            (self.all || s.certificate.is_some())
-                && self.tag.as_ref().is_none_or(|tag| s.manifest.tags.contains(tag))
+            (self.all || s.certificate.is_some()) && self.tag.as_ref().is_none_or(|tag| s.manifest.tags.contains(tag))
         };
-        let mut lines = table(&["snapshot", "taken", "database", "rows", "size", "stored", "state", "tags"], &[3, 4, 5]);
+        let mut lines =
+            table(&["snapshot", "taken", "database", "rows", "size", "stored", "state", "tags"], &[3, 4, 5]);
         let mut shown = 0;
         for snapshot in all.iter().filter(wanted) {
             let manifest = &*snapshot.manifest;

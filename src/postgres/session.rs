@@ -339,7 +339,8 @@ pub async fn refuse_pooler(dsn: &Dsn) -> Result<(), PostgresError> {
         let pid = session.client.query_one_scalar::<i32, _>(pid, &[]).await;
         pid.map_err(PostgresError::server("looking for a pooler"))
     };
-    two.execute("looking for a pooler", "BEGIN").await?;
+    // PgBouncer's statement mode answers a BEGIN by closing the connection.
+    two.execute("looking for a pooler", "BEGIN").await.map_err(|_| PostgresError::Pooler)?;
     let other = ask(&two).await?;
     let first = ask(&one).await?;
     two.execute("looking for a pooler", "ROLLBACK").await?;

@@ -69,6 +69,8 @@ pub struct ServerSummary {
     /// `pg_current_snapshot()`: 64-bit transaction ids.
     pub xmin: u64,
     pub xmax: u64,
+    /// Transactions between the two that were still open: not visible.
+    pub in_progress: Vec<u64>,
     /// The value that the marker sequence was set to right after the export, committed.
     pub marker: Option<i64>,
 }

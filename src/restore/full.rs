@@ -9,8 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{load_table, use_encoding};
 use super::RestoreError;
+use super::load::{load_table, use_encoding};
 use crate::monitor::{SharedMonitor, Unit};
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{Catalog, TableKind, TableName};
@@ -90,11 +90,8 @@ async fn refuse_unless_empty(session: &Session, dsn: &Dsn) -> Result<(), Restore
                  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
                  AND n.nspname !~ '^pg_(toast|temp)' LIMIT 1";
     let doing = "looking whether the database is empty".to_owned();
-    let found = session
-        .client()
-        .query_opt(query, &[])
-        .await
-        .map_err(|source| PostgresError::Server { doing, source })?;
+    let found =
+        session.client().query_opt(query, &[]).await.map_err(|source| PostgresError::Server { doing, source })?;
     match found {
         None => Ok(()),
         Some(row) => Err(RestoreError::NotEmpty { database: dsn.database.clone(), found: row.get(0) }),

@@ -70,7 +70,8 @@ pub async fn load_table(
             target.quoted(),
             values.join(", ")
         );
-        written = session.client().execute(&insert, &[]).await.map_err(|source| PostgresError::Server { doing, source })?;
+        written =
+            session.client().execute(&insert, &[]).await.map_err(|source| PostgresError::Server { doing, source })?;
         session.execute("tidying up", "DROP TABLE pg_temp.restante_stage").await?;
     }
     if written == table.rows {

@@ -15,7 +15,9 @@ pub enum RestoreError {
     Postgres(#[from] PostgresError),
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    #[error("the database {database} is not empty ({found} is there): a full restore goes into a new database only (`createdb`)")]
+    #[error(
+        "the database {database} is not empty ({found} is there): a full restore goes into a new database only (`createdb`)"
+    )]
     NotEmpty { database: String, found: String },
     #[error("the snapshot holds no schema dump, because {reason}: restore single tables with `--table`")]
     NoSchema { reason: String },

@@ -110,11 +110,8 @@ fn layout(position: usize, table: &Table, block_size: u32) -> TableLayout {
     // A power of two, so that a table that grows keeps its segments for long.
     let blocks_per_segment = 1 << wanted.ilog2();
     let columns: Vec<Column> = table.live_columns().cloned().collect();
-    let zones = columns
-        .iter()
-        .enumerate()
-        .filter_map(|(at, column)| Some((at, column.number, zone(table, column)?)))
-        .collect();
+    let zones =
+        columns.iter().enumerate().filter_map(|(at, column)| Some((at, column.number, zone(table, column)?))).collect();
     TableLayout { table: position, columns, blocks: blocks as u32, blocks_per_segment, zones, bytes }
 }
 
@@ -131,7 +128,9 @@ fn zone(table: &Table, column: &Column) -> Option<ZoneColumn> {
         _ => table
             .constraints
             .iter()
-            .any(|constraint| matches!(constraint.kind, Primary | Unique | Foreign) && constraint.columns.contains(&column.name))
+            .any(|constraint| {
+                matches!(constraint.kind, Primary | Unique | Foreign) && constraint.columns.contains(&column.name)
+            })
             .then_some(ZoneColumn::Key),
     }
 }

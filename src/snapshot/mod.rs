@@ -19,9 +19,9 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 
 use crate::monitor::SharedMonitor;
+use crate::postgres::PostgresError;
 use crate::postgres::catalog::{Catalog, TableKind};
 use crate::postgres::dsn::Dsn;
-use crate::postgres::PostgresError;
 use crate::postgres::reading::{ReadingOptions, ReadingSet};
 use crate::repository::manifest::{Manifest, NotCovered, ServerSummary, StoreIdentity, Totals};
 use crate::repository::snapshots::{self, Snapshot};
@@ -61,7 +61,9 @@ pub enum SnapshotError {
     Repository(#[from] RepositoryError),
     #[error("pg_dump could not save the schema: {message}")]
     PgDump { message: String },
-    #[error("{0} readers and packs of 1 MiB do not fit into {1} bytes of memory: give more `--memory` or fewer `--jobs`")]
+    #[error(
+        "{0} readers and packs of 1 MiB do not fit into {1} bytes of memory: give more `--memory` or fewer `--jobs`"
+    )]
     Memory(usize, usize),
     #[error("the work was interrupted; chunks that were stored are found again by the next run")]
     Interrupted,
@@ -177,6 +179,7 @@ fn server(set: &ReadingSet) -> ServerSummary {
         data_checksums: set.facts.data_checksums,
         xmin: set.visibility.xmin,
         xmax: set.visibility.xmax,
+        in_progress: set.visibility.in_progress.clone(),
         marker: None,
     }
 }

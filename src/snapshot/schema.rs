@@ -11,12 +11,12 @@ use super::SnapshotError;
 use crate::postgres::catalog::{Catalog, OWN_SCHEMA};
 use crate::postgres::dsn::Dsn;
 use crate::postgres::reading::ReadingSet;
-use crate::repository::id::ChunkId;
-use crate::repository::{RepositoryError, cbor};
 use crate::repository::chunk::ChunkKind;
+use crate::repository::id::ChunkId;
 use crate::repository::manifest::Schema;
 use crate::repository::reader::run_blocking;
 use crate::repository::writer::ChunkSink;
+use crate::repository::{RepositoryError, cbor};
 
 const PIECE: usize = 1 << 20;
 

@@ -52,7 +52,9 @@ pub async fn verify(
     let mut packs = BTreeMap::new();
     for snapshot in snapshots {
         if snapshot.certificate.is_none() {
-            report.findings.push(format!("snapshot {} is not certified: it was never read back in full", snapshot.short()));
+            report
+                .findings
+                .push(format!("snapshot {} is not certified: it was never read back in full", snapshot.short()));
         }
         match referenced(repository, snapshot).await {
             Ok(used) => packs.extend(used),
@@ -89,9 +91,9 @@ pub async fn verify(
 fn fatal_or_finding(e: RepositoryError) -> Result<String, RepositoryError> {
     use crate::storage::StorageError::{AlreadyExists, Locked, NotFound, TooLarge, Truncated};
     match e {
-        RepositoryError::Storage(NotFound { .. } | Truncated { .. } | TooLarge { .. } | AlreadyExists { .. } | Locked { .. }) => {
-            Ok(e.to_string())
-        }
+        RepositoryError::Storage(
+            NotFound { .. } | Truncated { .. } | TooLarge { .. } | AlreadyExists { .. } | Locked { .. },
+        ) => Ok(e.to_string()),
         RepositoryError::Storage(_) | RepositoryError::ReaderNeeded | RepositoryError::Interrupted => Err(e),
         _ => Ok(e.to_string()),
     }

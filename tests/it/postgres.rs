@@ -4,6 +4,7 @@ mod catalog;
 mod copy;
 mod dsn;
 mod grants;
+mod pooler;
 mod reading;
 mod support;
 mod tls;

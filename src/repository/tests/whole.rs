@@ -83,6 +83,7 @@ pub fn manifest(repository: &Repository, fragments: Vec<ObjectId>) -> Manifest {
             data_checksums: None,
             xmin: 3,
             xmax: 4,
+            in_progress: Vec::new(),
             marker: Some(-1),
         },
         tables: vec![],
