@@ -23,6 +23,8 @@ enum Lie {
     RowsOfTheIncrement,
     RowsOfTheChunk,
     ValuesOfTheChunk,
+    /// One too few here, one too many in the next: the sum is right.
+    ValuesOfTwoChunks,
     ValueHash,
     RowDigest,
     PayloadList,
@@ -61,16 +63,20 @@ fn increment(sink: &ChunkSink, repository: &Repository, first: u32, lie: Lie) ->
         map.push(MapRow { place: TupleId { block: first + n, offset: 1 }, xmin: 9, digest });
     }
     let huge = lie == Lie::HugeCounts;
-    let row_chunk = RowChunk {
+    let mut row_chunks = vec![RowChunk {
         id: sink.store(ChunkKind::Row, &chunk)?,
         rows: if huge { u32::MAX } else { 3 - u32::from(lie == Lie::RowsOfTheChunk) },
         values: if huge { u32::MAX } else { 2 + u32::from(lie == Lie::ValuesOfTheChunk) },
-    };
+    }];
+    if lie == Lie::ValuesOfTwoChunks {
+        row_chunks[0].values -= 1;
+        row_chunks.push(RowChunk { id: sink.store(ChunkKind::Row, &[])?, rows: 0, values: 1 });
+    }
     let listed = if lie == Lie::PayloadList { &payload[..1] } else { &payload[..] };
     Ok(Increment {
         epoch,
         rows: if huge { u32::MAX } else { 3 + u32::from(lie == Lie::RowsOfTheIncrement) },
-        row_chunks: vec![row_chunk],
+        row_chunks,
         row_map: vec![sink.store(ChunkKind::Meta, &segment::encode_row_map(&map))?],
         value_map: vec![ValueMapChunk {
             id: sink.store(ChunkKind::Meta, &segment::encode_value_map(&values))?,
@@ -190,9 +196,17 @@ async fn rows_without_columns_are_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_add_up_is_an_error_and_no_wrong_row() {
     use Lie::*;
-    for lie in
-        [RowsOfTheIncrement, RowsOfTheChunk, ValuesOfTheChunk, ValueHash, RowDigest, PayloadList, Segments, HugeCounts]
-    {
+    for lie in [
+        RowsOfTheIncrement,
+        RowsOfTheChunk,
+        ValuesOfTheChunk,
+        ValuesOfTwoChunks,
+        ValueHash,
+        RowDigest,
+        PayloadList,
+        Segments,
+        HugeCounts,
+    ] {
         let (reader, manifest) = stored(&Memory::new(), lie).await;
         let refused = all_rows(&reader, &manifest.tables[0]).await;
         assert!(matches!(refused, Err(RepositoryError::Malformed { .. })), "{lie:?}: {refused:?}");
