@@ -1,7 +1,7 @@
 //! The command line: arguments, printing, exit codes. Nothing else of Restante prints, and clap's types stay here.
 //!
-//! One file a command. Each opens what it needs through [`Context`], calls the library, and says the outcome through
-//! [`output::Output`] as text for people or as JSON lines (`docs/json.md`).
+//! One file a command. Each opens what it needs through `Context`, calls the library, and says the outcome through
+//! `output::Output` as text for people or as JSON lines (`docs/json.md`).
 
 mod completions;
 mod context;
