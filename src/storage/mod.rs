@@ -125,7 +125,13 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The address for messages to people, secrets masked.
     fn address(&self) -> String;
 
-    async fn put(&self, name: &ObjectName, bytes: Bytes, mode: PutMode, retention: Option<Retention>) -> Result<(), StorageError>;
+    async fn put(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        mode: PutMode,
+        retention: Option<Retention>,
+    ) -> Result<(), StorageError>;
 
     /// The whole object, never more than [`MAX_OBJECT_BYTES`].
     async fn get(&self, name: &ObjectName) -> Result<Bytes, StorageError>;

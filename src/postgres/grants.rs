@@ -1,0 +1,1 @@
+//! The SQL that an administrator pastes, and the checks of `doctor`.

@@ -1,0 +1,5 @@
+//! The promises of `restante::postgres` against a real server.
+
+mod catalog;
+mod reading;
+mod support;
