@@ -142,6 +142,7 @@ mod tests {
             first.replace("QUJDREVG", "QUJDREVH"),
             first.replace("QUJDREVG", "QUJDREVG*"),
             first.replace("a.pdf", "b.pdf"),
+            first.replace("a.pdf", "a.pdfABC").replace("QUJDREVG", "REVG"),
             first.replace("application/pdf", "application/octet-stream"),
         ] {
             assert!(of(&first) != of(&other), "{other}");
