@@ -1,0 +1,71 @@
+//! Points at which a test makes the process die, to prove that what is left behind is whole.
+//!
+//! A point has a name; `RESTANTE_FAILPOINT=name:k` aborts the process when the point is passed for the k-th time (counted
+//! from 1), as a power cut would: no destructor runs, no buffer is flushed. The storage layer has the points
+//! `storage:before` and `storage:after` around each call; code that commits has its own (`commit:certificate:before`).
+//! A test runs `k = 1, 2, …` until the process ends by itself.
+//!
+//! Without the cargo feature `failpoints` nothing of this is compiled in. Every layer may use it.
+
+/// Passes the point: dies here if the environment asks for it.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn hit(_point: &'static str) {}
+
+/// Passes the point: dies here if the environment asks for it.
+#[cfg(feature = "failpoints")]
+pub fn hit(point: &'static str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static ASKED: OnceLock<Option<Failpoint>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    let asked = ASKED.get_or_init(|| {
+        let text = std::env::var("RESTANTE_FAILPOINT").ok()?;
+        let parsed = Failpoint::parse(&text);
+        if parsed.is_none() {
+            // A mistyped point would make a test pass that tested nothing.
+            eprintln!("RESTANTE_FAILPOINT={text} is not of the form name:k with k from 1");
+            std::process::abort();
+        }
+        parsed
+    });
+    if let Some(asked) = asked
+        && asked.point == point
+        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == asked.pass
+    {
+        eprintln!("dying at {point}:{}", asked.pass);
+        std::process::abort();
+    }
+}
+
+#[cfg(any(feature = "failpoints", test))]
+#[derive(Debug, PartialEq, Eq)]
+struct Failpoint {
+    point: String,
+    pass: u64,
+}
+
+#[cfg(any(feature = "failpoints", test))]
+impl Failpoint {
+    /// The name may hold colons itself, so the number stands after the last one.
+    fn parse(text: &str) -> Option<Self> {
+        let (point, pass) = text.rsplit_once(':')?;
+        let pass = pass.parse().ok().filter(|pass| *pass > 0)?;
+        (!point.is_empty()).then(|| Self { point: point.to_owned(), pass })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_stands_after_the_last_colon() {
+        assert_eq!(Failpoint::parse("storage:before:17"), Some(Failpoint { point: "storage:before".into(), pass: 17 }));
+        for wrong in ["storage", "storage:before", "storage:0", ":3", "", "storage:-1"] {
+            assert_eq!(Failpoint::parse(wrong), None, "{wrong:?}");
+        }
+    }
+}
