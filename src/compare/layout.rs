@@ -148,6 +148,8 @@ pub struct Tombstone {
 /// The whole store.
 #[derive(Debug, Clone)]
 pub struct Layout {
+    /// The store's own schema.
+    pub schema: String,
     pub owner: Option<Parent>,
     pub mailbox: Parent,
     pub message: Message,
@@ -246,7 +248,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let buried = profile.tombstone.iter().find_map(|tombstone| tombstone.predicate.clone());
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
-    Ok(Layout { owner, mailbox, message, parts, children, keyword, tombstones, buried, triggers })
+    Ok(Layout { schema: profile.schema.clone(), owner, mailbox, message, parts, children, keyword, tombstones, buried, triggers })
 }
 
 struct Lay<'a> {

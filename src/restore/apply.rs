@@ -113,7 +113,7 @@ impl Apply {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
             report.repaired_rows = repair::repair(session, source, plan).await?;
         }
-        finish(session, profile, &mut report).await?;
+        finish(session, profile, plan, &mut report).await?;
         journal::end(session, &replay).await?;
         report.replay = Some(replay);
         Ok(report)
@@ -121,7 +121,9 @@ impl Apply {
 }
 
 /// Derived values that no trigger keeps, and the hooks.
-async fn finish(session: &Session, profile: &Profile, report: &mut ReplayReport) -> Result<(), RestoreError> {
+async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut ReplayReport) -> Result<(), RestoreError> {
+    let path = staging::search_path(&plan.comparison.layout);
+    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for derived in profile.derived.iter().filter(|derived| !derived.trigger) {
         if let Some(sql) = &derived.sql {
             session.client().batch_execute(sql).await.map_err(PostgresError::server("computing derived values"))?;
@@ -136,5 +138,5 @@ async fn finish(session: &Session, profile: &Profile, report: &mut ReplayReport)
         }
         report.by_hand.extend(hook.shell.iter().chain(&hook.http).cloned());
     }
-    Ok(())
+    Ok(session.execute("ending the profile's statements", "SET search_path = ''").await?)
 }

@@ -183,7 +183,7 @@ impl<'a> Batch<'a> {
 
     async fn attempt(&self, session: &Session, taken: &Taken) -> Result<(Outcome, Taken), RestoreError> {
         let layout = &self.plan.comparison.layout;
-        session.execute("restoring mail", &staging::lock_timeout(session).await?).await?;
+        staging::settings(session, layout).await?;
         self.stage(session).await?;
 
         let locked = self.lock(session).await?;

@@ -95,7 +95,7 @@ async fn put(
     let table = &parent.table;
     let key = table.single_key()?;
     staging::transaction(session, "restoring accounts and mailboxes", async || {
-        session.execute("restoring", &staging::lock_timeout(session).await?).await?;
+        staging::settings(session, layout).await?;
         // Two responders must not both find the name free.
         session.execute("restoring", "SELECT pg_advisory_xact_lock(hashtextextended('restante parents', 0))").await?;
         let Some((new_key, _)) = staging::new_keys(session, table, 1).await?.pop() else { return Ok(None) };

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::RestoreError;
 use super::plan::Plan;
-use super::staging::{lock_timeout, transaction};
+use super::staging::{settings, transaction};
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 use crate::postgres::sql;
@@ -41,7 +41,7 @@ pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, Rest
     counters.sort_by(|one, other| live[one.live].key.cmp(&live[other.live].key));
     for batch in counters.chunks(MAILBOXES) {
         let (mailboxes, uidvalidity) = transaction(session, "the mailboxes' counters", async || {
-            session.execute("raising counters", &lock_timeout(session).await?).await?;
+            settings(session, &plan.comparison.layout).await?;
             let (mut mailboxes, mut changed) = (0, 0);
             for counter in batch {
                 let mut sets = Vec::new();

@@ -53,7 +53,7 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
     let rows = |rows: &[Row]| rows.iter().map(|row| staged(row, &found)).collect::<Vec<StagedRow>>();
 
     staging::transaction(session, "completing mail", async || {
-        session.execute("completing mail", &staging::lock_timeout(session).await?).await?;
+        staging::settings(session, layout).await?;
         for (kind, parts) in parts.iter().enumerate() {
             staging::fill(session, layout, Stage::Via(kind), &rows(&via[kind])).await?;
             let parts: Vec<StagedRow> = parts.values().map(|row| staged(row, &found)).collect();

@@ -155,12 +155,22 @@ pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> 
     Ok(keys)
 }
 
-/// Below the server's deadlock timeout, so that nobody's delivery is ever chosen as the victim of a deadlock with us.
-pub(super) async fn lock_timeout(session: &Session) -> Result<String, RestoreError> {
+/// The settings of a transaction that writes.
+///
+/// Locks are waited for less than the server's deadlock timeout, so that nobody's delivery is ever chosen as the victim of a
+/// deadlock with us. The search path is the store's, because its triggers may name tables without a schema, with the system's
+/// names in front and temporary ones at the end; our own statements name every schema.
+pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), RestoreError> {
     let ask = "SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::int8";
     let failed = PostgresError::server("asking for the deadlock timeout");
     let deadlock: i64 = session.client().query_one(ask, &[]).await.map_err(failed)?.get(0);
-    Ok(format!("SET LOCAL lock_timeout = {}", (deadlock / 2).clamp(10, 5000)))
+    let timeout = (deadlock / 2).clamp(10, 5000);
+    let path = search_path(layout);
+    Ok(session.execute("setting up a transaction", &format!("SET LOCAL lock_timeout = {timeout}; SET LOCAL {path}")).await?)
+}
+
+pub(super) fn search_path(layout: &Layout) -> String {
+    format!("search_path = pg_catalog, {}, pg_temp", sql::identifier(&layout.schema))
 }
 
 /// How often a transaction is tried, with pauses from 20 ms to 2 s in between.

@@ -126,7 +126,7 @@ async fn batch(
     after: i64,
 ) -> Result<(Option<i64>, UndoReport), RestoreError> {
     let failed = |doing: &'static str| PostgresError::server(doing);
-    session.execute("undoing", &staging::lock_timeout(session).await?).await?;
+    staging::settings(session, layout).await?;
     let sql = format!(
         "SELECT entry, mailbox, key, state FROM {JOURNAL} WHERE replay = $1 AND undone IS NULL AND entry > $2 \
          AND ($3::text[] IS NULL OR mailbox = ANY($3)) ORDER BY entry LIMIT {BATCH}"

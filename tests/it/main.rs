@@ -1,2 +1,3 @@
 mod postgres;
+mod restore;
 mod server;
