@@ -141,13 +141,15 @@ class Box:
         return [*self.by_uid.values(), *self.lost, *self.returned]
 
 
-def draw(pile, digest):
-    """Takes a mail from a pile, one that the snapshot holds if there is any."""
-    best = None
+def draw(pile, digest, was=None):
+    """Takes a mail from a pile: rather one that a restore gave the flags `was`, rather one that the snapshot holds."""
+    chosen = None
     for at, mail in enumerate(pile):
-        if mail.hash == digest and (best is None or (pile[best].kept is None and mail.kept is not None)):
-            best = at
-    return None if best is None else pile.pop(best)
+        if mail.hash == digest:
+            fits = was is not None and free(was) in [free(flags) for flags in mail.kept or []]
+            rank = (fits, mail.kept is not None, -at)
+            chosen = rank if chosen is None else max(chosen, rank)
+    return None if chosen is None else pile.pop(-chosen[2])
 
 
 class History:
@@ -165,14 +167,17 @@ class History:
             self.boxes[name] = self.destroyed.pop(name, None) or Box()
         return self.boxes[name]
 
-    def take(self, name, uid, digest):
+    def take(self, of):
+        name, uid, digest, was = tuple(of["mailbox"]), of["uid"], of["hash"], of.get("was")
         box = self.box(name)
         mail = box.by_uid.get(uid)
         if mail is not None and mail.hash == digest:
             return box.by_uid.pop(uid)
         for pile in (box.returned, box.lost, box.either, getattr(self.destroyed.get(name), "lost", [])):
-            mail = draw(pile, digest)
+            mail = draw(pile, digest, was)
             if mail is not None:
+                # A restore gave it the flags of the snapshot, not those that it was lost with.
+                mail.flags = mail.flags if was is None else frozenset(was)
                 return mail
         self.odd.append((name, digest))
         return None
@@ -187,11 +192,22 @@ class History:
                 box.returned.append(back)
         flags = frozenset(to["flags"])
         kept = None if seen is False else [flags]
-        box.by_uid[to["uid"]] = Mail(digest, flags, kept, seen is None, draw(box.lost, digest))
+        replaced = draw(box.lost, digest)
+        if replaced is not None and replaced.kept is not None:
+            # It may as well stand for another equal mail; then this one comes back, with its own flags.
+            for other in box.lost:
+                if other.hash == digest and other.kept is not None:
+                    other.kept = [*other.kept, *replaced.kept]
+        box.by_uid[to["uid"]] = Mail(digest, flags, kept, seen is None, replaced)
+        # The mailbox took the name of a destroyed one that held the same mail: whether both are one is a matter of view.
+        namesake = self.destroyed.get(tuple(to["mailbox"]))
+        twin = draw(namesake.lost, digest) if namesake else None
+        if twin is not None:
+            box.either.append(twin)
 
     def leave(self, of):
         name = tuple(of["mailbox"])
-        mail = self.take(name, of["uid"], of["hash"])
+        mail = self.take(of)
         self.removed.add((name, of["hash"]))
         if mail is not None and mail.stands_for is not None:
             self.box(name).either.append(mail.stands_for)
@@ -204,7 +220,7 @@ class History:
             self.arrive(change["to"], seen)
         elif kind == "copy":
             of = change["of"]
-            mail = self.take(tuple(of["mailbox"]), of["uid"], of["hash"])
+            mail = self.take(of)
             if mail is not None:
                 self.box(tuple(of["mailbox"])).by_uid[of["uid"]] = mail
             self.arrive(change["to"], seen)
@@ -213,7 +229,7 @@ class History:
             self.arrive(change["to"], seen)
         elif kind == "flag":
             of = change["of"]
-            mail = self.take(tuple(of["mailbox"]), of["uid"], of["hash"])
+            mail = self.take(of)
             if mail is not None:
                 mail.flags = frozenset(change["flags"])
                 if mail.kept is not None:
@@ -234,7 +250,7 @@ class History:
         elif kind == "damage":
             self.damaged = True
             for of in change["lost"]:
-                mail = self.take(tuple(of["mailbox"]), of["uid"], of["hash"])
+                mail = self.take(of)
                 if mail is not None:
                     self.box(tuple(of["mailbox"])).lost.append(mail)
             for name in map(tuple, change["mailboxes"]):

@@ -1,1 +1,157 @@
-//! (layer head)
+//! The command line: arguments, printing, exit codes. Nothing else of Restante prints, and clap's types stay here.
+//!
+//! One file a command. Each opens what it needs through [`Context`], calls the library, and says the outcome through
+//! [`output::Output`] as text for people or as JSON lines (`docs/json.md`).
+
+mod completions;
+mod context;
+mod dump;
+mod exit;
+mod init;
+mod key;
+mod output;
+mod progress;
+mod restore;
+mod show;
+mod snapshot;
+mod snapshots;
+mod store;
+mod units;
+mod verify;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use context::Context;
+use exit::Exit;
+
+/// Backs up mail stores kept in PostgreSQL and puts lost mail back into live mailboxes.
+#[derive(Parser)]
+#[command(name = "restante", version, max_term_width = 110, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug, Clone)]
+struct Global {
+    /// Where snapshots are kept: a directory, or s3://bucket/prefix?endpoint=…&region=…&path_style=true
+    #[arg(short, long, global = true, env = "RESTANTE_REPO", value_name = "REPO")]
+    repo: Option<String>,
+    /// The live store: a PostgreSQL connection string (PG* variables and ~/.pgpass count)
+    #[arg(short = 'd', long, global = true, env = "RESTANTE_STORE", value_name = "DSN", hide_env_values = true)]
+    store: Option<String>,
+    /// A reader's identity file (age or SSH); may be repeated
+    #[arg(short, long, global = true, env = "RESTANTE_IDENTITY", value_name = "FILE")]
+    identity: Vec<PathBuf>,
+    /// The writer key
+    #[arg(short, long, global = true, env = "RESTANTE_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The repository's fingerprint; anything else is refused
+    #[arg(long, global = true, value_name = "FINGERPRINT")]
+    expect_repository: Option<String>,
+    /// Configuration file instead of ./restante.toml, ~/.config/restante/restante.toml, /etc/restante/restante.toml
+    #[arg(short, long, global = true, env = "RESTANTE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say what would be done, change nothing
+    #[arg(short = 'n', long, global = true)]
+    dry_run: bool,
+    /// Answer yes to questions; without a terminal questions are refused
+    #[arg(short, long, global = true)]
+    yes: bool,
+    /// Print results only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Print more of what is done (repeat for more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Print JSON lines (docs/json.md)
+    #[arg(long, global = true)]
+    json: bool,
+    /// How to show progress
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    progress: progress::Style,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a new repository and its writer key
+    Init(init::Init),
+    /// Check that everything Restante needs is there
+    Doctor(store::Doctor),
+    /// Print the SQL that gives a role what Restante needs
+    Grants(store::Grants),
+    /// Take a snapshot of the whole store
+    Snapshot(snapshot::Take),
+    /// List snapshots
+    Snapshots(snapshots::List),
+    /// Show one snapshot: tables, rows, what is not covered
+    Show(show::Show),
+    /// Print the rows of a table from a snapshot
+    Dump(dump::Dump),
+    /// Put a snapshot, or a table of it, into a database
+    Restore(restore::Restore),
+    /// Check that snapshots are there and sound
+    Verify(verify::Verify),
+    /// Manage keys and readers
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Print shell completions
+    Completions(completions::Completions),
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    run(std::env::args_os()).into()
+}
+
+fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are no error.
+            let exit = if e.use_stderr() { Exit::Usage } else { Exit::Done };
+            let _ = e.print();
+            return exit;
+        }
+    };
+    progress::start_logging(cli.global.verbose);
+    let context = match Context::new(cli.global) {
+        Ok(context) => context,
+        Err(e) => return exit::report(&e, false),
+    };
+    let json = context.output.is_json();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::report(&anyhow::Error::new(e).context("cannot start threads"), json),
+    };
+    let outcome = runtime.block_on(async {
+        let work = async {
+            match cli.command {
+                Command::Init(command) => command.run(&context).await,
+                Command::Doctor(command) => command.run(&context).await,
+                Command::Grants(command) => command.run(&context).await,
+                Command::Snapshot(command) => command.run(&context).await,
+                Command::Snapshots(command) => command.run(&context).await,
+                Command::Show(command) => command.run(&context).await,
+                Command::Dump(command) => command.run(&context).await,
+                Command::Restore(command) => command.run(&context).await,
+                Command::Verify(command) => command.run(&context).await,
+                Command::Key(command) => command.run(&context).await,
+                Command::Completions(command) => command.run(),
+            }
+        };
+        context.until_interrupted(work).await
+    });
+    // Threads may still wait for a queue that nobody empties any more.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(exit) => exit,
+        Err(e) => exit::report(&e, json),
+    }
+}

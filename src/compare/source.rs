@@ -255,8 +255,8 @@ impl Source for RepositorySource {
             let map = self.value_map(number).await?;
             let entries = places.iter().map(|at| entry(&map, wanted[*at].ordinal)).collect::<Result<Vec<_>, _>>()?;
             let found = self.reader.values(&*self.increment(number)?, &entries).await?;
-            for (at, bytes) in places.into_iter().zip(found) {
-                values[at] = bytes;
+            for (at, value) in places.into_iter().zip(found) {
+                values[at] = value.bytes;
             }
         }
         Ok(values)

@@ -110,7 +110,7 @@ pub struct SslSettings {
     /// The client's certificate and key; the defaults in `~/.postgresql` may be absent.
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
-    /// Were the certificate and key named, so that their absence is an error?
+    /// Was the certificate named, so that programs of PostgreSQL must be told?
     pub certificate_named: bool,
 }
 

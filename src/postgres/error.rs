@@ -24,8 +24,7 @@ pub enum PostgresError {
     #[error("the server is PostgreSQL {version}; Restante works with 14 to 18")]
     Version { version: String },
     #[error(
-        "a pooler that shares server connections stands between: a setting made in one session was seen in another. \
-         Connect to the server itself, or to a pool with pool_mode = session"
+        "a pooler that shares server connections stands between: the server process behind a session changed. Connect to the server itself, or to a pool with pool_mode = session"
     )]
     Pooler,
     #[error("{doing}: {}", explained(.source))]
@@ -66,6 +65,8 @@ impl PostgresError {
             Some(error) if error.code().code() == "40001" && error.message().contains("recovery") => {
                 Self::RecoveryConflict { reason: error.message().to_owned() }
             }
+            // The client library's statement names are unique in a session: unknown or taken, it is another's session.
+            Some(error) if matches!(error.code().code(), "26000" | "42P05") => Self::Pooler,
             _ => Self::Server { doing, source },
         }
     }

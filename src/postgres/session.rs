@@ -65,7 +65,9 @@ impl Drop for Session {
 impl Session {
     /// Connects to the first server of the connection string that will do, checks its version and forces the settings.
     pub async fn connect(dsn: &Dsn, options: SessionOptions) -> Result<Self, PostgresError> {
-        let tls = tls::connector(&dsn.ssl)?;
+        // On unix sockets `sslmode` means nothing, so a missing root certificate must not matter.
+        let network = dsn.endpoints.iter().any(|endpoint| matches!(endpoint.address, Address::Tcp { .. }));
+        let tls = if network { tls::connector(&dsn.ssl)? } else { None };
         let mut last = None;
         let passes: &[TargetSession] = match dsn.target {
             TargetSession::PreferStandby => &[TargetSession::Standby, TargetSession::Any],
@@ -337,7 +339,8 @@ pub async fn refuse_pooler(dsn: &Dsn) -> Result<(), PostgresError> {
         let pid = session.client.query_one_scalar::<i32, _>(pid, &[]).await;
         pid.map_err(PostgresError::server("looking for a pooler"))
     };
-    two.execute("looking for a pooler", "BEGIN").await?;
+    // PgBouncer's statement mode answers a BEGIN by closing the connection.
+    two.execute("looking for a pooler", "BEGIN").await.map_err(|_| PostgresError::Pooler)?;
     let other = ask(&two).await?;
     let first = ask(&one).await?;
     two.execute("looking for a pooler", "ROLLBACK").await?;

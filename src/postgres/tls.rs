@@ -125,7 +125,8 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
 type ClientCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn client_certificate(settings: &SslSettings) -> Result<Option<ClientCertificate>, TlsError> {
-    let Some(path) = settings.certificate.as_deref().filter(|path| settings.certificate_named || path.exists()) else {
+    // As libpq: a file that is not there, named or not, means no certificate.
+    let Some(path) = settings.certificate.as_deref().filter(|path| path.exists()) else {
         return Ok(None);
     };
     let chain = certificates("the client certificate", path)?;

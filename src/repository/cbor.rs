@@ -27,7 +27,11 @@ pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Cb
 pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, CborError> {
     let mut rest = bytes;
     let value = ciborium::from_reader(&mut rest).map_err(|e| CborError { what, message: e.to_string() })?;
-    if rest.is_empty() { Ok(value) } else { Err(CborError { what, message: format!("{} bytes follow it", rest.len()) }) }
+    if rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(CborError { what, message: format!("{} bytes follow it", rest.len()) })
+    }
 }
 
 fn sort(value: &mut Value) -> Result<(), String> {

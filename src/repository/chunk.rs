@@ -126,7 +126,7 @@ pub struct SealedAs {
 
 impl SealedAs {
     /// `"restante 1 chunk"`, repository id, kind, chunk id, raw length, codec, ordinal; little endian.
-    fn associated_data(&self, repository: &RepositoryId) -> Vec<u8> {
+    pub(super) fn associated_data(&self, repository: &RepositoryId) -> Vec<u8> {
         let mut data = Vec::with_capacity(80);
         data.extend_from_slice(b"restante 1 chunk");
         data.extend_from_slice(&repository.0);
@@ -143,7 +143,13 @@ impl SealedAs {
     }
 
     /// The only way to the plaintext of a chunk: opened, decompressed, and its id computed again.
-    pub fn open(&self, repository: &RepositoryId, key: &Sealer, id_key: &Secret, sealed: &[u8]) -> Result<Vec<u8>, RepositoryError> {
+    pub fn open(
+        &self,
+        repository: &RepositoryId,
+        key: &Sealer,
+        id_key: &Secret,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, RepositoryError> {
         let compressed = key.open(self.ordinal, &self.associated_data(repository), sealed)?;
         let plain = decompress(self.codec, compressed, self.raw_length)?;
         if chunk_id(id_key, &plain) == self.id {

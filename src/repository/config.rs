@@ -44,6 +44,24 @@ pub struct Needs {
     pub prune: Vec<String>,
 }
 
+/// What a program is about to do, for [`Config::check_features`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Read,
+    Write,
+    Prune,
+}
+
+/// Features of a repository that this program knows.
+const FEATURES: &[&str] = &[];
+
+/// What every format keeps, so that an older program can say that it is too old.
+#[derive(Deserialize)]
+struct Head {
+    magic: String,
+    format: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct SignatureLine {
     signer: SignerId,
@@ -76,32 +94,65 @@ impl Config {
         Ok(bytes)
     }
 
-    /// Reads a version and checks that one of `trusted` signed it; the first version vouches for itself (its fingerprint is
-    /// what people compare).
-    pub fn read(name: &ObjectName, bytes: &[u8], trusted: Option<&[ConfigSigner]>) -> Result<Self, RepositoryError> {
+    /// Whose signature counts now: a signer of an earlier epoch has none, so that a stolen and replaced writer key makes
+    /// neither a configuration nor a key ring.
+    pub fn is_current_signer(&self, key: &SignerId) -> bool {
+        self.signers.iter().any(|signer| signer.epoch == self.epoch && signer.key == *key)
+    }
+
+    /// Refuses an operation that needs a feature which this program does not know.
+    pub fn check_features(&self, operation: Operation) -> Result<(), RepositoryError> {
+        let (needs, operation) = match operation {
+            Operation::Read => (&self.needs.read, "read the repository"),
+            Operation::Write => (&self.needs.write, "write to the repository"),
+            Operation::Prune => (&self.needs.prune, "prune the repository"),
+        };
+        match needs.iter().find(|feature| !FEATURES.contains(&feature.as_str())) {
+            None => Ok(()),
+            Some(feature) => {
+                Err(RepositoryError::Unsupported { format: self.format, feature: feature.clone(), operation })
+            }
+        }
+    }
+
+    /// Reads a version and checks that a current signer of the version before it (`before`) signed it; the first version
+    /// vouches for itself (its fingerprint is what people compare).
+    pub fn read(name: &ObjectName, bytes: &[u8], before: Option<&Self>) -> Result<Self, RepositoryError> {
         let damaged = |message: String| RepositoryError::Damaged { name: name.clone(), message };
         let mut lines = bytes.split_inclusive(|b| *b == b'\n');
         let (Some(body), Some(signature), None) = (lines.next(), lines.next(), lines.next()) else {
             return Err(damaged("it does not have two lines".into()));
         };
-        let config: Self = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
-        let line: SignatureLine = serde_json::from_slice(signature).map_err(|e| damaged(e.to_string()))?;
-        if config.magic != MAGIC {
+        let head: Head = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
+        if head.magic != MAGIC {
             return Err(damaged("this is not the head of a Restante repository".into()));
         }
-        if config.format != FORMAT {
+        if head.format != FORMAT {
             let operation = "open the repository";
-            return Err(RepositoryError::Unsupported { format: config.format, feature: String::new(), operation });
+            return Err(RepositoryError::Unsupported { format: head.format, feature: String::new(), operation });
+        }
+        let config: Self = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
+        let line: SignatureLine = serde_json::from_slice(signature).map_err(|e| damaged(e.to_string()))?;
+        if !signature.ends_with(b"\n") {
+            return Err(damaged("it was cut short".into()));
         }
         let raw = data_encoding::HEXLOWER
             .decode(line.signature.as_bytes())
             .map_err(|_| damaged("its signature is not hexadecimal".into()))?;
         seal::verify(&line.signer, &signed(body), &raw).map_err(|_| damaged("its signature does not fit".into()))?;
-        let signers = trusted.unwrap_or(&config.signers);
-        if !signers.iter().any(|signer| signer.key == line.signer) {
+        if !before.unwrap_or(&config).is_current_signer(&line.signer) {
             return Err(RepositoryError::UnknownSigner { name: name.clone(), signer: line.signer });
         }
+        if before.is_some_and(|before| before.repository != config.repository || before.epoch > config.epoch) {
+            return Err(damaged("it is for another repository or goes back to an earlier epoch".into()));
+        }
         Ok(config)
+    }
+
+    /// `config/<n>-<hash>`.
+    pub fn place(&self, bytes: &[u8]) -> Result<ObjectName, RepositoryError> {
+        ObjectName::new(format!("config/{}-{}", self.version, ObjectId::of(bytes)))
+            .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
     }
 }
 

@@ -91,11 +91,11 @@ impl ObjectKind {
         }
     }
 
-    fn seal_context(self) -> String {
+    pub(super) fn seal_context(self) -> String {
         format!("restante 1 seal {}", self.name())
     }
 
-    fn signed_message(self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn signed_message(self, bytes: &[u8]) -> Vec<u8> {
         let mut message = format!("restante 1 sign {}\0", self.name()).into_bytes();
         message.extend_from_slice(bytes);
         message
@@ -161,10 +161,13 @@ pub fn read<T: DeserializeOwned>(
     if object[8] != kind.code() {
         return Err(damaged("it is an object of another kind"));
     }
+    if object[9..12] != [0; 3] {
+        return Err(damaged("reserved bytes are not zero: a newer program wrote it"));
+    }
     if object[16..32] != secrets.repository.0 {
         return Err(damaged("it belongs to another repository"));
     }
-    if object.len() != HEADER + length as usize + TRAILER {
+    if object.len() as u64 != u64::from(length) + (HEADER + TRAILER) as u64 {
         return Err(damaged("its length does not fit its header: it was cut short or something was added"));
     }
     let (header, salt) = (&object[..HEADER], &object[32..64]);
@@ -181,12 +184,14 @@ pub fn read<T: DeserializeOwned>(
         return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
     }
     let key = known.seal.derive(&kind.seal_context(), salt);
-    let compressed = Sealer::new(&key)?
-        .open(0, header, &object[HEADER..body_end])
-        .map_err(|_| damaged("its seal does not open"))?;
+    let compressed =
+        Sealer::new(&key)?.open(0, header, &object[HEADER..body_end]).map_err(|_| damaged("its seal does not open"))?;
     if u64::from(raw) > MAX_OBJECT_BYTES {
         return Err(damaged("its body is larger than format 1 allows"));
     }
     let plain = zstd::bulk::decompress(&compressed, raw as usize).map_err(|_| damaged("it does not decompress"))?;
+    if plain.len() != raw as usize {
+        return Err(damaged("its body does not have the length that its header says"));
+    }
     Ok(Opened { signer, epoch, body: cbor::decode(kind.name(), &plain)? })
 }

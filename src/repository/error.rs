@@ -21,9 +21,13 @@ pub enum RepositoryError {
     NoRepository { address: String },
     #[error("there is a repository in {address} already; `init` never touches one")]
     AlreadyInitialised { address: String },
-    #[error("this repository needs format {format} or the feature {feature:?} to {operation}, which this program does not know: use a newer restante")]
+    #[error(
+        "this repository needs format {format} or the feature {feature:?} to {operation}, which this program does not know: use a newer restante"
+    )]
     Unsupported { format: u32, feature: String, operation: &'static str },
-    #[error("the repository has the fingerprint {found}, the key expects {expected}: this is another repository, or somebody replaced it")]
+    #[error(
+        "the repository has the fingerprint {found}, the key expects {expected}: this is another repository, or somebody replaced it"
+    )]
     AnotherRepository { found: String, expected: String },
 
     #[error("writer key {path}: {message}")]
@@ -34,11 +38,15 @@ pub enum RepositoryError {
     ReaderNeeded,
     #[error("this needs the writer key (`--key FILE`)")]
     WriterNeeded,
-    #[error("something was sealed in epoch {epoch}, of which no secrets are known: was the key rotated? fetch the newest writer key or use a reader identity")]
+    #[error(
+        "something was sealed in epoch {epoch}, of which no secrets are known: was the key rotated? fetch the newest writer key or use a reader identity"
+    )]
     UnknownEpoch { epoch: Epoch },
     #[error("key object: {0}")]
     KeyObject(String),
-    #[error("the key objects in the repository are not those that the writer key knows ({difference}): if a reader was added or the key rotated on purpose, run `restante key accept`")]
+    #[error(
+        "the key objects in the repository are not those that the writer key knows ({difference}): if a reader was added or the key rotated on purpose, run `restante key accept`"
+    )]
     KeyObjectsChanged { difference: String },
     #[error("the reader {recipient:?} is not an age recipient (age1…) or an SSH public key: {message}")]
     BadRecipient { recipient: String, message: String },
@@ -60,9 +68,13 @@ pub enum RepositoryError {
     SnapshotNotFound { wanted: String },
     #[error("{wanted:?} fits several snapshots ({candidates}): give more digits")]
     SnapshotAmbiguous { wanted: String, candidates: String },
-    #[error("the snapshot {snapshot} is not certified: it was never read back in full, so it is not used (see `restante snapshots --all`)")]
+    #[error(
+        "the snapshot {snapshot} is not certified: it was never read back in full, so it is not used (see `restante snapshots --all`)"
+    )]
     NotCertified { snapshot: ObjectId },
-    #[error("the storage is behind this writer: its last snapshot had number {expected}, the newest one found has {found}; somebody deleted or rolled back the bucket")]
+    #[error(
+        "the storage is behind this writer: its last snapshot had number {expected}, the newest one found has {found}; somebody deleted or rolled back the bucket"
+    )]
     RolledBack { expected: u64, found: u64 },
 
     #[error("a {what} of {size} bytes is larger than the {limit} that format 1 allows")]

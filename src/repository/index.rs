@@ -55,12 +55,10 @@ impl From<&PackInfo> for FragmentPack {
 impl FragmentPack {
     pub fn info(&self) -> Result<PackInfo, RepositoryError> {
         let entries = pack::decode_entries(&self.entries)?;
-        for entry in &entries {
-            let end = u64::from(self.data_start) + u64::from(entry.offset) + u64::from(entry.stored_length);
-            if end > u64::from(self.size) || usize::from(entry.slot) >= self.slots.len() {
-                return Err(RepositoryError::malformed("index fragment", "an entry points outside its pack"));
-            }
+        if self.size as usize > pack::MAX_PACK || self.data_start > self.size {
+            return Err(RepositoryError::malformed("index fragment", "a pack has a size that no pack can have"));
         }
+        pack::check(self.kind, &self.slots, &entries, u64::from(self.size - self.data_start))?;
         Ok(PackInfo {
             id: self.id,
             kind: self.kind,
@@ -81,6 +79,7 @@ struct Place {
 struct KnownPack {
     info: PackInfo,
     signer: SignerId,
+    fragment: ObjectId,
 }
 
 /// The packs and chunks that this process knows of.
@@ -99,7 +98,7 @@ fn prefix(id: &ChunkId) -> [u8; 16] {
 
 impl Index {
     /// Adding the same pack twice changes nothing.
-    pub fn add(&mut self, info: PackInfo, signer: SignerId) {
+    pub fn add(&mut self, info: PackInfo, signer: SignerId, fragment: ObjectId) {
         let number = self.packs.len() as u32;
         if *self.numbers.entry(info.id).or_insert(number) != number {
             return;
@@ -107,7 +106,7 @@ impl Index {
         for (position, entry) in info.entries.iter().enumerate() {
             self.places.entry(prefix(&entry.id)).or_insert(Place { pack: number, entry: position as u32 });
         }
-        self.packs.push(KnownPack { info, signer });
+        self.packs.push(KnownPack { info, signer, fragment });
     }
 
     pub fn find(&self, id: &ChunkId) -> Option<(&PackInfo, &Entry)> {
@@ -120,6 +119,11 @@ impl Index {
     /// Who signed the fragment that named the pack: deduplication trusts its own writer only.
     pub fn signer(&self, pack: &PackId) -> Option<SignerId> {
         self.packs.get(*self.numbers.get(pack)? as usize).map(|known| known.signer)
+    }
+
+    /// The fragment that named the pack.
+    pub fn fragment(&self, pack: &PackId) -> Option<ObjectId> {
+        self.packs.get(*self.numbers.get(pack)? as usize).map(|known| known.fragment)
     }
 
     pub fn pack(&self, id: &PackId) -> Option<&PackInfo> {

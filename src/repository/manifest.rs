@@ -69,6 +69,8 @@ pub struct ServerSummary {
     /// `pg_current_snapshot()`: 64-bit transaction ids.
     pub xmin: u64,
     pub xmax: u64,
+    /// Transactions between the two that were still open: not visible.
+    pub in_progress: Vec<u64>,
     /// The value that the marker sequence was set to right after the export, committed.
     pub marker: Option<i64>,
 }
@@ -196,5 +198,6 @@ pub struct Certificate {
 /// `snapshots/<time>-<id>`: the time sorts, the id proves.
 pub fn manifest_name(taken: Timestamp, id: &ObjectId) -> Result<ObjectName, RepositoryError> {
     let time = taken.strftime("%Y%m%dT%H%M%SZ");
-    ObjectName::new(format!("snapshots/{time}-{id}")).map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+    ObjectName::new(format!("snapshots/{time}-{id}"))
+        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
 }

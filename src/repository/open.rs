@@ -7,13 +7,15 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 
-use super::config::{self, Config};
+use super::config::{self, Config, Operation};
 use super::error::RepositoryError;
-use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId, SignerId};
+use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId};
+use super::reader::check_name;
 use super::ring::{self, Ring, RingEpoch};
 use super::seal::{self, Secret, Signer};
 use super::secrets::{Secrets, WriterKey};
-use crate::storage::{ObjectName, PutMode, Storage, StorageError};
+use super::writer::put_checked;
+use crate::storage::{ObjectName, Storage, StorageError};
 
 /// How a process comes to the secrets.
 pub enum Access {
@@ -68,9 +70,11 @@ pub async fn init(storage: &dyn Storage, options: InitOptions) -> Result<Initial
     };
     let (ring_name, ring_bytes) = ring.write(&signer)?;
     // The head last: a repository that can be opened has its keys.
-    storage.put(&ring_name, ring_bytes.into(), PutMode::Create, None).await?;
-    match storage.put(&config_name()?, first.into(), PutMode::Create, None).await {
-        Err(StorageError::AlreadyExists { .. }) => return Err(RepositoryError::AlreadyInitialised { address }),
+    put_checked(storage, &ring_name, ring_bytes.into()).await?;
+    match put_checked(storage, &config_name()?, first.into()).await {
+        Err(RepositoryError::Storage(StorageError::AlreadyExists { .. })) => {
+            return Err(RepositoryError::AlreadyInitialised { address });
+        }
         other => other?,
     }
     let writer_key = WriterKey {
@@ -98,7 +102,7 @@ impl Repository {
         access: Access,
         expected: Option<Fingerprint>,
     ) -> Result<Self, RepositoryError> {
-        let (config, fingerprint, signers) = load_config(&*storage).await?;
+        let (config, fingerprint) = load_config(&*storage).await?.into_parts();
         let expected = match &access {
             Access::Writer(key) => Some(key.fingerprint),
             Access::Reader(_) => expected,
@@ -107,10 +111,15 @@ impl Repository {
             let (found, expected) = (fingerprint.to_string(), expected.to_string());
             return Err(RepositoryError::AnotherRepository { found, expected });
         }
+        config.check_features(Operation::Read)?;
         let (secrets, writer) = match access {
             Access::Writer(key) => (key.secrets()?, Some(key)),
-            Access::Reader(paths) => (newest_ring(&*storage, &paths, &signers).await?.secrets()?, None),
+            Access::Reader(paths) => (newest_ring(&*storage, &paths, &config, fingerprint).await?.secrets()?, None),
         };
+        if secrets.repository != config.repository {
+            let (found, expected) = (config.repository.to_string(), secrets.repository.to_string());
+            return Err(RepositoryError::AnotherRepository { found, expected });
+        }
         Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer })
     }
 
@@ -118,9 +127,10 @@ impl Repository {
         self.writer.as_ref().ok_or(RepositoryError::WriterNeeded)
     }
 
-    /// For a writer: refuses when the key objects are not those that the key knows.
+    /// For a writer: refuses when the key objects are not those that the key knows, or the epoch is another.
     pub async fn check_key_objects(&self) -> Result<(), RepositoryError> {
-        let known = &self.writer_key()?.key_objects;
+        let key = self.writer_key()?;
+        let known = &key.key_objects;
         let found = key_objects(&*self.storage).await?;
         let mut difference: Vec<String> =
             found.iter().filter(|name| !known.contains(name)).map(|name| format!("{name} is new")).collect();
@@ -130,6 +140,11 @@ impl Repository {
             if ring::ring_place(name).is_none_or(|(_, _, hash)| hash != ObjectId::of(&bytes)) {
                 difference.push(format!("{name} was changed"));
             }
+        }
+        if key.epoch != self.config.epoch {
+            difference.push(format!("the repository is in epoch {}, the key in {}", self.config.epoch, key.epoch));
+        } else if !self.config.is_current_signer(&key.signer()?.id()) {
+            difference.push("the key's signature does not count in this repository".to_owned());
         }
         if difference.is_empty() {
             Ok(())
@@ -144,8 +159,22 @@ pub async fn key_objects(storage: &dyn Storage) -> Result<Vec<ObjectName>, Repos
     Ok(storage.list("keys/").map_ok(|meta| meta.name).try_collect().await?)
 }
 
-/// The newest version of the configuration, the fingerprint of the first, and every signer that it names.
-async fn load_config(storage: &dyn Storage) -> Result<(Config, Fingerprint, Vec<SignerId>), RepositoryError> {
+/// The configuration as it stands: its newest version, and what a version after it must name.
+pub(super) struct LoadedConfig {
+    pub config: Config,
+    /// Of the first version.
+    pub fingerprint: Fingerprint,
+    /// Hash of the newest version.
+    pub newest: ObjectId,
+}
+
+impl LoadedConfig {
+    fn into_parts(self) -> (Config, Fingerprint) {
+        (self.config, self.fingerprint)
+    }
+}
+
+pub(super) async fn load_config(storage: &dyn Storage) -> Result<LoadedConfig, RepositoryError> {
     let name = config_name()?;
     let first: Bytes = match storage.get(&name).await {
         Err(StorageError::NotFound { .. }) => {
@@ -167,41 +196,42 @@ async fn load_config(storage: &dyn Storage) -> Result<(Config, Fingerprint, Vec<
     versions.sort();
     for (number, name) in versions {
         let bytes = storage.get(&name).await?;
-        let next = Config::read(&name, &bytes, Some(&config.signers))?;
-        if number != config.version + 1 || next.version != number || next.previous != Some(previous) {
+        check_name(&name, &bytes)?;
+        let next = Config::read(&name, &bytes, Some(&config))?;
+        if Some(number) != config.version.checked_add(1) || next.version != number || next.previous != Some(previous) {
             let message = "it does not follow the version before it".to_owned();
             return Err(RepositoryError::Damaged { name, message });
         }
         previous = ObjectId::of(&bytes);
         config = next;
     }
-    let signers = config.signers.iter().map(|signer| signer.key).collect();
-    Ok((config, fingerprint, signers))
+    Ok(LoadedConfig { config, fingerprint, newest: previous })
 }
 
 /// The ring with the highest epoch and number that one of the identities opens. Rings that are damaged or signed by a
-/// stranger are passed over only if a good one is found; else their error is told.
+/// stranger, and objects that are no rings, are passed over only if a good one is found; else their error is told.
 pub async fn newest_ring(
     storage: &dyn Storage,
     identities: &[PathBuf],
-    signers: &[SignerId],
+    config: &Config,
+    fingerprint: Fingerprint,
 ) -> Result<Ring, RepositoryError> {
     let mut opened: Vec<Box<dyn age::Identity + Send + Sync>> = Vec::new();
     for path in identities {
         opened.extend(ring::load_identities(path)?);
     }
+    let mut failure = None;
     let mut names: Vec<(Epoch, u32, ObjectName)> = Vec::new();
     for name in key_objects(storage).await? {
         match ring::ring_place(&name) {
             Some((epoch, number, _)) => names.push((epoch, number, name)),
-            None => return Err(RepositoryError::KeyObject(format!("{name} is not the name of a key ring"))),
+            None => failure = Some(RepositoryError::KeyObject(format!("{name} is not the name of a key ring"))),
         }
     }
     names.sort();
-    let mut failure = None;
     for (.., name) in names.into_iter().rev() {
         let bytes = storage.get(&name).await?;
-        match Ring::read(&name, &bytes, opened.iter().map(|i| i.as_ref() as &dyn age::Identity), signers) {
+        match Ring::read(&name, &bytes, opened.iter().map(|i| i.as_ref() as &dyn age::Identity), config, fingerprint) {
             Ok(ring) => return Ok(ring),
             Err(e) => {
                 // A ring made for others is no failure if an older one is ours (we were removed), but it is told last.

@@ -24,10 +24,12 @@
 //!
 //! A data key is random, used for one pack, and forgotten with it: a pack of rows or payload cannot be opened by whoever wrote it.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::chunk::{ChunkKind, Codec, Compressed, SealedAs};
+use super::chunk::{ChunkKind, Codec, Compressed, MAX_CHUNK, SealedAs};
 use super::error::RepositoryError;
 use super::id::{ChunkId, Epoch, PackId, RepositoryId};
 use super::seal::{self, Sealer, Secret};
@@ -39,6 +41,10 @@ const HEADER: usize = 72;
 const RECORD: usize = 52;
 pub const MAX_PACK: usize = 64 << 20;
 pub const MAX_DIRECTORY: usize = 4 << 20;
+/// As many key slots as a number of 16 bits counts.
+const MAX_SLOTS: usize = u16::MAX as usize;
+/// The fixed parts around slots, directories and chunks, and the slot that a builder makes (an age file of about 200 bytes).
+const OVERHEAD: usize = 4096;
 /// As many chunks as a directory holds.
 const MAX_CHUNKS: usize = (MAX_DIRECTORY - 4 - seal::TAG_LENGTH) / RECORD;
 
@@ -50,6 +56,16 @@ pub enum Wrap {
     Age,
     /// AES-256-GCM under a key derived from the seal secret and the first 32 bytes of the slot (a salt): meta packs.
     Seal,
+}
+
+impl Wrap {
+    /// The only way that a pack of this kind wraps its data keys.
+    pub fn of(kind: ChunkKind) -> Self {
+        match kind {
+            ChunkKind::Meta => Self::Seal,
+            ChunkKind::Row | ChunkKind::Payload => Self::Age,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +133,7 @@ pub fn decode_entries(bytes: &[u8]) -> Result<Vec<Entry>, RepositoryError> {
     let malformed = |message: &str| RepositoryError::malformed("pack directory", message);
     let (count, records) = bytes.split_at_checked(4).ok_or_else(|| malformed("it is empty"))?;
     let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-    if records.len() != word(count) as usize * RECORD {
+    if records.len() as u64 != u64::from(word(count)) * RECORD as u64 {
         return Err(malformed("its length does not fit its count"));
     }
     records
@@ -125,6 +141,9 @@ pub fn decode_entries(bytes: &[u8]) -> Result<Vec<Entry>, RepositoryError> {
         .map(|r| {
             let mut id = [0; 32];
             id.copy_from_slice(&r[..32]);
+            if r[35] != 0 {
+                return Err(malformed("a reserved byte is not zero: a newer program wrote it"));
+            }
             Ok(Entry {
                 id: ChunkId(id),
                 slot: u16::from_le_bytes([r[32], r[33]]),
@@ -136,6 +155,31 @@ pub fn decode_entries(bytes: &[u8]) -> Result<Vec<Entry>, RepositoryError> {
             })
         })
         .collect()
+}
+
+/// Refuses what no writer of format 1 makes, before anybody allocates or fetches by it: entries that reach outside the
+/// `data_length` bytes of sealed chunks, chunks over the cap, slots that are not there or are wrapped for another class.
+pub fn check(kind: ChunkKind, slots: &[Slot], entries: &[Entry], data_length: u64) -> Result<(), RepositoryError> {
+    let malformed = |message: &str| Err(RepositoryError::malformed("pack directory", message));
+    if slots.len() > MAX_SLOTS || slots.iter().any(|slot| slot.wrapped.len() > usize::from(u16::MAX)) {
+        return malformed("it has more or larger key slots than a pack holds");
+    }
+    if slots.iter().any(|slot| slot.wrap != Wrap::of(kind)) {
+        return malformed("a key slot is wrapped for another class of chunks");
+    }
+    for entry in entries {
+        if entry.raw_length as usize > MAX_CHUNK {
+            return malformed("a chunk is larger than format 1 allows");
+        }
+        if !(seal::TAG_LENGTH..=MAX_CHUNK + seal::TAG_LENGTH).contains(&(entry.stored_length as usize)) {
+            return malformed("a sealed chunk has a length that no chunk can have");
+        }
+        let end = u64::from(entry.offset) + u64::from(entry.stored_length);
+        if end > data_length || usize::from(entry.slot) >= slots.len() {
+            return malformed("it points outside the pack");
+        }
+    }
+    Ok(())
 }
 
 /// What an index fragment, and the head of a pack, say of it.
@@ -208,13 +252,17 @@ impl PackBuilder {
 
     /// Would a chunk of `stored` bytes still fit?
     pub fn has_room(&self, stored: usize) -> bool {
-        self.entries.len() < MAX_CHUNKS && self.data.len() + stored + 2 * MAX_DIRECTORY + HEADER < MAX_PACK
+        self.entries.len() < MAX_CHUNKS && self.data.len() + stored + 2 * MAX_DIRECTORY + OVERHEAD < MAX_PACK
     }
 
     pub fn add(&mut self, chunk: Compressed) -> Result<(), RepositoryError> {
         let Compressed { id, codec, raw_length, mut bytes } = chunk;
         let ordinal = self.entries.len() as u32;
-        SealedAs { kind: self.kind, id, raw_length, codec, ordinal }.seal(&self.repository, &self.sealer, &mut bytes)?;
+        SealedAs { kind: self.kind, id, raw_length, codec, ordinal }.seal(
+            &self.repository,
+            &self.sealer,
+            &mut bytes,
+        )?;
         let (offset, stored_length) = (self.data.len() as u32, bytes.len() as u32);
         self.entries.push(Entry { id, slot: 0, codec, ordinal, offset, stored_length, raw_length });
         self.data.extend_from_slice(&bytes);
@@ -226,8 +274,7 @@ impl PackBuilder {
         let head = Head { kind: self.kind, repository: self.repository, epoch: self.epoch, salt: seal::random_salt()? };
         let (bytes, data_start) = assemble(&head, secrets, &slots, &self.entries, &self.data)?;
         let id = PackId::of(&bytes);
-        let info =
-            PackInfo { id, kind: self.kind, size: bytes.len() as u32, data_start, slots, entries: self.entries };
+        let info = PackInfo { id, kind: self.kind, size: bytes.len() as u32, data_start, slots, entries: self.entries };
         Ok(FinishedPack { info, bytes: bytes.into(), data_key: self.data_key })
     }
 }
@@ -256,7 +303,7 @@ fn assemble(
     let directory_length = directory.len() + seal::TAG_LENGTH;
     let slot_length: usize = slots.iter().map(|slot| 8 + slot.wrapped.len()).sum();
     let size = HEADER + slot_length + 2 * directory_length + data.len() + 12;
-    if size > MAX_PACK || directory_length > MAX_DIRECTORY {
+    if size > MAX_PACK || directory_length > MAX_DIRECTORY || slots.len() > MAX_SLOTS {
         return Err(RepositoryError::TooLarge { what: "pack", size, limit: MAX_PACK });
     }
     let mut bytes = Vec::with_capacity(size);
@@ -299,6 +346,9 @@ pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryErro
     if &header[..8] != MAGIC {
         return Err(malformed("it does not start as a pack of format 1"));
     }
+    if header[9] != 0 || header[36..40] != [0; 4] {
+        return Err(malformed("reserved bytes are not zero: a newer program wrote it"));
+    }
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let kind = ChunkKind::from_code(header[8]).ok_or_else(|| malformed("unknown kind"))?;
     let (slot_count, directory_length) = (u16::from_le_bytes([header[10], header[11]]), word(12) as usize);
@@ -322,8 +372,8 @@ pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryErro
     for _ in 0..slot_count {
         let fixed = take(8)?;
         let wrap = match fixed[4] {
-            1 => Wrap::Age,
-            2 => Wrap::Seal,
+            1 if fixed[5] == 0 => Wrap::Age,
+            2 if fixed[5] == 0 => Wrap::Seal,
             _ => return Err(malformed("unknown way of wrapping a data key")),
         };
         let epoch = Epoch(u32::from_le_bytes([fixed[0], fixed[1], fixed[2], fixed[3]]));
@@ -336,13 +386,19 @@ pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryErro
     let entries = decode_entries(&head.directory_key(secrets)?.open(0, before, sealed)?)?;
     let data_end = bytes.len().checked_sub(directory_length + 12).filter(|end| *end >= data_start);
     let data_length = data_end.ok_or_else(|| malformed("it was cut short"))? - data_start;
-    for entry in &entries {
-        let end = u64::from(entry.offset) + u64::from(entry.stored_length);
-        if end > data_length as u64 || usize::from(entry.slot) >= slots.len() {
-            return Err(malformed("its directory points outside it"));
-        }
+    let tail = [sealed, &(directory_length as u32).to_le_bytes(), TAIL].concat();
+    if !bytes.ends_with(&tail) {
+        return Err(malformed("its end is not that of a pack, or its two directories differ"));
     }
-    Ok(PackInfo { id: PackId::of(bytes), kind, size: bytes.len() as u32, data_start: data_start as u32, slots, entries })
+    check(kind, &slots, &entries, data_length as u64)?;
+    Ok(PackInfo {
+        id: PackId::of(bytes),
+        kind,
+        size: bytes.len() as u32,
+        data_start: data_start as u32,
+        slots,
+        entries,
+    })
 }
 
 /// Copies sealed chunks as they are, with their key slots, into one new pack: nothing is opened, so a pruner without
@@ -352,22 +408,23 @@ pub fn copy_sealed(
     epoch: Epoch,
     sources: &[(&PackInfo, &[u8], &[ChunkId])],
 ) -> Result<(PackInfo, Bytes), RepositoryError> {
-    let kind = sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
+    let kind =
+        sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
     let (mut slots, mut entries, mut data) = (Vec::<Slot>::new(), Vec::new(), Vec::new());
+    let outside = || RepositoryError::malformed("pack", "its directory points outside it");
     for (info, bytes, wanted) in sources {
         if info.kind != kind {
             return Err(RepositoryError::malformed("pack", "sources of several kinds"));
         }
+        let wanted: HashSet<&ChunkId> = wanted.iter().collect();
         for entry in info.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
-            let slot = &info.slots[usize::from(entry.slot)];
+            let slot = info.slots.get(usize::from(entry.slot)).ok_or_else(outside)?;
             let position = slots.iter().position(|s| s == slot).unwrap_or_else(|| {
                 slots.push(slot.clone());
                 slots.len() - 1
             });
-            let start = (info.data_start + entry.offset) as usize;
-            let sealed = bytes
-                .get(start..start + entry.stored_length as usize)
-                .ok_or_else(|| RepositoryError::malformed("pack", "it was cut short"))?;
+            let start = info.data_start as usize + entry.offset as usize;
+            let sealed = bytes.get(start..start + entry.stored_length as usize).ok_or_else(outside)?;
             entries.push(Entry { slot: position as u16, offset: data.len() as u32, ..*entry });
             data.extend_from_slice(sealed);
         }

@@ -1,7 +1,7 @@
 //! Fetching chunks: the index says where they lie, neighbours are fetched with one range request, each chunk is opened,
 //! decompressed and its id computed again before anybody sees it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -30,8 +30,11 @@ pub struct ChunkReader {
     storage: Arc<dyn Storage>,
     secrets: Arc<Secrets>,
     index: Arc<Index>,
-    keys: Arc<Mutex<HashMap<(PackId, u16), Arc<OpenSlot>>>>,
+    keys: Arc<Mutex<OpenSlots>>,
 }
+
+/// Data keys that were opened, by pack and slot.
+type OpenSlots = HashMap<(PackId, u16), Arc<OpenSlot>>;
 
 struct OpenSlot {
     sealer: Sealer,
@@ -47,9 +50,18 @@ struct Piece {
 }
 
 impl ChunkReader {
-    /// Loads the given index fragments, or all of them.
+    /// Loads the given index fragments, or all of them. The given ones are hints: when one is gone (later ones took its
+    /// place) or does not open, all are loaded.
     pub async fn open(repository: &Repository, fragments: Option<&[ObjectId]>) -> Result<Self, RepositoryError> {
-        let index = load_index(&*repository.storage, &repository.secrets, fragments).await?;
+        let (storage, secrets) = (&*repository.storage, &*repository.secrets);
+        let hinted = match fragments {
+            Some(ids) => load_index(storage, secrets, Some(ids)).await.ok(),
+            None => None,
+        };
+        let index = match hinted {
+            Some(index) => index,
+            None => load_index(storage, secrets, None).await?,
+        };
         Ok(Self {
             storage: repository.storage.clone(),
             secrets: repository.secrets.clone(),
@@ -188,17 +200,25 @@ pub async fn load_index(
         Some(ids) => ids.iter().map(fragment_name).collect::<Result<_, _>>()?,
         None => storage.list("index/").map_ok(|meta| meta.name).try_collect().await?,
     };
-    let mut index = Index::default();
+    let mut read = Vec::with_capacity(names.len());
     let mut loaded = stream::iter(names.into_iter().map(|name| async move {
         let bytes = storage.get(&name).await?;
         Ok::<_, RepositoryError>((name, bytes))
     }))
     .buffered(CONCURRENCY);
     while let Some((name, bytes)) = loaded.try_next().await? {
-        check_name(&name, &bytes)?;
-        let fragment = envelope::read::<Fragment>(ObjectKind::Index, secrets, &name, &bytes)?;
+        let id = check_name(&name, &bytes)?;
+        read.push((id, envelope::read::<Fragment>(ObjectKind::Index, secrets, &name, &bytes)?));
+    }
+    let superseded: HashSet<ObjectId> = read.iter().flat_map(|(_, f)| f.body.supersedes.iter().copied()).collect();
+    let mut index = Index::default();
+    for (id, fragment) in read.into_iter().filter(|(id, _)| !superseded.contains(id)) {
+        if fragment.body.version != 1 {
+            let (format, operation) = (fragment.body.version, "read the index");
+            return Err(RepositoryError::Unsupported { format, feature: String::new(), operation });
+        }
         for pack in &fragment.body.packs {
-            index.add(pack.info()?, fragment.signer);
+            index.add(pack.info()?, fragment.signer, id);
         }
     }
     Ok(index)

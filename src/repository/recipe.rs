@@ -72,12 +72,12 @@ impl Recipe {
     }
 
     /// Follows the recipe. `chunk` gives the plaintext of a chunk by its ordinal.
-    pub fn assemble<'a>(
-        &self,
-        mut chunk: impl FnMut(u32) -> Option<&'a [u8]>,
-    ) -> Result<Vec<u8>, RepositoryError> {
+    pub fn assemble<'a>(&self, mut chunk: impl FnMut(u32) -> Option<&'a [u8]>) -> Result<Vec<u8>, RepositoryError> {
         let malformed = |message: &str| RepositoryError::malformed("recipe", message);
-        let mut value = Vec::with_capacity(self.length.min(MAX_VALUE) as usize);
+        if self.length > MAX_VALUE || self.operations.iter().map(Operation::produces).sum::<u64>() != self.length {
+            return Err(malformed("the length does not come out"));
+        }
+        let mut value = Vec::with_capacity(self.length as usize);
         for op in &self.operations {
             let plain = chunk(op.chunk).ok_or_else(|| malformed("it names a chunk that is not in the list"))?;
             let (start, end) = (op.offset as usize, op.offset as usize + op.length as usize);
@@ -94,14 +94,8 @@ impl Recipe {
 impl Operation {
     /// Bytes that the operation adds to the value.
     pub fn produces(&self) -> u64 {
-        let length = u64::from(self.length);
-        let Some(form) = self.base64 else { return length };
-        let characters = length.div_ceil(3) * 4;
-        let line_ends = match u64::from(form.line_length) {
-            0 => 0,
-            line => characters.saturating_sub(1) / line,
-        } + u64::from(form.final_line_ending);
-        characters + line_ends * form.line_ending.bytes().len() as u64
+        let Some(form) = self.base64 else { return u64::from(self.length) };
+        form.encoded_len(self.length as usize) as u64
     }
 }
 

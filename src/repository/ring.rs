@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::cbor;
+use super::config::Config;
 use super::error::RepositoryError;
 use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId, SignerId};
 use super::seal::{self, Secret, SecretText, Signer};
@@ -86,17 +86,19 @@ impl Ring {
         Ok((name, sealed))
     }
 
-    /// Opens a ring. The signer must be among those that the repository's configuration names.
+    /// Opens a ring. Its signer must be one that the configuration names for the ring's epoch, and what it says of
+    /// itself must agree with its name and the repository: the storage could have renamed it, or taken it from elsewhere.
     pub fn read<'a>(
         name: &ObjectName,
         bytes: &[u8],
         identities: impl Iterator<Item = &'a dyn age::Identity>,
-        signers: &[SignerId],
+        config: &Config,
+        fingerprint: Fingerprint,
     ) -> Result<Self, RepositoryError> {
         let damaged = |message: &str| RepositoryError::Damaged { name: name.clone(), message: message.to_owned() };
-        if ring_place(name).is_none_or(|(_, _, hash)| hash != ObjectId::of(bytes)) {
-            return Err(damaged("its bytes do not have the hash that its name says"));
-        }
+        let (epoch, number, _) = ring_place(name)
+            .filter(|(.., hash)| *hash == ObjectId::of(bytes))
+            .ok_or_else(|| damaged("its bytes do not have the hash that its name says"))?;
         let plain = open_age(bytes, identities)?;
         if plain.len() < 104 || &plain[..8] != MAGIC {
             return Err(damaged("this is not a key ring of format 1"));
@@ -104,10 +106,17 @@ impl Ring {
         let signer = SignerId::from_slice(&plain[8..40]).ok_or_else(|| damaged("it has no signer"))?;
         seal::verify(&signer, &[SIGN, &plain[104..]].concat(), &plain[40..104])
             .map_err(|_| damaged("its signature does not fit"))?;
-        if !signers.contains(&signer) {
+        if !config.signers.iter().any(|known| known.key == signer && known.epoch == epoch) {
             return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
         }
-        Ok(cbor::decode("key ring", &plain[104..])?)
+        let ring: Self = cbor::decode("key ring", &plain[104..])?;
+        if ring.repository != config.repository || ring.fingerprint != fingerprint {
+            return Err(damaged("it is the key ring of another repository"));
+        }
+        if (ring.epoch, ring.number) != (epoch, number) {
+            return Err(damaged("it does not lie under its own name"));
+        }
+        Ok(ring)
     }
 
     /// All secrets in it.
@@ -163,8 +172,12 @@ pub fn load_identities(path: &Path) -> Result<Vec<Box<dyn age::Identity + Send +
         let identity = age::ssh::Identity::from_buffer(text.as_bytes(), None).map_err(|e| fail(e.to_string()))?;
         return match identity {
             age::ssh::Identity::Unencrypted(_) => Ok(vec![Box::new(identity)]),
-            age::ssh::Identity::Encrypted(_) => Err(fail("the SSH key has a passphrase: decrypt it first, or use an age identity".into())),
-            age::ssh::Identity::Unsupported(_) => Err(fail("this kind of SSH key cannot decrypt: use ed25519 or RSA".into())),
+            age::ssh::Identity::Encrypted(_) => {
+                Err(fail("the SSH key has a passphrase: decrypt it first, or use an age identity".into()))
+            }
+            age::ssh::Identity::Unsupported(_) => {
+                Err(fail("this kind of SSH key cannot decrypt: use ed25519 or RSA".into()))
+            }
         };
     }
     let mut identities: Vec<Box<dyn age::Identity + Send + Sync>> = Vec::new();
@@ -175,7 +188,21 @@ pub fn load_identities(path: &Path) -> Result<Vec<Box<dyn age::Identity + Send +
     if identities.is_empty() { Err(fail("it holds no identity (AGE-SECRET-KEY-1…)".into())) } else { Ok(identities) }
 }
 
-/// The hash of a ring in hexadecimal, short, for people.
-pub fn short(id: &ObjectId) -> String {
-    HEXLOWER.encode(&id.0[..6])
+/// Makes an age identity, writes it with mode 0600 to a new file, and gives its recipient.
+pub fn generate_identity(path: &Path) -> Result<String, RepositoryError> {
+    use age::secrecy::ExposeSecret;
+    use std::io::Write;
+    let fail = |message: String| RepositoryError::Identity { path: path.to_owned(), message };
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // NamedTempFile is created with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
+    writeln!(file, "# Restante reader identity. Whoever has it can read all mail in its repositories.")
+        .and_then(|()| writeln!(file, "# public key: {recipient}"))
+        .and_then(|()| writeln!(file, "{}", identity.to_string().expose_secret()))
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(|e| fail(e.to_string()))?;
+    file.persist_noclobber(path).map_err(|e| fail(e.error.to_string()))?;
+    Ok(recipient)
 }

@@ -50,11 +50,23 @@ impl<'a> RowReader<'a> {
         Self { cursor: Cursor::new("row chunk", chunk), columns, next_value: first_value }
     }
 
-    /// Fills `fields` with the next row; `false` at the end.
+    pub fn is_at_end(&self) -> bool {
+        self.cursor.is_empty()
+    }
+
+    /// The ordinal that the next large value will have.
+    pub fn next_value(&self) -> u32 {
+        self.next_value
+    }
+
+    /// Fills `fields` with the next row; `false` at the end. A table without columns has nothing to read here.
     pub fn next(&mut self, fields: &mut Vec<Field<'a>>) -> Result<bool, RepositoryError> {
         fields.clear();
         if self.cursor.is_empty() {
             return Ok(false);
+        }
+        if self.columns == 0 {
+            return Err(self.cursor.error("it has bytes, but its table has no columns"));
         }
         for _ in 0..self.columns {
             fields.push(match self.cursor.varint()? {

@@ -103,9 +103,7 @@ impl Sealer {
 
     /// Turns `bytes` into ciphertext followed by the tag.
     pub fn seal(&self, counter: u32, associated: &[u8], bytes: &mut Vec<u8>) -> Result<(), CryptoError> {
-        self.0
-            .seal_in_place_append_tag(nonce(counter), Aad::from(associated), bytes)
-            .map_err(|_| CryptoError::TooLarge)
+        self.0.seal_in_place_append_tag(nonce(counter), Aad::from(associated), bytes).map_err(|_| CryptoError::TooLarge)
     }
 
     /// The plaintext of `bytes` (ciphertext and tag).

@@ -64,8 +64,10 @@ impl Secrets {
     pub fn unwrap_data_key(&self, epoch: Epoch, wrapped: &[u8]) -> Result<Secret, RepositoryError> {
         let identity = self.epoch(epoch)?.identity.as_ref().ok_or(RepositoryError::ReaderNeeded)?;
         let plain = open_age(wrapped, std::iter::once(identity as &dyn age::Identity))?;
-        let bytes: [u8; 32] =
-            plain.as_slice().try_into().map_err(|_| RepositoryError::KeyObject("a data key does not have 32 bytes".into()))?;
+        let bytes: [u8; 32] = plain
+            .as_slice()
+            .try_into()
+            .map_err(|_| RepositoryError::KeyObject("a data key does not have 32 bytes".into()))?;
         Ok(Secret::new(bytes))
     }
 }
@@ -89,7 +91,8 @@ pub fn open_age<'a>(
     sealed: &[u8],
     identities: impl Iterator<Item = &'a dyn age::Identity>,
 ) -> Result<Zeroizing<Vec<u8>>, RepositoryError> {
-    let decryptor = age::Decryptor::new(sealed).map_err(|e| RepositoryError::KeyObject(format!("not an age file: {e}")))?;
+    let decryptor =
+        age::Decryptor::new(sealed).map_err(|e| RepositoryError::KeyObject(format!("not an age file: {e}")))?;
     let mut reader = decryptor.decrypt(identities).map_err(|e| match e {
         age::DecryptError::NoMatchingKeys => RepositoryError::WrongIdentity,
         other => RepositoryError::KeyObject(format!("age cannot decrypt: {other}")),
@@ -202,7 +205,12 @@ impl WriterKey {
             previous: self
                 .previous
                 .iter()
-                .map(|p| PreviousFile { epoch: p.epoch, id_secret: hex(&p.id), seal_secret: hex(&p.seal), signer: p.signer })
+                .map(|p| PreviousFile {
+                    epoch: p.epoch,
+                    id_secret: hex(&p.id),
+                    seal_secret: hex(&p.seal),
+                    signer: p.signer,
+                })
                 .collect(),
         };
         let text = toml::to_string(&file).unwrap_or_default();
@@ -224,7 +232,9 @@ impl WriterKey {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // NamedTempFile is created with mode 0600.
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
-        file.write_all(self.to_toml().as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(|e| fail(e.to_string()))?;
+        file.write_all(self.to_toml().as_bytes())
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(|e| fail(e.to_string()))?;
         if replace {
             file.persist(path).map_err(|e| fail(e.error.to_string()))?;
         } else {
@@ -243,7 +253,10 @@ impl WriterKey {
         let mut epochs = BTreeMap::new();
         for p in &self.previous {
             let seal = p.seal.clone();
-            epochs.insert(p.epoch, EpochSecrets { seal, id: Some(p.id.clone()), identity: None, signers: vec![p.signer] });
+            epochs.insert(
+                p.epoch,
+                EpochSecrets { seal, id: Some(p.id.clone()), identity: None, signers: vec![p.signer] },
+            );
         }
         let (seal, id) = (self.seal.clone(), Some(self.id.clone()));
         epochs.insert(self.epoch, EpochSecrets { seal, id, identity: None, signers: vec![signer] });

@@ -125,7 +125,9 @@ pub fn decode_row_map(bytes: &[u8]) -> Result<Vec<MapRow>, RepositoryError> {
     let (blocks, offsets) = (cursor.take(count * 4)?, cursor.take(count * 2)?);
     let (xmins, digests) = (cursor.take(count * 4)?, cursor.take(count * 16)?);
     cursor.finish()?;
-    let word = |bytes: &[u8], i: usize| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+    let word = |bytes: &[u8], i: usize| {
+        u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+    };
     Ok((0..count)
         .map(|i| {
             let mut digest = [0; 16];

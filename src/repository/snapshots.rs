@@ -12,9 +12,9 @@ use super::cbor;
 use super::envelope::{self, ObjectKind};
 use super::error::RepositoryError;
 use super::id::{ChunkId, ObjectId, SignerId};
-use super::manifest::{Certificate, Manifest, Table};
+use super::manifest::{Certificate, Manifest, Table, manifest_name};
 use super::reader::{ChunkReader, check_name};
-use super::rows::{Field, RowHasher, RowReader};
+use super::rows::{Field, RowHasher, RowReader, ValueHash};
 use super::segment::{self, Descriptor, Increment, MapRow, MapValue, Page, SegmentEntry};
 use super::writer::certificate_name;
 use super::zone::Zone;
@@ -56,12 +56,19 @@ async fn load(repository: &Repository, name: &ObjectName) -> Result<Snapshot, Re
     let id = check_name(name, &bytes)?;
     let opened = envelope::read::<Manifest>(ObjectKind::Manifest, &repository.secrets, name, &bytes)?;
     opened.body.check_readable()?;
+    let misfit = |message: &str| RepositoryError::Damaged { name: name.clone(), message: message.to_owned() };
+    if opened.body.repository != repository.config.repository || opened.body.epoch != opened.epoch {
+        return Err(misfit("it was written for another repository or epoch"));
+    }
+    // The time in the name is nobody's word; and under a second name the same snapshot would be there twice.
+    if *name != manifest_name(opened.body.taken, &id)? {
+        return Err(misfit("it does not lie under its own name"));
+    }
     let certificate = match repository.storage.get(&certificate_name(&id)?).await {
         Err(StorageError::NotFound { .. }) => None,
         other => {
             let name = certificate_name(&id)?;
-            let opened =
-                envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &other?)?;
+            let opened = envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &other?)?;
             if opened.body.snapshot != id {
                 let message = "it certifies another snapshot".to_owned();
                 return Err(RepositoryError::Damaged { name, message });
@@ -128,10 +135,13 @@ impl SnapshotReader {
     /// The segments of a table, in order.
     pub async fn segments(&self, table: &Table) -> Result<Vec<SegmentEntry>, RepositoryError> {
         let pages = self.chunks.fetch_all(&table.pages).await?;
-        let mut segments = Vec::with_capacity(table.segments as usize);
+        let mut segments = Vec::new();
         for id in &table.pages {
             let page: Page = cbor::decode("page", pages.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?;
             segments.extend(page.segments);
+        }
+        if segments.len() as u64 != table.segments {
+            return Err(RepositoryError::malformed("page", "the pages do not have as many segments as the table"));
         }
         Ok(segments)
     }
@@ -155,7 +165,7 @@ impl SnapshotReader {
         let row_ids: Vec<ChunkId> = increment.row_chunks.iter().map(|chunk| chunk.id).collect();
         let chunks = self.chunks.fetch_all(&row_ids).await?;
         let maps = self.chunks.fetch_all(&increment.row_map).await?;
-        let mut map = Vec::with_capacity(increment.rows as usize);
+        let mut map = Vec::new();
         for id in &increment.row_map {
             map.extend(segment::decode_row_map(maps.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
         }
@@ -190,7 +200,7 @@ impl SnapshotReader {
         &self,
         increment: &Increment,
         wanted: &[&MapValue],
-    ) -> Result<Vec<Bytes>, RepositoryError> {
+    ) -> Result<Vec<CheckedValue>, RepositoryError> {
         let ordinals: HashSet<u32> =
             wanted.iter().flat_map(|value| value.recipe.operations.iter().map(|op| op.chunk)).collect();
         let mut ids = HashMap::with_capacity(ordinals.len());
@@ -206,8 +216,9 @@ impl SnapshotReader {
             .iter()
             .map(|value| {
                 let bytes = value.recipe.assemble(|ordinal| chunks.get(ids.get(&ordinal)?).map(|b| b.as_ref()))?;
-                if hasher.value(&bytes)[..16] == value.hash.0 {
-                    Ok(Bytes::from(bytes))
+                let hash = hasher.value(&bytes);
+                if hash[..16] == value.hash.0 {
+                    Ok(CheckedValue { bytes: bytes.into(), hash })
                 } else {
                     Err(RepositoryError::malformed("value", "its bytes do not have the hash that was recorded"))
                 }
@@ -220,15 +231,30 @@ impl SnapshotReader {
     }
 }
 
+/// A large value whose bytes have the keyed hash that was recorded.
+pub struct CheckedValue {
+    pub bytes: Bytes,
+    pub hash: ValueHash,
+}
+
 /// The rows of an increment, in the order of their place.
 pub struct IncrementRows {
     pub increment: Increment,
-    columns: usize,
+    pub(super) columns: usize,
     pub map: Vec<MapRow>,
-    chunks: Vec<Bytes>,
+    pub(super) chunks: Vec<Bytes>,
 }
 
 impl IncrementRows {
+    /// An inline field without copying it: it lies in one of the row chunks.
+    pub(super) fn share(&self, field: &[u8]) -> Bytes {
+        let within = |chunk: &&Bytes| chunk.as_ptr_range().contains(&field.as_ptr());
+        match self.chunks.iter().find(within) {
+            Some(chunk) if !field.is_empty() => chunk.slice_ref(field),
+            _ => Bytes::copy_from_slice(field),
+        }
+    }
+
     /// Calls `row` with each live row: its ordinal in the increment, its map entry and its fields.
     pub fn for_each<E: From<RepositoryError>>(
         &self,
@@ -236,23 +262,33 @@ impl IncrementRows {
     ) -> Result<(), E> {
         let (mut ordinal, mut first_value) = (0u32, 0u32);
         for (chunk, bytes) in self.increment.row_chunks.iter().zip(&self.chunks) {
+            let malformed = |message: &str| RepositoryError::malformed("row chunk", message);
             let mut reader = RowReader::new(bytes, self.columns, first_value);
             let mut fields = Vec::with_capacity(self.columns);
-            let end = ordinal + chunk.rows;
-            while reader.next(&mut fields)? {
-                let map = self.map.get(ordinal as usize).filter(|_| ordinal < end).ok_or_else(|| {
-                    RepositoryError::malformed("row chunk", "it has more rows than its descriptor says")
-                })?;
+            // Counted, not read until the end: rows of a table without columns have no bytes.
+            for _ in 0..chunk.rows {
+                let map =
+                    self.map.get(ordinal as usize).ok_or_else(|| malformed("it has more rows than the row map"))?;
+                if self.columns > 0 && !reader.next(&mut fields)? {
+                    return Err(malformed("it has fewer rows than its descriptor says").into());
+                }
                 if !self.increment.is_dead(ordinal) {
                     row(ordinal, map, &fields)?;
                 }
                 ordinal += 1;
             }
-            if ordinal != end {
-                return Err(RepositoryError::malformed("row chunk", "it has fewer rows than its descriptor says").into());
+            if !reader.is_at_end() {
+                return Err(malformed("it has more rows than its descriptor says").into());
             }
-            first_value += chunk.values;
+            first_value = first_value.checked_add(chunk.values).ok_or_else(|| malformed("too many values"))?;
+            if reader.next_value() != first_value {
+                return Err(malformed("it does not have as many large values as its descriptor says").into());
+            }
         }
-        Ok(())
+        if ordinal as usize == self.map.len() {
+            Ok(())
+        } else {
+            Err(RepositoryError::malformed("row chunk", "the row map has more rows than the row chunks").into())
+        }
     }
 }

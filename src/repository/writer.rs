@@ -4,7 +4,7 @@
 //! [`ChunkSink::store`] is called from CPU threads and blocks when the storage is slower than they are: at most
 //! one pack of each kind is open, [`QUEUE`] wait, [`UPLOADS`] are on their way.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::Repository;
 use super::chunk::{self, ChunkKind};
+use super::config::Operation;
 use super::envelope::{self, Author, ObjectKind};
 use super::error::RepositoryError;
 use super::id::{ChunkId, Epoch, ObjectId, PackId};
@@ -25,7 +26,7 @@ use super::pack::{self, FinishedPack, PackBuilder, PackInfo};
 use super::reader::{fragment_name, load_index, pack_name, run_blocking};
 use super::seal::{Sealer, Secret, Signer};
 use super::secrets::Secrets;
-use crate::storage::{ObjectName, PutMode, Storage};
+use crate::storage::{ObjectName, PutMode, Storage, StorageError};
 
 /// Packs that wait for an upload.
 const QUEUE: usize = 1;
@@ -152,6 +153,7 @@ impl RepositoryWriter {
     /// `pack_target`: a pack is closed when it has so many bytes.
     pub async fn open(repository: &Repository, pack_target: usize) -> Result<Self, RepositoryError> {
         let key = repository.writer_key()?;
+        repository.config.check_features(Operation::Write)?;
         repository.check_key_objects().await?;
         let secrets = repository.secrets.clone();
         let current = secrets.epoch(key.epoch)?;
@@ -195,7 +197,10 @@ impl RepositoryWriter {
         let uploaded = self.uploader.await.map_err(|_| RepositoryError::Interrupted)??;
         closed?;
         let hits = std::mem::take(&mut lock(&self.sink.0.seen).hits);
-        Ok(Stored { storage: self.storage, sink: self.sink, hits, fragments: uploaded.fragments, added: uploaded.added })
+        let mut fragments = uploaded.fragments;
+        let reused: BTreeSet<ObjectId> = hits.iter().filter_map(|pack| self.sink.0.index.fragment(pack)).collect();
+        fragments.extend(reused);
+        Ok(Stored { storage: self.storage, sink: self.sink, hits, fragments, added: uploaded.added })
     }
 
     /// The error that stopped the uploads, if the sink said [`RepositoryError::Interrupted`].
@@ -242,7 +247,11 @@ async fn put_and_read_back(
 ) -> Result<PackInfo, RepositoryError> {
     let name = pack_name(&finished.info.id)?;
     let FinishedPack { info, bytes, data_key } = finished;
-    storage.put(&name, bytes, PutMode::Create, None).await?;
+    match storage.put(&name, bytes, PutMode::Create, None).await {
+        // An upload whose answer was lost has been tried again; what lies there is compared below.
+        Err(StorageError::AlreadyExists { .. }) => {}
+        other => other?,
+    }
     let stored = storage.get(&name).await?;
     run_blocking(move || {
         check_pack(&sink.0.secrets, &name, &info, &data_key, &stored)?;
@@ -271,7 +280,7 @@ fn check_pack(
     for entry in &parsed.entries {
         let slot = &parsed.slots[usize::from(entry.slot)];
         let id_key = secrets.epoch(slot.epoch)?.chunk_id_key(info.kind).ok_or(RepositoryError::WriterNeeded)?;
-        let start = (info.data_start + entry.offset) as usize;
+        let start = info.data_start as usize + entry.offset as usize;
         let sealed = stored.get(start..start + entry.stored_length as usize).unwrap_or_default();
         entry.sealed_as(info.kind).open(&secrets.repository, &sealer, &id_key, sealed)?;
     }
@@ -292,11 +301,17 @@ async fn write_fragment(
     Ok(id)
 }
 
-/// Puts a small object and insists on fetching the same bytes back.
-async fn put_checked(storage: &dyn Storage, name: &ObjectName, bytes: Bytes) -> Result<(), RepositoryError> {
-    storage.put(name, bytes.clone(), PutMode::Create, None).await?;
+/// Puts an object and insists on fetching the same bytes back. That it is there already is no error if it is the same:
+/// an upload whose answer was lost has been tried again.
+pub(super) async fn put_checked(storage: &dyn Storage, name: &ObjectName, bytes: Bytes) -> Result<(), RepositoryError> {
+    let refused = match storage.put(name, bytes.clone(), PutMode::Create, None).await {
+        Err(e @ StorageError::AlreadyExists { .. }) => Some(e),
+        other => other.map(|()| None)?,
+    };
     if storage.get(name).await? == bytes {
         Ok(())
+    } else if let Some(refused) = refused {
+        Err(refused.into())
     } else {
         let message = "what was fetched back is not what was put".to_owned();
         Err(RepositoryError::Damaged { name: name.clone(), message })
@@ -308,17 +323,12 @@ pub struct Stored {
     storage: Arc<dyn Storage>,
     sink: ChunkSink,
     hits: HashSet<PackId>,
+    /// Fragments that name every pack of the run, new or relied on: a manifest's hints.
     pub fragments: Vec<ObjectId>,
     pub added: Added,
 }
 
 impl Stored {
-    /// Fragments that name packs of earlier snapshots cannot be told apart cheaply; a snapshot that reuses chunks therefore
-    /// hints at all of the index.
-    pub fn reuses_chunks(&self) -> bool {
-        !self.hits.is_empty()
-    }
-
     /// Writes the manifest, checks what it relies on, and certifies it.
     pub async fn commit(self, manifest: &Manifest) -> Result<(ObjectId, Certificate), RepositoryError> {
         let author = self.sink.0.author();
@@ -336,7 +346,8 @@ impl Stored {
         for pack in &self.hits {
             let name = pack_name(pack)?;
             if tombstones.contains(&pack.to_hex()) || self.storage.head(&name).await?.is_none() {
-                let message = "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
+                let message =
+                    "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
                 return Err(RepositoryError::Damaged { name, message });
             }
         }

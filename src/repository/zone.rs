@@ -17,7 +17,9 @@ const BUILDER_INTERVALS: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZoneColumn {
     /// int2, int4, int8 or oid: big endian, as wide as it is; date and timestamps likewise, their infinities apart.
-    Integer { time: bool },
+    Integer {
+        time: bool,
+    },
     Key,
 }
 
@@ -60,10 +62,14 @@ impl ColumnZone {
         }
         let (descriptor, fingerprints) = self.filter.split_at(length);
         // The library indexes without asking whether the array is long enough.
-        let word = |at: usize| u32::from_le_bytes([descriptor[at], descriptor[at + 1], descriptor[at + 2], descriptor[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([descriptor[at], descriptor[at + 1], descriptor[at + 2], descriptor[at + 3]])
+        };
         let (segment, mask, count) = (word(8), word(12), word(16));
         let fits = segment.is_power_of_two()
             && mask == segment - 1
+            && count != 0
+            && count.is_multiple_of(segment)
             && u64::from(count) + 2 * u64::from(segment) <= fingerprints.len() as u64;
         !fits || BinaryFuse8Ref::from_dma(descriptor, fingerprints).contains(&key_hash(field))
     }
@@ -117,7 +123,9 @@ impl ZoneBuilder {
                 None => self.has_nulls = true,
                 Some(value) => {
                     match self.intervals.last_mut() {
-                        Some((low, high)) if *low <= value && value <= high.saturating_add(1) => *high = value.max(*high),
+                        Some((low, high)) if *low <= value && value <= high.saturating_add(1) => {
+                            *high = value.max(*high)
+                        }
                         _ => self.intervals.push((value, value)),
                     }
                     if self.intervals.len() > BUILDER_INTERVALS {
@@ -199,6 +207,19 @@ mod tests {
             for key in keys {
                 prop_assert!(zone.may_contain_key(&key.to_le_bytes()));
             }
+        }
+
+        #[test]
+        fn a_filter_that_almost_fits_never_panics(
+            seed in any::<u64>(), bits in 0u32..5, count in 0u32..70, extra in 0usize..70, key in any::<[u8; 4]>(),
+        ) {
+            let segment = 1u32 << bits;
+            let mut filter = seed.to_le_bytes().to_vec();
+            for word in [segment, segment - 1, count] {
+                filter.extend_from_slice(&word.to_le_bytes());
+            }
+            filter.resize(filter.len() + extra, 0);
+            ColumnZone { column: 1, has_nulls: false, intervals: vec![], filter }.may_contain_key(&key);
         }
 
         #[test]

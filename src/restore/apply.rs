@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::batch::{self, Batch, Outcome, Taken};
-use super::error::RestoreError;
+use super::error::ReplayError;
 use super::plan::Plan;
 use super::raise::{self, Raised};
 use super::{journal, parents, repair, staging};
@@ -78,7 +78,7 @@ impl Apply {
         source: &dyn Source,
         profile: &Profile,
         monitor: &dyn Monitor,
-    ) -> Result<ReplayReport, RestoreError> {
+    ) -> Result<ReplayReport, ReplayError> {
         let plan = &self.plan;
         let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
         if plan.is_empty() {
@@ -121,7 +121,7 @@ impl Apply {
 }
 
 /// Derived values that no trigger keeps, and the hooks.
-async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut ReplayReport) -> Result<(), RestoreError> {
+async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut ReplayReport) -> Result<(), ReplayError> {
     let path = staging::search_path(&plan.comparison.layout);
     session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for derived in profile.derived.iter().filter(|derived| !derived.trigger) {

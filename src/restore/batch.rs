@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::error::RestoreError;
+use super::error::ReplayError;
 use super::parents::{Target, Targets};
 use super::plan::{Move, Plan};
 use super::staging::{self, NUMBER, Stage, StagedRow};
@@ -83,7 +83,7 @@ pub(super) struct Batch<'a> {
 }
 
 /// How many bytes of large values a message brings.
-pub(super) async fn weight(plan: &Plan, source: &dyn Source, one: Move) -> Result<u64, RestoreError> {
+pub(super) async fn weight(plan: &Plan, source: &dyn Source, one: Move) -> Result<u64, ReplayError> {
     let wanted = wanted(plan, &plan.comparison.leftovers[one.leftover]);
     Ok(source.lengths(&wanted).await?.iter().sum())
 }
@@ -117,7 +117,7 @@ impl<'a> Batch<'a> {
         targets: &'a Targets,
         replay: &'a str,
         moves: &[Move],
-    ) -> Result<Self, RestoreError> {
+    ) -> Result<Self, ReplayError> {
         let layout = &plan.comparison.layout;
         let mut skipped = Outcome::default();
         let mut chosen = Vec::new();
@@ -171,7 +171,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Puts the messages back; `taken` grows by the live mails that stand for lost ones.
-    pub async fn run(self, session: &Session, taken: &mut Taken) -> Result<Outcome, RestoreError> {
+    pub async fn run(self, session: &Session, taken: &mut Taken) -> Result<Outcome, ReplayError> {
         if self.items.is_empty() {
             return Ok(self.skipped);
         }
@@ -181,7 +181,7 @@ impl<'a> Batch<'a> {
         Ok(outcome)
     }
 
-    async fn attempt(&self, session: &Session, taken: &Taken) -> Result<(Outcome, Taken), RestoreError> {
+    async fn attempt(&self, session: &Session, taken: &Taken) -> Result<(Outcome, Taken), ReplayError> {
         let layout = &self.plan.comparison.layout;
         staging::settings(session, layout).await?;
         self.stage(session).await?;
@@ -215,7 +215,7 @@ impl<'a> Batch<'a> {
         Ok((outcome, newly))
     }
 
-    async fn stage(&self, session: &Session) -> Result<(), RestoreError> {
+    async fn stage(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let messages: Vec<StagedRow> = self.items.iter().map(|item| item.row.clone()).collect();
         staging::fill(session, layout, Stage::Message, &messages).await?;
@@ -232,7 +232,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    async fn lock(&self, session: &Session) -> Result<HashMap<Bytes, Locked>, RestoreError> {
+    async fn lock(&self, session: &Session) -> Result<HashMap<Bytes, Locked>, ReplayError> {
         let keys: BTreeSet<&str> = self.items.iter().map(|item| &*item.target.key_text).collect();
         lock_mailboxes(session, &self.plan.comparison.layout, keys).await
     }
@@ -243,7 +243,7 @@ impl<'a> Batch<'a> {
         session: &Session,
         open: &[usize],
         taken: &Taken,
-    ) -> Result<(HashSet<usize>, Taken), RestoreError> {
+    ) -> Result<(HashSet<usize>, Taken), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let mut by_mailbox: BTreeMap<&Bytes, Vec<usize>> = BTreeMap::new();
         for at in open {
@@ -318,7 +318,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Writes the journal; the unique key decides who restores a message.
-    async fn claim(&self, session: &Session, open: &[usize]) -> Result<Vec<usize>, RestoreError> {
+    async fn claim(&self, session: &Session, open: &[usize]) -> Result<Vec<usize>, ReplayError> {
         let sources: Vec<&[u8]> = open.iter().map(|at| &self.items[*at].leftover.source.0[..]).collect();
         let mailboxes: Vec<&str> = open.iter().map(|at| &*self.items[*at].target.key_text).collect();
         let keys: Vec<&str> = open.iter().map(|at| &*self.items[*at].key_text).collect();
@@ -339,7 +339,7 @@ impl<'a> Batch<'a> {
         session: &Session,
         claimed: &[usize],
         locked: &HashMap<Bytes, Locked>,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let (message, mailbox) = (&layout.message, &layout.mailbox);
         let mut counts: BTreeMap<&Bytes, i64> = BTreeMap::new();
@@ -393,7 +393,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Messages, then parts, then what belongs to the messages.
-    async fn insert(&self, session: &Session) -> Result<(), RestoreError> {
+    async fn insert(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let key = message.table.ident(message.table.single_key()?);
@@ -459,7 +459,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Reads every row back, column by column; content must be equal, other columns are reported.
-    async fn read_again(&self, session: &Session, messages: usize) -> Result<BTreeMap<String, u64>, RestoreError> {
+    async fn read_again(&self, session: &Session, messages: usize) -> Result<BTreeMap<String, u64>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let mut changed = BTreeMap::new();
@@ -473,7 +473,7 @@ impl<'a> Batch<'a> {
         let found = differences(session, &message.table, &stage, &message.table.key, &expected, &body, &all, &mut changed).await?;
         if found != messages as i64 {
             let rows = messages as i64 - found;
-            return Err(RestoreError::Altered { table: message.table.label(), columns: "their keys".to_owned(), rows });
+            return Err(ReplayError::Altered { table: message.table.label(), columns: "their keys".to_owned(), rows });
         }
         let of = |child: usize, table: &Table| {
             format!("EXISTS (SELECT FROM {stage} m WHERE m.{} = s.{})", message.table.ident(message.table.key[0]), table.ident(child))
@@ -493,7 +493,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Completes the journal: the new UID, the print of the row as it is now, and the state that undoing asks for.
-    async fn record(&self, session: &Session) -> Result<(), RestoreError> {
+    async fn record(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let key = message.table.single_key()?;
@@ -544,7 +544,7 @@ pub(super) async fn lock_mailboxes(
     session: &Session,
     layout: &Layout,
     keys: BTreeSet<&str>,
-) -> Result<HashMap<Bytes, Locked>, RestoreError> {
+) -> Result<HashMap<Bytes, Locked>, ReplayError> {
     let mailbox = &layout.mailbox;
     let key = mailbox.table.single_key()?;
     let number = |at: Option<usize>| at.map_or("0::int8".to_owned(), |at| format!("coalesce(b.{}, 0)::int8", mailbox.table.ident(at)));
@@ -580,7 +580,7 @@ pub(super) async fn lock_mailboxes(
 }
 
 /// Puts in the parts that are not there. Those that are must have the very bytes.
-pub(super) async fn insert_parts(session: &Session, layout: &Layout, kind: usize, needed: &str) -> Result<(), RestoreError> {
+pub(super) async fn insert_parts(session: &Session, layout: &Layout, kind: usize, needed: &str) -> Result<(), ReplayError> {
     let part = &layout.parts[kind];
     let (stage, live) = (Stage::Part(kind).name().quoted(), part.table.quoted());
     let insert = staging::insert(&part.table, &BTreeMap::new(), &[]);
@@ -602,7 +602,7 @@ pub(super) async fn insert_parts(session: &Session, layout: &Layout, kind: usize
     );
     let failed = PostgresError::server("comparing parts");
     let differ: i64 = session.client().query_one(&sql, &[]).await.map_err(failed)?.get(0);
-    if differ == 0 { Ok(()) } else { Err(RestoreError::PartDiffers { table: part.table.label() }) }
+    if differ == 0 { Ok(()) } else { Err(ReplayError::PartDiffers { table: part.table.label() }) }
 }
 
 fn live_type(table: &Table, column: usize) -> &str {
@@ -620,7 +620,7 @@ async fn differences(
     content: &[usize],
     condition: &str,
     changed: &mut BTreeMap<String, u64>,
-) -> Result<i64, RestoreError> {
+) -> Result<i64, ReplayError> {
     let columns: Vec<usize> =
         table.all().into_iter().filter(|at| !expected.contains(at) && table.columns[*at].live.is_some()).collect();
     let differs = |at: &usize| {
@@ -647,7 +647,7 @@ async fn differences(
         }
         let column = &table.columns[*at].name;
         if content.contains(at) {
-            return Err(RestoreError::Altered { table: table.label(), columns: column.clone(), rows });
+            return Err(ReplayError::Altered { table: table.label(), columns: column.clone(), rows });
         }
         *changed.entry(format!("{}.{column}", table.label())).or_default() += rows as u64;
     }

@@ -6,7 +6,7 @@ use crate::postgres::PostgresError;
 /// No variant holds the content of a message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RestoreError {
+pub enum ReplayError {
     #[error(transparent)]
     Compare(#[from] CompareError),
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub enum RestoreError {
     Busy { what: &'static str, attempts: u32 },
 }
 
-impl RestoreError {
+impl ReplayError {
     /// Was it a lock, a deadlock or a conflict, so that the same transaction may work a little later?
     pub(super) fn is_transient(&self) -> bool {
         let state = match self {

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::error::RestoreError;
+use super::error::ReplayError;
 use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
@@ -48,7 +48,7 @@ pub fn grants(role: &str) -> String {
 }
 
 /// Makes sure that there is a journal.
-pub async fn prepare(session: &Session) -> Result<(), RestoreError> {
+pub async fn prepare(session: &Session) -> Result<(), ReplayError> {
     let failed = PostgresError::server("looking for the journal of replays");
     let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
     if session.client().query_one(&there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
@@ -61,7 +61,7 @@ pub async fn prepare(session: &Session) -> Result<(), RestoreError> {
         Ok(()) => Ok(()),
         Err(error) => {
             let _ = session.execute("giving up", "ROLLBACK").await;
-            Err(RestoreError::NoJournal { message: error.to_string() })
+            Err(ReplayError::NoJournal { message: error.to_string() })
         }
     }
 }
@@ -80,7 +80,7 @@ pub struct Replay {
 }
 
 /// All replays, oldest first.
-pub async fn replays(session: &Session) -> Result<Vec<Replay>, RestoreError> {
+pub async fn replays(session: &Session) -> Result<Vec<Replay>, ReplayError> {
     let doing = "listing the replays";
     let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
     if !session.client().query_one(&there, &[]).await.map_err(PostgresError::server(doing))?.get::<_, bool>(0) {
@@ -104,7 +104,7 @@ pub async fn replays(session: &Session) -> Result<Vec<Replay>, RestoreError> {
 }
 
 /// Begins a replay: a name by which people undo it.
-pub(super) async fn begin(session: &Session, repository: &str, snapshot: &str) -> Result<String, RestoreError> {
+pub(super) async fn begin(session: &Session, repository: &str, snapshot: &str) -> Result<String, ReplayError> {
     let sql = "INSERT INTO restante.replay (id, repository, snapshot) \
          VALUES (to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS') || '-' \
          || left(replace(gen_random_uuid()::text, '-', ''), 6), $1, $2) RETURNING id";
@@ -112,7 +112,7 @@ pub(super) async fn begin(session: &Session, repository: &str, snapshot: &str) -
     Ok(row.map_err(PostgresError::server("beginning the replay"))?.get(0))
 }
 
-pub(super) async fn end(session: &Session, replay: &str) -> Result<(), RestoreError> {
+pub(super) async fn end(session: &Session, replay: &str) -> Result<(), ReplayError> {
     let sql = "UPDATE restante.replay SET ended = clock_timestamp() WHERE id = $1";
     session.client().execute(sql, &[&replay]).await.map_err(PostgresError::server("ending the replay"))?;
     Ok(())

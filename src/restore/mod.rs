@@ -1,6 +1,10 @@
-//! Putting lost mail back into a live store: every lost message once, none twice, none that its user deleted, nothing delivered again.
+//! Repository → live store.
 //!
-//! A [`Plan`] is made from a comparison and needed to build an [`Apply`]; `undo` takes a replay back. What a replay does is
+//! A whole snapshot into an empty database ([`full`]), one table beside the live ones ([`rescue`]); both need no profile, so they
+//! work on the day of the incident whatever the store is.
+//!
+//! Lost mail back into a live store: every lost message once, none twice, none that its user deleted, nothing delivered again.
+//! A [`Plan`] is made from a comparison and needed to build an [`Apply`]; [`undo`] takes a replay back. What a replay does is
 //! recorded in a journal in the live store, row by row in the transaction that puts the row back. That journal is all that is
 //! kept: after a crash the same command is run again, it compares anew and finds what is left to do.
 //!
@@ -21,14 +25,47 @@
 pub mod apply;
 mod batch;
 mod error;
+pub mod full;
 pub mod journal;
+mod load;
 mod parents;
 pub mod plan;
 mod raise;
 mod repair;
+pub mod rescue;
 mod staging;
 pub mod undo;
 
 pub use apply::{Apply, ApplyOptions, ReplayReport};
-pub use error::RestoreError;
+pub use error::ReplayError;
 pub use plan::{Doubtful, Plan, PlanOptions, Window};
+
+use crate::postgres::PostgresError;
+use crate::repository::RepositoryError;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(
+        "the database {database} is not empty ({found} is there): a full restore goes into a new database only (`createdb`)"
+    )]
+    NotEmpty { database: String, found: String },
+    #[error("the snapshot holds no schema dump, because {reason}: restore single tables with `--table`")]
+    NoSchema { reason: String },
+    #[error("pg_restore failed on {section}: {message}")]
+    PgRestore { section: &'static str, message: String },
+    #[error("table {table} is not in the snapshot; it has: {known}")]
+    NoSuchTable { table: String, known: String },
+    #[error("{schema}.{table} exists already: name another `--schema`, or drop it")]
+    TableExists { schema: String, table: String },
+    #[error("{table}: {found} rows arrived, the snapshot has {wanted}")]
+    RowCount { table: String, found: u64, wanted: u64 },
+    #[error("the server cannot show its text in {encoding}, the encoding of the snapshot")]
+    Encoding { encoding: String },
+    #[error("interrupted; drop the half-filled database and begin again")]
+    Interrupted,
+}

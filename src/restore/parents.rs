@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::error::RestoreError;
+use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::layout::Parent;
@@ -32,7 +32,7 @@ pub(super) type Targets = HashMap<(usize, bool), Target>;
 /// What people put aside is found there.
 const ASIDE: &str = "Recovered/";
 
-pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, RestoreError> {
+pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, ReplayError> {
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
     let mut owners: HashMap<usize, Bytes> = HashMap::new();
     for (at, owner) in parents.owners.iter().enumerate() {
@@ -90,7 +90,7 @@ async fn put(
     known: &Known,
     owner: Option<&Bytes>,
     prefix: &str,
-) -> Result<Option<Target>, RestoreError> {
+) -> Result<Option<Target>, ReplayError> {
     let layout = &plan.comparison.layout;
     let table = &parent.table;
     let key = table.single_key()?;

@@ -2,11 +2,13 @@
 //!
 //! A plan is an upper bound: each batch looks again under its locks.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::compare::counters::MailboxCounter;
-use crate::compare::parents::Fate;
+use crate::compare::parents::{Fate, LiveParent};
 use crate::compare::{Class, Comparison, Leftover};
 
 /// `[from, to)` on the store's clock of saving, or of arrival where there is none.
@@ -120,7 +122,13 @@ impl Plan {
                 !filtered || mailboxes.iter().chain(&aside).any(|mailbox| parents.mailboxes[*mailbox].owner == Some(*at))
             })
             .collect();
-        let counters = comparison.counters.low(&comparison.layout.mailbox, parents);
+        let mut counters = comparison.counters.low(&comparison.layout.mailbox, parents);
+        let targets: BTreeSet<usize> = moves.iter().filter(|one| !one.aside).map(|one| one.mailbox).collect();
+        for mailbox in targets {
+            if let Fate::Alive(live) = parents.mailboxes[mailbox].fate {
+                skip_ahead(&mut counters, live, &parents.live_mailboxes[live]);
+            }
+        }
         let repair = !filtered && !options.leave_incomplete;
         Self { comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
     }
@@ -134,6 +142,20 @@ impl Plan {
             && self.comparison.counters.low_sequences().is_empty()
             && (!self.repair || self.comparison.incomplete.messages.is_empty())
     }
+}
+
+/// A mailbox that lost mail may also have lost mail that came after the snapshot, and with it its counters. Those UIDs are in no snapshot
+/// and clients have seen them, so as many are skipped as a mailbox may have got meanwhile. 2³² UIDs last for 400,000 restores.
+const SKIPPED: i64 = 10_000;
+
+fn skip_ahead(counters: &mut Vec<MailboxCounter>, live: usize, now: &LiveParent) {
+    let at = counters.iter().position(|counter| counter.live == live).unwrap_or_else(|| {
+        counters.push(MailboxCounter { live, uid: None, modseq: None, collided: None });
+        counters.len() - 1
+    });
+    let counter = &mut counters[at];
+    let ahead = |least: Option<i64>, now: Option<i64>| now.map(|now| least.unwrap_or(now).max(now) + SKIPPED);
+    (counter.uid, counter.modseq) = (ahead(counter.uid, now.uid), ahead(counter.modseq, now.modseq));
 }
 
 fn chosen(comparison: &Comparison, mailbox: usize, options: &PlanOptions) -> bool {

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::error::RestoreError;
+use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{settings, transaction};
 use crate::postgres::PostgresError;
@@ -28,7 +28,7 @@ pub struct Raised {
     pub uidvalidity: u64,
 }
 
-pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, RestoreError> {
+pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, ReplayError> {
     let mut raised = Raised::default();
     for sequence in plan.comparison.counters.low_sequences() {
         catch_up(session, &sequence.name.quoted(), sequence.least).await?;
@@ -81,19 +81,19 @@ pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, Rest
     Ok(raised)
 }
 
-async fn catch_up(session: &Session, sequence: &str, least: i64) -> Result<(), RestoreError> {
+async fn catch_up(session: &Session, sequence: &str, least: i64) -> Result<(), ReplayError> {
     let doing = "raising a sequence";
     let next = format!("SELECT max(nextval({}))::int8 FROM generate_series(1, $1::int8)", sql::literal(sequence));
     let step = |count: i64| {
         let next = &next;
         async move {
             let row = session.client().query_one(next, &[&count]).await.map_err(PostgresError::server(doing))?;
-            Ok::<i64, RestoreError>(row.get(0))
+            Ok::<i64, ReplayError>(row.get(0))
         }
     };
     let mut at = step(1).await?;
     if least - at > MOST_STEPS {
-        return Err(RestoreError::FarBehind { sequence: sequence.to_owned(), missing: least - at, least });
+        return Err(ReplayError::FarBehind { sequence: sequence.to_owned(), missing: least - at, least });
     }
     while at < least {
         at = step((least - at).min(STEPS)).await?;

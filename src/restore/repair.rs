@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 
 use super::batch::{insert_parts, lock_mailboxes, staged};
-use super::error::RestoreError;
+use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::live;
@@ -19,7 +19,7 @@ use crate::postgres::session::Session;
 const MESSAGES: usize = 50;
 
 /// Makes incomplete messages whole; how many rows were put in.
-pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) -> Result<u64, RestoreError> {
+pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) -> Result<u64, ReplayError> {
     let incomplete = &plan.comparison.incomplete;
     let mut messages: Vec<&Vec<u8>> = incomplete.messages.iter().collect();
     messages.sort_unstable();
@@ -30,7 +30,7 @@ pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) 
     Ok(rows)
 }
 
-async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Vec<u8>]) -> Result<u64, RestoreError> {
+async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Vec<u8>]) -> Result<u64, ReplayError> {
     let (layout, incomplete) = (&plan.comparison.layout, &plan.comparison.incomplete);
     let of = |rows: &[Row], column: usize| -> Vec<Row> {
         let held = |row: &&Row| row[column].bytes().is_some_and(|key| messages.binary_search_by(|one| one[..].cmp(key)).is_ok());
@@ -101,7 +101,7 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
 }
 
 /// The mailboxes of the messages that are about to be completed.
-async fn lock(session: &Session, plan: &Plan) -> Result<(), RestoreError> {
+async fn lock(session: &Session, plan: &Plan) -> Result<(), ReplayError> {
     let layout = &plan.comparison.layout;
     let message = &layout.message;
     let key = message.table.ident(message.table.single_key()?);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-use super::error::RestoreError;
+use super::error::ReplayError;
 use crate::compare::layout::{Layout, Table};
 use crate::failpoint;
 use crate::postgres::PostgresError;
@@ -61,7 +61,7 @@ impl Stage {
 }
 
 /// Makes the staging tables of this session.
-pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), RestoreError> {
+pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
     for stage in Stage::all(layout) {
         let Some(table) = stage.table(layout) else { continue };
         let columns: Vec<String> = table
@@ -86,7 +86,7 @@ pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), Re
 pub(super) type StagedRow = Vec<Option<bytes::Bytes>>;
 
 /// Sends rows; each is numbered by its place in `rows`.
-pub(super) async fn fill(session: &Session, layout: &Layout, stage: Stage, rows: &[StagedRow]) -> Result<(), RestoreError> {
+pub(super) async fn fill(session: &Session, layout: &Layout, stage: Stage, rows: &[StagedRow]) -> Result<(), ReplayError> {
     let Some(table) = stage.table(layout).filter(|_| !rows.is_empty()) else { return Ok(()) };
     let mut columns = vec![NUMBER];
     columns.extend(table.columns.iter().map(|column| &*column.name));
@@ -125,7 +125,7 @@ pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, Stri
 }
 
 /// New keys for rows of a table, by the key's own default: as bytes of the snapshot's type, and as text.
-pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> Result<Vec<(bytes::Bytes, String)>, RestoreError> {
+pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> Result<Vec<(bytes::Bytes, String)>, ReplayError> {
     let at = table.single_key()?;
     let column = &table.columns[at];
     let live = column.live.as_ref();
@@ -139,7 +139,7 @@ pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> 
         None => None,
     };
     let Some(default) = default else {
-        return Err(RestoreError::NoNewKey { table: table.label(), column: column.name.clone() });
+        return Err(ReplayError::NoNewKey { table: table.label(), column: column.name.clone() });
     };
     let select = format!(
         "SELECT k::{}, k::text FROM (SELECT {default} AS k FROM generate_series(1, {count})) q",
@@ -160,7 +160,7 @@ pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> 
 /// Locks are waited for less than the server's deadlock timeout, so that nobody's delivery is ever chosen as the victim of a
 /// deadlock with us. The search path is the store's, because its triggers may name tables without a schema, with the system's
 /// names in front and temporary ones at the end; our own statements name every schema.
-pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), RestoreError> {
+pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
     let ask = "SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::int8";
     let failed = PostgresError::server("asking for the deadlock timeout");
     let deadlock: i64 = session.client().query_one(ask, &[]).await.map_err(failed)?.get(0);
@@ -180,8 +180,8 @@ const ATTEMPTS: u32 = 60;
 pub(super) async fn transaction<T>(
     session: &Session,
     what: &'static str,
-    mut work: impl AsyncFnMut() -> Result<T, RestoreError>,
-) -> Result<T, RestoreError> {
+    mut work: impl AsyncFnMut() -> Result<T, ReplayError>,
+) -> Result<T, ReplayError> {
     let pauses = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
@@ -192,10 +192,10 @@ pub(super) async fn transaction<T>(
         session.execute(what, "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         let failed = match work().await {
             Ok(done) => {
-                failpoint::hit("commit:restore:before");
+                failpoint::hit("commit");
                 match session.execute(what, "COMMIT").await {
                     Ok(()) => {
-                        failpoint::hit("commit:restore:after");
+                        failpoint::hit("commit");
                         return Ok(done);
                     }
                     Err(error) => error.into(),
@@ -205,10 +205,10 @@ pub(super) async fn transaction<T>(
         };
         // Fails when the connection is gone; the first error is the one to tell.
         let _ = session.execute(what, "ROLLBACK").await;
-        if !RestoreError::is_transient(&failed) {
+        if !ReplayError::is_transient(&failed) {
             return Err(failed);
         }
         tokio::time::sleep(pause).await;
     }
-    Err(RestoreError::Busy { what, attempts: ATTEMPTS })
+    Err(ReplayError::Busy { what, attempts: ATTEMPTS })
 }

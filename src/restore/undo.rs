@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::batch::lock_mailboxes;
-use super::error::RestoreError;
+use super::error::ReplayError;
 use super::{journal, staging};
 use crate::compare::compare::row_print;
 use crate::compare::layout::{Layout, Table};
@@ -39,7 +39,7 @@ pub struct UndoReport {
 const BATCH: i64 = 200;
 
 /// SQL for the digest of a message `m` with its children, as it is now.
-pub(super) fn state(layout: &Layout) -> Result<String, RestoreError> {
+pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     let message = &layout.message.table;
     let key = message.ident(message.single_key()?);
     let mut fields = vec![row(message, "m")];
@@ -70,9 +70,9 @@ fn row(table: &Table, alias: &str) -> String {
 }
 
 /// Takes back what a replay restored. Run again after a crash, it goes on.
-pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<UndoReport, RestoreError> {
+pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<UndoReport, ReplayError> {
     if !journal::replays(session).await?.iter().any(|replay| replay.id == options.replay) {
-        return Err(RestoreError::NoSuchReplay { replay: options.replay.clone() });
+        return Err(ReplayError::NoSuchReplay { replay: options.replay.clone() });
     }
     let wanted = mailboxes(session, layout, options).await?;
     let mut report = UndoReport::default();
@@ -91,7 +91,7 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
 }
 
 /// Live keys of the mailboxes asked for, as text.
-async fn mailboxes(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<Option<Vec<String>>, RestoreError> {
+async fn mailboxes(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<Option<Vec<String>>, ReplayError> {
     if options.accounts.is_empty() && options.mailboxes.is_empty() {
         return Ok(None);
     }
@@ -124,7 +124,7 @@ async fn batch(
     options: &UndoOptions,
     wanted: &Option<Vec<String>>,
     after: i64,
-) -> Result<(Option<i64>, UndoReport), RestoreError> {
+) -> Result<(Option<i64>, UndoReport), ReplayError> {
     let failed = |doing: &'static str| PostgresError::server(doing);
     staging::settings(session, layout).await?;
     let sql = format!(
@@ -207,7 +207,7 @@ async fn bury(
     layout: &Layout,
     keys: &[&str],
     locked: &std::collections::HashMap<bytes::Bytes, super::batch::Locked>,
-) -> Result<BTreeMap<String, Vec<u8>>, RestoreError> {
+) -> Result<BTreeMap<String, Vec<u8>>, ReplayError> {
     let message = &layout.message;
     let table = &message.table;
     let key = table.single_key()?;

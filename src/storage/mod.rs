@@ -3,15 +3,27 @@
 //! The layer ships bytes under names and knows nothing of what they mean. It may use nothing else of Restante
 //! but [`crate::monitor`]; `repository` is its only caller besides the commands that open it.
 //!
-//! The contract that every implementation keeps, and that one conformance suite (`tests/it/storage.rs`) checks:
+//! * [`location`] reads addresses and opens them; [`directory`] and [`s3`] are the two kinds of place.
+//! * [`layers`] counts calls for statistics and budgets; [`faults`] makes tests live with broken storages.
+//!
+//! The contract that every implementation keeps, and that one conformance suite (`tests/it/storage/`) checks:
 //!
 //! * **Durability.** When [`Storage::put`] returns `Ok`, the object *must* survive a crash of this process and of the host.
-//! * **Atomicity.** A reader *must* see the whole object or none; a failed or interrupted `put` leaves no object under the name.
+//! * **Atomicity.** A reader *must* see the whole object or none; a failed or interrupted `put` leaves no part of one under the name.
 //! * **Write-once.** With [`PutMode::Create`] an existing object *should* never be replaced; the caller *must not* rely on it
 //!   (some servers ignore the condition and answer 200), only defend with it.
 //! * **Read after write.** `get`, `get_range` and `head` see a finished `put` at once. `list` *may* lag behind by the
 //!   delay that the storage declares.
+//! * **Names.** No object's name is the folder of another (`a` and `a/b`): a directory cannot hold both.
 //! * **Errors** tell permanent from transient ([`StorageError::is_transient`]); an implementation has already retried what it can.
+//!   After a transient error of `put` the object *may* be there: nobody heard the answer.
+
+pub mod directory;
+pub mod faults;
+pub mod layers;
+pub mod location;
+#[cfg(feature = "s3")]
+pub mod s3;
 
 use std::fmt;
 use std::ops::Range;
@@ -20,6 +32,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+
+pub use location::{Location, LocationError, S3Credentials, S3Location, open};
 
 /// No object of format 1 is larger, so a whole object fits in memory and multipart upload is not needed.
 pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
@@ -119,6 +133,14 @@ pub struct Capabilities {
     pub versioning: Option<bool>,
 }
 
+/// A name that no other probe has or had: two of them may run at once, and a probe must not meet what an earlier one left.
+fn random_probe_name() -> ObjectName {
+    let mut random = [0; 16];
+    // Never fails on the systems that aws-lc supports; if it did, the probe would only meet an object of its own making.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    ObjectName(format!("probe/{}", data_encoding::HEXLOWER.encode(&random)))
+}
+
 /// A place that keeps objects. See the module text for the contract.
 #[async_trait]
 pub trait Storage: fmt::Debug + Send + Sync {
@@ -142,7 +164,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// `None` when there is no such object.
     async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError>;
 
-    /// The objects whose names start with `prefix` (`""` = all), in ascending byte order of the names.
+    /// The objects whose names start with `prefix` (`""` = all), each once, in ascending byte order of the names *within each
+    /// folder*. Whether `a-b` comes before `a/c` (S3, directory) or after it (SeaweedFS) depends on the place.
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<ObjectMeta, StorageError>>;
 
     /// Deleting what is not there is no error.

@@ -1,3 +1,10 @@
+//! Behaviour against real PostgreSQL servers and real storages.
+
 mod postgres;
 mod restore;
+#[cfg(feature = "s3")]
+mod s3_server;
+#[cfg(feature = "s3")]
+mod seaweedfs;
 mod server;
+mod storage;

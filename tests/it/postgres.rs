@@ -1,5 +1,10 @@
 //! The promises of `restante::postgres` against a real server.
 
 mod catalog;
+mod copy;
+mod dsn;
+mod grants;
+mod pooler;
 mod reading;
 mod support;
+mod tls;

@@ -373,7 +373,8 @@ fn server_user() -> Option<(u32, u32)> {
     })
 }
 
-fn as_server_user(mut command: Command) -> Command {
+/// Lets a program run as the server's user, without `PG*` variables.
+pub fn as_server_user(mut command: Command) -> Command {
     if let Some((user, group)) = server_user() {
         command.uid(user).gid(group);
     }

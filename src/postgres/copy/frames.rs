@@ -179,6 +179,10 @@ impl FrameSplitter {
             self.state = if left == 0 { State::Rows } else { State::Extension(left) };
             return Ok(left == 0);
         }
+        if self.ready.is_empty() {
+            // What came so far waits in `partial`.
+            return Ok(false);
+        }
         let compared = self.ready.len().min(SIGNATURE.len());
         if self.ready[..compared] != SIGNATURE[..compared] {
             return Err(FrameError::Signature);

@@ -80,6 +80,7 @@ pub struct Found {
     pub content: Option<Content>,
     pub id: i64,
     pub uid: i64,
+    pub uidvalidity: i64,
     pub seen: bool,
     pub restored: bool,
 }
@@ -234,7 +235,7 @@ impl Store {
 
     /// Everything in the store, by the hash of the mail put together.
     pub async fn found(&self) -> Vec<Found> {
-        let sql = "SELECT b.id, b.name, coalesce(raw_mail(m.id), ''), m.id, m.uid, m.seen,
+        let sql = "SELECT b.id, b.name, coalesce(raw_mail(m.id), ''), m.id, m.uid, b.uidvalidity, m.seen,
                        EXISTS (SELECT FROM keywords k WHERE k.message_id = m.id AND k.keyword = '$Restored')
                    FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id ORDER BY b.id, m.uid";
         let rows = self.client.query(sql, &[]).await.unwrap();
@@ -245,8 +246,9 @@ impl Store {
                 content: self.contents.get(&sha256(row.get(2))).copied(),
                 id: row.get(3),
                 uid: row.get(4),
-                seen: row.get(5),
-                restored: row.get(6),
+                uidvalidity: row.get(5),
+                seen: row.get(6),
+                restored: row.get(7),
             })
             .collect()
     }
@@ -273,6 +275,20 @@ impl Store {
 
     pub async fn restore(&self, source: &MemorySource, damaged_at: Option<i64>) -> ReplayReport {
         self.restore_with(source, damaged_at, &PlanOptions::default(), ApplyOptions::default()).await
+    }
+
+    /// Runs a restore and lets go of it after so many microseconds: its connections break wherever they are.
+    pub async fn crash(&self, source: &MemorySource, damaged_at: Option<i64>, after: u64) -> bool {
+        let options = ApplyOptions { batch_messages: 1, ..Default::default() };
+        let plan = PlanOptions::default();
+        let work = self.restore_with(source, damaged_at, &plan, options);
+        let finished = tokio::time::timeout(std::time::Duration::from_micros(after), work).await.is_ok();
+        // The server may still be at the last statement.
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
+        while self.client.query_one(others, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        finished
     }
 
     pub async fn restore_with(

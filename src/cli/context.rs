@@ -1,0 +1,167 @@
+//! What every command has: settings from flags, environment and file, in this order; the output; the way to an
+//! open repository and a live store.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use super::Global;
+use super::exit::{Interrupted, UsageError};
+use super::output::Output;
+use super::progress::Progress;
+use crate::config::Config;
+use crate::monitor::SharedMonitor;
+use crate::postgres::dsn::Dsn;
+use crate::repository::secrets::WriterKey;
+use crate::repository::snapshots::{self, Snapshot};
+use crate::repository::{Access, Repository};
+use crate::storage::Storage;
+use crate::storage::location::{self, Location};
+
+pub struct Context {
+    pub global: Global,
+    pub config: Config,
+    pub output: Output,
+    pub progress: Arc<Progress>,
+    /// Cancelled by the first Ctrl-C; the second ends at once.
+    pub cancel: CancellationToken,
+}
+
+impl Context {
+    pub fn new(global: Global) -> anyhow::Result<Self> {
+        let config = Config::load(global.config.as_deref())?;
+        let output = Output::new(global.json, global.quiet);
+        let progress = Arc::new(Progress::new(global.progress, global.json, global.quiet));
+        Ok(Self { global, config, output, progress, cancel: CancellationToken::new() })
+    }
+
+    pub fn monitor(&self) -> SharedMonitor {
+        self.progress.clone()
+    }
+
+    /// Runs a command until it is done or Ctrl-C was pressed. After the first the work may tidy up for a while.
+    pub async fn until_interrupted<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let mut work = std::pin::pin!(work);
+        let done = tokio::select! {
+            done = &mut work => done,
+            _ = interrupted() => {
+                self.cancel.cancel();
+                self.output.note("interrupted: putting things in order; press again to end at once");
+                tokio::select! {
+                    done = &mut work => match done {
+                        Ok(_) => Err(Interrupted.into()),
+                        Err(e) => Err(e.context(Interrupted)),
+                    },
+                    _ = interrupted() => Err(Interrupted.into()),
+                    () = tokio::time::sleep(std::time::Duration::from_secs(20)) => Err(Interrupted.into()),
+                }
+            }
+        };
+        self.progress.finish();
+        done
+    }
+
+    pub fn location(&self) -> anyhow::Result<Location> {
+        let text = self.global.repo.as_ref().or(self.config.repo.as_ref()).ok_or_else(|| {
+            UsageError("no repository: give `--repo`, RESTANTE_REPO, or `repo` in restante.toml".into())
+        })?;
+        text.parse().map_err(|e| UsageError(format!("--repo: {e}")).into())
+    }
+
+    pub async fn storage(&self) -> anyhow::Result<Arc<dyn Storage>> {
+        Ok(location::open(&self.location()?).await?)
+    }
+
+    pub fn key_path(&self) -> Option<PathBuf> {
+        self.global.key.clone().or_else(|| self.config.key.clone())
+    }
+
+    pub fn identities(&self) -> Vec<PathBuf> {
+        if self.global.identity.is_empty() { self.config.identity.clone() } else { self.global.identity.clone() }
+    }
+
+    fn expected(&self) -> anyhow::Result<Option<crate::repository::id::Fingerprint>> {
+        let text = self.global.expect_repository.as_deref();
+        text.map(|text| text.parse().map_err(|e| UsageError(format!("--expect-repository: {e}")).into())).transpose()
+    }
+
+    /// For commands that write snapshots.
+    pub async fn open_as_writer(&self) -> anyhow::Result<Repository> {
+        let path = self.key_path().ok_or_else(|| {
+            UsageError("this needs the writer key: give `--key`, RESTANTE_KEY, or `key` in restante.toml".into())
+        })?;
+        let key = WriterKey::load(&path)?;
+        Ok(Repository::open(self.storage().await?, Access::Writer(key), self.expected()?).await?)
+    }
+
+    /// For commands that open mail.
+    pub async fn open_as_reader(&self) -> anyhow::Result<Repository> {
+        let identities = self.identities();
+        if identities.is_empty() {
+            return Err(UsageError(
+                "this opens mail and needs a reader's identity: give `-i FILE` or RESTANTE_IDENTITY".into(),
+            )
+            .into());
+        }
+        Ok(Repository::open(self.storage().await?, Access::Reader(identities), self.expected()?).await?)
+    }
+
+    /// For commands that only look at structure: with whichever key is there.
+    pub async fn open_to_look(&self) -> anyhow::Result<Repository> {
+        if self.identities().is_empty() { self.open_as_writer().await } else { self.open_as_reader().await }
+    }
+
+    pub fn dsn(&self) -> anyhow::Result<Dsn> {
+        let text = self.global.store.as_ref().or(self.config.store.as_ref()).map_or("", String::as_str);
+        dsn(text)
+    }
+
+    /// All snapshots, oldest first; those that do not open are told.
+    pub async fn snapshots(&self, repository: &Repository) -> anyhow::Result<Vec<Snapshot>> {
+        let (found, problems) = snapshots::list(repository).await?;
+        for problem in problems {
+            self.monitor().warn(&format!("a snapshot is left out: {problem}"));
+        }
+        Ok(found)
+    }
+
+    pub async fn snapshot(&self, repository: &Repository, wanted: &str) -> anyhow::Result<Snapshot> {
+        let all = self.snapshots(repository).await?;
+        Ok(snapshots::select(&all, wanted)?.clone())
+    }
+}
+
+pub fn dsn(text: &str) -> anyhow::Result<Dsn> {
+    Dsn::from_process(text).map_err(|e| anyhow::Error::new(crate::postgres::PostgresError::from(e)))
+}
+
+/// The last snapshot that this writer made of each store: beside the writer key.
+pub fn heads_path(key: &Path) -> PathBuf {
+    let mut path = key.as_os_str().to_owned();
+    path.push(".heads");
+    path.into()
+}
+
+async fn interrupted() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    match terminate {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        },
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
+
+/// Reads a small file that may be missing.
+pub fn read_optional(path: &Path) -> anyhow::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}

@@ -1,0 +1,113 @@
+//! `restante restore`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::context::{self, Context};
+use super::exit::{Exit, UsageError};
+use super::units;
+use crate::repository::snapshots::{Snapshot, SnapshotReader};
+use crate::restore::{RestoreError, full, rescue};
+
+/// Put a snapshot, or a table of it, into a database
+#[derive(Args)]
+pub struct Restore {
+    /// Id prefix, latest, latest:tag=…, or @TIME
+    snapshot: String,
+    /// Everything, into an empty database
+    #[arg(long, conflicts_with = "table", requires = "into")]
+    full: bool,
+    /// One table (schema.table), into a schema of its own
+    #[arg(long, value_name = "TABLE", requires = "into")]
+    table: Option<String>,
+    /// The database to restore into
+    #[arg(long, value_name = "DSN")]
+    into: Option<String>,
+    /// Schema for `--table`
+    #[arg(long, value_name = "SCHEMA", default_value = "rescue")]
+    schema: String,
+    /// With `--full`: give objects to their owners, who must exist
+    #[arg(long)]
+    owners: bool,
+    /// The pg_restore to make the schema with
+    #[arg(long, value_name = "PROGRAM", default_value = "pg_restore")]
+    pg_restore: PathBuf,
+}
+
+impl Restore {
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let Some(into) = &self.into else {
+            return Err(UsageError("say what to restore: `--full --into DSN` or `--table T --into DSN`".into()).into());
+        };
+        let dsn = context::dsn(into)?;
+        let repository = context.open_as_reader().await?;
+        let snapshot = context.snapshot(&repository, &self.snapshot).await?;
+        let reader = SnapshotReader::open(&repository, &snapshot).await?;
+        match &self.table {
+            Some(table) => self.rescue(context, &snapshot, &reader, &dsn, table).await,
+            None if self.full => self.full(context, &snapshot, &reader, &dsn).await,
+            None => Err(UsageError("say `--full` or `--table T`".into()).into()),
+        }
+    }
+
+    async fn full(
+        &self,
+        context: &Context,
+        snapshot: &Snapshot,
+        reader: &SnapshotReader,
+        dsn: &crate::postgres::dsn::Dsn,
+    ) -> anyhow::Result<Exit> {
+        let totals = &snapshot.manifest.totals;
+        if context.global.dry_run {
+            let (rows, size) = (units::count(totals.rows), units::bytes(totals.value_bytes));
+            context.output.line(format!("would restore {rows} rows ({size}) of {} tables into {dsn}", totals.tables));
+            return Ok(Exit::Done);
+        }
+        let options = full::FullOptions {
+            pg_restore: self.pg_restore.clone(),
+            owners: self.owners,
+            cancel: context.cancel.clone(),
+        };
+        let report = full::restore(reader, dsn, &options, &context.monitor()).await?;
+        context.progress.finish();
+        context.output.json("restored_full", &report)?;
+        context.output.line(format!(
+            "restored {} rows of {} tables and {} sequences from {}; every constraint was checked",
+            units::count(report.rows),
+            report.tables,
+            report.sequences,
+            snapshot.short()
+        ));
+        Ok(Exit::Done)
+    }
+
+    async fn rescue(
+        &self,
+        context: &Context,
+        snapshot: &Snapshot,
+        reader: &SnapshotReader,
+        dsn: &crate::postgres::dsn::Dsn,
+        wanted: &str,
+    ) -> anyhow::Result<Exit> {
+        let (schema, name) = wanted.split_once('.').unwrap_or(("public", wanted));
+        let table = snapshot.manifest.table(schema, name).ok_or_else(|| {
+            let known: Vec<String> = snapshot.manifest.tables.iter().map(|t| t.label()).take(20).collect();
+            RestoreError::NoSuchTable { table: wanted.to_owned(), known: known.join(", ") }
+        })?;
+        if context.global.dry_run {
+            let rows = units::count(table.rows);
+            context.output.line(format!("would restore {rows} rows into {}.{name} of {dsn}", self.schema));
+            return Ok(Exit::Done);
+        }
+        let report = rescue::rescue(reader, table, dsn, &self.schema, &context.monitor(), &context.cancel).await?;
+        context.progress.finish();
+        context.output.json("restored_table", &report)?;
+        for other in &report.substituted {
+            let text = format!("column {} is {}: the database has no {}", other.column, other.used, other.wanted);
+            context.output.line(text);
+        }
+        context.output.line(format!("restored {} rows into {}", units::count(report.rows), report.table));
+        Ok(Exit::Done)
+    }
+}

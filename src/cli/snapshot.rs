@@ -1,0 +1,201 @@
+//! `restante snapshot`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+use super::context::{Context, heads_path, read_optional};
+use super::exit::{Exit, UsageError};
+use super::units;
+use crate::postgres::reading::ReadingOptions;
+use crate::repository::manifest::{NotCovered, StoreIdentity};
+use crate::repository::snapshots::Snapshot;
+use crate::snapshot::{SnapshotOptions, TablePattern, take};
+
+/// Take a snapshot of the whole store
+///
+/// Every table is read at one instant. The snapshot counts as made when all of it was fetched back, opened and certified.
+#[derive(Args)]
+pub struct Take {
+    /// A word to find the snapshot by, as pre-change:CHG-1042; may be repeated
+    #[arg(short, long, value_name = "TAG")]
+    tag: Vec<String>,
+    /// Leave a table out: table, schema.table or schema.prefix*; may be repeated
+    #[arg(long, value_name = "TABLE")]
+    exclude: Vec<String>,
+    /// Readers side by side, each with a connection and a thread [default: one a core, at most 4]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Memory for buffers [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Give way when somebody waits behind the snapshot's locks for so many seconds; 0 never
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    yield_after: u64,
+    /// Give up when the snapshot is so many seconds old: VACUUM is held back as long; 0 never
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    max_snapshot_age: u64,
+    /// How often to begin again after giving way or a lost connection
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    retries: usize,
+    /// Rows that may vanish from a table before the snapshot is called suspect
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
+    suspect_percent: u8,
+    /// The pg_dump to save the schema with
+    #[arg(long, value_name = "PROGRAM")]
+    pg_dump: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Taken<'a> {
+    snapshot: String,
+    taken: jiff::Timestamp,
+    sequence: u64,
+    complete: bool,
+    suspect: &'a [String],
+    not_covered: &'a [NotCovered],
+    tables: u64,
+    rows: u64,
+    value_bytes: u64,
+    stored_bytes: u64,
+    new_chunks: u64,
+    new_packs: u64,
+    seconds: f64,
+}
+
+impl Take {
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let options = self.options(context)?;
+        let dsn = context.dsn()?;
+        let repository = context.open_as_writer().await?;
+        let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
+        let options = SnapshotOptions { expected_sequence: heads.newest(), ..options };
+        if context.global.dry_run {
+            context.output.line(format!("would take a snapshot of {dsn} into {}", repository.storage.address()));
+            return Ok(Exit::Done);
+        }
+        let monitor = context.monitor();
+        let mut attempt = 0;
+        let snapshot = loop {
+            attempt += 1;
+            match take(&repository, &dsn, &options, &monitor).await {
+                Err(crate::snapshot::SnapshotError::Postgres(e))
+                    if e.is_retryable() && attempt <= self.retries && !context.cancel.is_cancelled() =>
+                {
+                    monitor.warn(&format!("{e}; beginning again (what is stored is not stored twice)"));
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+                other => break other?,
+            }
+        };
+        context.progress.finish();
+        heads.record(&snapshot.manifest.store, snapshot.manifest.sequence)?;
+        report(context, &snapshot)
+    }
+
+    fn options(&self, context: &Context) -> anyhow::Result<SnapshotOptions> {
+        let config = &context.config;
+        let memory = self.memory.as_deref().or(config.memory.as_deref()).unwrap_or("256MiB");
+        let memory = units::parse_size(memory).map_err(|e| UsageError(format!("--memory: {e}")))?;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let jobs = self.jobs.or(config.jobs).unwrap_or(cores.min(4));
+        if jobs == 0 {
+            return Err(UsageError("--jobs: at least 1".into()).into());
+        }
+        let exclude = self.exclude.iter().chain(&config.exclude);
+        let exclude = exclude.map(|text| text.parse::<TablePattern>()).collect::<Result<_, _>>();
+        let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
+        Ok(SnapshotOptions {
+            jobs,
+            memory: memory as usize,
+            tags: self.tag.iter().chain(&config.tags).cloned().collect(),
+            exclude: exclude.map_err(|e| UsageError(format!("--exclude: {e}")))?,
+            reading: ReadingOptions {
+                yield_after: seconds(self.yield_after),
+                max_snapshot_age: seconds(self.max_snapshot_age),
+                cancel: context.cancel.clone(),
+                ..Default::default()
+            },
+            pg_dump: self.pg_dump.clone().or_else(|| config.pg_dump.clone()).unwrap_or_else(|| "pg_dump".into()),
+            expected_sequence: None,
+            suspect_percent: self.suspect_percent,
+        })
+    }
+}
+
+fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
+    let manifest = &*snapshot.manifest;
+    let seconds = manifest.finished.duration_since(manifest.started).as_secs_f64();
+    let totals = &manifest.totals;
+    let output = &context.output;
+    output.json(
+        "snapshot",
+        &Taken {
+            snapshot: snapshot.id.to_string(),
+            taken: manifest.taken,
+            sequence: manifest.sequence,
+            complete: manifest.complete,
+            suspect: &manifest.suspect,
+            not_covered: &manifest.not_covered,
+            tables: totals.tables,
+            rows: totals.rows,
+            value_bytes: totals.value_bytes,
+            stored_bytes: totals.stored_bytes,
+            new_chunks: totals.new_chunks,
+            new_packs: totals.new_packs,
+            seconds,
+        },
+    )?;
+    output.line(format!(
+        "snapshot {}  {} rows of {} tables, {} read, {} stored, {seconds:.1} s, read back and certified",
+        snapshot.short(),
+        units::count(totals.rows),
+        totals.tables,
+        units::bytes(totals.value_bytes),
+        units::bytes(totals.stored_bytes),
+    ));
+    for missing in &manifest.not_covered {
+        output.line(format!("NOT COVERED  {}: {}", missing.object, missing.reason));
+    }
+    for why in &manifest.suspect {
+        output.line(format!("SUSPECT  {why}"));
+    }
+    Ok(if manifest.complete && manifest.suspect.is_empty() { Exit::Done } else { Exit::Findings })
+}
+
+/// The number of the last snapshot of each store that this writer made, kept beside its key: whoever rolls the bucket back
+/// cannot roll this back with it.
+struct Heads {
+    path: PathBuf,
+    numbers: BTreeMap<String, u64>,
+}
+
+impl Heads {
+    fn load(path: &Path) -> anyhow::Result<Self> {
+        let numbers = match read_optional(path)? {
+            Some(text) => serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?,
+            None => BTreeMap::new(),
+        };
+        Ok(Self { path: path.to_owned(), numbers })
+    }
+
+    /// With a single store its number; several are told apart once the server was asked.
+    fn newest(&self) -> Option<u64> {
+        (self.numbers.len() == 1).then(|| self.numbers.values().copied().next()).flatten()
+    }
+
+    fn record(mut self, store: &StoreIdentity, sequence: u64) -> anyhow::Result<()> {
+        let system = store.system_identifier.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
+        self.numbers.insert(format!("{system}/{}", store.database), sequence);
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, &self.numbers)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+}

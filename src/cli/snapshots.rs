@@ -1,0 +1,101 @@
+//! `restante snapshots`
+
+use clap::Args;
+use serde::Serialize;
+
+use super::context::Context;
+use super::exit::Exit;
+use super::output::table;
+use super::units;
+use crate::repository::snapshots::Snapshot;
+
+/// List snapshots
+#[derive(Args)]
+pub struct List {
+    /// Also those that were never read back in full
+    #[arg(long)]
+    all: bool,
+    /// Only snapshots with this tag
+    #[arg(short, long, value_name = "TAG")]
+    tag: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    snapshot: String,
+    taken: jiff::Timestamp,
+    database: &'a str,
+    sequence: u64,
+    rows: u64,
+    value_bytes: u64,
+    stored_bytes: u64,
+    certified: bool,
+    complete: bool,
+    suspect: bool,
+    tags: &'a [String],
+}
+
+impl List {
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let repository = context.open_to_look().await?;
+        let all = context.snapshots(&repository).await?;
+        let wanted = |s: &&Snapshot| {
+            (self.all || s.certificate.is_some()) && self.tag.as_ref().is_none_or(|tag| s.manifest.tags.contains(tag))
+        };
+        let mut lines =
+            table(&["snapshot", "taken", "database", "rows", "size", "stored", "state", "tags"], &[3, 4, 5]);
+        let mut shown = 0;
+        for snapshot in all.iter().filter(wanted) {
+            let manifest = &*snapshot.manifest;
+            shown += 1;
+            context.output.json(
+                "snapshot_listed",
+                &Line {
+                    snapshot: snapshot.id.to_string(),
+                    taken: manifest.taken,
+                    database: &manifest.store.database,
+                    sequence: manifest.sequence,
+                    rows: manifest.totals.rows,
+                    value_bytes: manifest.totals.value_bytes,
+                    stored_bytes: manifest.totals.stored_bytes,
+                    certified: snapshot.certificate.is_some(),
+                    complete: manifest.complete,
+                    suspect: !manifest.suspect.is_empty(),
+                    tags: &manifest.tags,
+                },
+            )?;
+            lines.add_row([
+                snapshot.short(),
+                units::time(manifest.taken),
+                super::output::inert(&manifest.store.database),
+                units::count(manifest.totals.rows),
+                units::bytes(manifest.totals.value_bytes),
+                units::bytes(manifest.totals.stored_bytes),
+                state(snapshot),
+                super::output::inert(&manifest.tags.join(" ")),
+            ]);
+        }
+        if shown == 0 {
+            context.output.note("no snapshots");
+        } else {
+            context.output.table(&lines);
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// In words: what a person should know before relying on it.
+pub fn state(snapshot: &Snapshot) -> String {
+    let manifest = &*snapshot.manifest;
+    let mut words = Vec::new();
+    if snapshot.certificate.is_none() {
+        words.push("not certified");
+    }
+    if !manifest.complete {
+        words.push("incomplete");
+    }
+    if !manifest.suspect.is_empty() {
+        words.push("suspect");
+    }
+    if words.is_empty() { "good".to_owned() } else { words.join(", ") }
+}
