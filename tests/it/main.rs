@@ -1,6 +1,7 @@
 //! Behaviour against real PostgreSQL servers and real storages.
 
 mod postgres;
+mod restore;
 #[cfg(feature = "s3")]
 mod s3_server;
 #[cfg(feature = "s3")]
