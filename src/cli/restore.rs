@@ -1,6 +1,6 @@
 //! `restante restore`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -81,6 +81,10 @@ impl Restore {
             plan.moves.iter().map(|one| one.mailbox).collect::<BTreeSet<_>>().len(),
             snapshot.short()
         ));
+        let decided = decided(&plan);
+        for (class, reason, messages) in &decided {
+            output.line(format!("  {messages:>8}  {class}: {reason}"));
+        }
         let incomplete = plan.comparison.incomplete.messages.len();
         if plan.repair && incomplete > 0 {
             output.line(format!("{incomplete} living messages miss parts, which are put back under them"));
@@ -189,4 +193,23 @@ impl Restore {
         context.output.line(format!("restored {} rows into {}", units::count(report.rows), report.table));
         Ok(Exit::Done)
     }
+}
+
+/// How many messages of the snapshot that are not where they were got which class, and what decided.
+fn decided(plan: &Plan) -> Vec<(String, String, u64)> {
+    let mut counts = BTreeMap::new();
+    for leftover in &plan.comparison.leftovers {
+        *counts.entry((leftover.class, leftover.reason)).or_insert(0) += 1;
+    }
+    let word = |value: serde_json::Result<serde_json::Value>| match value {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(other) => other.to_string().replace(['{', '}', '"'], "").replace(':', " by "),
+        Err(_) => String::new(),
+    };
+    counts
+        .into_iter()
+        .map(|((class, reason), messages)| {
+            (word(serde_json::to_value(class)), word(serde_json::to_value(reason)), messages)
+        })
+        .collect()
 }
