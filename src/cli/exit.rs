@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use crate::compare::CompareError;
 use crate::postgres::PostgresError;
 use crate::repository::RepositoryError;
+use crate::restore::ReplayError;
 use crate::snapshot::SnapshotError;
 use crate::storage::StorageError;
 
@@ -85,9 +87,18 @@ fn classify(error: &anyhow::Error) -> Exit {
         if link.is::<Interrupted>() {
             return Exit::Interrupted;
         }
+        if link.downcast_ref::<CompareError>().is_some_and(CompareError::is_refusal) {
+            return Exit::Refused;
+        }
+        if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_not_found) {
+            return Exit::NotFound;
+        }
         let repository = link.downcast_ref::<RepositoryError>().or_else(|| match link.downcast_ref() {
             Some(SnapshotError::Repository(e)) => Some(e),
-            _ => None,
+            _ => match link.downcast_ref() {
+                Some(CompareError::Repository(e)) => Some(e),
+                _ => None,
+            },
         });
         match repository {
             Some(e) if e.is_wrong_key() => return Exit::WrongKey,

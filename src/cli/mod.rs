@@ -3,14 +3,17 @@
 //! One file a command. Each opens what it needs through `Context`, calls the library, and says the outcome through
 //! `output::Output` as text for people or as JSON lines (`docs/json.md`).
 
+mod comparing;
 mod completions;
 mod context;
 mod dump;
 mod exit;
+mod gap;
 mod init;
 mod key;
 mod output;
 mod progress;
+mod replays;
 mod restore;
 mod show;
 mod snapshot;
@@ -18,6 +21,7 @@ mod snapshots;
 mod store;
 mod units;
 mod verify;
+mod window;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -94,8 +98,14 @@ enum Command {
     Show(show::Show),
     /// Print the rows of a table from a snapshot
     Dump(dump::Dump),
-    /// Put a snapshot, or a table of it, into a database
+    /// Show what the live store has lost since a snapshot
+    Gap(gap::Gap),
+    /// Put lost mail back into the live store; or a whole snapshot, or a table, into a database
     Restore(restore::Restore),
+    /// List the replays that put mail back
+    Replays(replays::Replays),
+    /// Take a replay back
+    Undo(replays::Undo),
     /// Check that snapshots are there and sound
     Verify(verify::Verify),
     /// Manage keys and readers
@@ -140,6 +150,9 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Snapshots(command) => command.run(&context).await,
                 Command::Show(command) => command.run(&context).await,
                 Command::Dump(command) => command.run(&context).await,
+                Command::Gap(command) => command.run(&context).await,
+                Command::Replays(command) => command.run(&context).await,
+                Command::Undo(command) => command.run(&context).await,
                 Command::Restore(command) => command.run(&context).await,
                 Command::Verify(command) => command.run(&context).await,
                 Command::Key(command) => command.run(&context).await,

@@ -7,14 +7,17 @@ use clap::Args;
 use super::context::{self, Context};
 use super::exit::{Exit, UsageError};
 use super::units;
+use super::window::{self, WindowArgs};
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
 use crate::restore::{RestoreError, full, rescue};
 
-/// Put a snapshot, or a table of it, into a database
+/// Put lost mail back into the live store; or a whole snapshot, or a table, into a database
 #[derive(Args)]
 pub struct Restore {
-    /// Id prefix, latest, latest:tag=…, or @TIME
-    snapshot: String,
+    /// Id prefix, latest, latest:tag=…, or @TIME; for lost mail the fullest if left out
+    snapshot: Option<String>,
+    #[command(flatten)]
+    window: WindowArgs,
     /// Everything, into an empty database
     #[arg(long, conflicts_with = "table", requires = "into")]
     full: bool,
@@ -38,11 +41,12 @@ pub struct Restore {
 impl Restore {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let Some(into) = &self.into else {
-            return Err(UsageError("say what to restore: `--full --into DSN` or `--table T --into DSN`".into()).into());
+            return window::restore(&self.window, context, self.snapshot.as_deref()).await;
         };
+        let wanted = self.snapshot.as_deref().ok_or_else(|| UsageError("say which snapshot to restore".into()))?;
         let dsn = context::dsn(into)?;
         let repository = context.open_as_reader().await?;
-        let snapshot = context.snapshot(&repository, &self.snapshot).await?;
+        let snapshot = context.snapshot(&repository, wanted).await?;
         let reader = SnapshotReader::open(&repository, &snapshot).await?;
         match &self.table {
             Some(table) => self.rescue(context, &snapshot, &reader, &dsn, table).await,
