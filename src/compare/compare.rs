@@ -327,7 +327,7 @@ fn state<'a>(fields: impl Iterator<Item = Option<&'a [u8]>>) -> u32 {
 }
 
 /// The first clock that says something.
-fn instant(clocks: &[Clock], cells: &[Cell<'_>]) -> Option<Timestamp> {
+pub(super) fn instant(clocks: &[Clock], cells: &[Cell<'_>]) -> Option<Timestamp> {
     clocks.iter().find_map(|clock| time(clock, inline(cells, clock.column)?))
 }
 

@@ -25,10 +25,10 @@ pub enum CompareError {
     #[error("this version cannot put mail back into a store whose {what}: take `restore --table` and do it by hand")]
     NotYet { what: &'static str },
     #[error(
-        "the snapshot {chosen} was taken after the damage: it has {chosen_rows} messages of the window, {better} has {better_rows}. \
+        "the newest snapshot {chosen} was taken after the damage: {lost} messages of {better} are neither in it nor deleted by their users. \
          Name {better}, or leave the snapshot out"
     )]
-    TakenAfterDamage { chosen: String, chosen_rows: u64, better: String, better_rows: u64 },
+    TakenAfterDamage { chosen: String, better: String, lost: u64 },
     #[error("no certified snapshot of this repository has the table {table}")]
     NothingToCompare { table: String },
     #[error("the time zone {zone:?} of the profile is not known")]

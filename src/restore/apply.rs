@@ -120,6 +120,11 @@ impl Apply {
     }
 }
 
+/// What `undo` says of a replay that is not in the journal.
+pub fn no_such_replay(replay: &str) -> ReplayError {
+    ReplayError::NoSuchReplay { replay: replay.to_owned() }
+}
+
 /// Derived values that no trigger keeps, and the hooks.
 async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut ReplayReport) -> Result<(), ReplayError> {
     let path = staging::search_path(&plan.comparison.layout);

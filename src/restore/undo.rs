@@ -54,18 +54,13 @@ pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
 }
 
-/// The row as text, long values as their hashes.
+/// The live row as text, long values as their hashes; the same whatever the snapshot's columns were.
 fn row(table: &Table, alias: &str) -> String {
-    let fields: Vec<String> = table
-        .columns
-        .iter()
-        .enumerate()
-        .filter_map(|(at, column)| {
-            let live = column.live.as_ref()?;
-            let name = format!("{alias}.{}", table.ident(at));
-            Some(if live.type_name == "bytea" { format!("sha256({name})") } else { name })
-        })
-        .collect();
+    let field = |(name, kind): &(String, String)| {
+        let name = format!("{alias}.{}", sql::identifier(name));
+        if kind == "bytea" { format!("sha256({name})") } else { name }
+    };
+    let fields: Vec<String> = table.live.iter().map(field).collect();
     format!("ROW({})::text", fields.join(", "))
 }
 
@@ -165,12 +160,8 @@ async fn batch(
     let keys: Vec<&str> = doomed.iter().map(|(_, key, _)| &**key).collect();
     let buried = bury(session, layout, &keys, &locked).await?;
     for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
-        let sql = format!(
-            "DELETE FROM {} WHERE {}::text = ANY($1)",
-            child.table.quoted(),
-            child.table.ident(child.message)
-        );
-        let sql = sql.replace("::text = ANY($1)", &format!(" = ANY($1::text[]::{key_type}[])"));
+        let (table, of) = (child.table.quoted(), child.table.ident(child.message));
+        let sql = format!("DELETE FROM {table} WHERE {of} = ANY($1::text[]::{key_type}[])");
         session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
     }
     let sql = format!("DELETE FROM {} WHERE {ident} = ANY($1::text[]::{key_type}[])", message.table.quoted());
