@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""An independent reader of Restante's repository format 1, written from docs/format.md alone.
+
+    restante_reader.py -i IDENTITY check REPOSITORY              everything, every snapshot; exits 1 at any disagreement
+    restante_reader.py -i IDENTITY dump REPOSITORY SNAPSHOT SCHEMA.TABLE > rows.copy
+    restante_reader.py -i IDENTITY export REPOSITORY SNAPSHOT FOLDER   every table so, with tables.json
+    restante_reader.py vectors docs/format.md                    the page's test vectors
+
+It shares no code with Restante and knows nothing that the page does not say: so the page is enough to get the mail back when the
+program is gone. It reads what a restore needs and more, and it believes nothing: every hash, seal, signature and sum is computed again.
+`dump` writes PostgreSQL's COPY BINARY; columns whose wire is `text` have their output text in it, as a text column would.
+
+Needs Python 3.11 and the packages of tests/reader/requirements.txt, which scripts/install puts below target/tools/python.
+"""
+
+import argparse
+import json
+import os
+import struct
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOOLS = os.path.join(os.environ.get("CARGO_TARGET_DIR") or os.path.join(HERE, "../../target"), "tools/python")
+sys.path.insert(0, TOOLS)
+sys.dont_write_bytecode = True
+
+from format1 import vectors  # noqa: E402
+from format1.keys import configuration as read_configuration, identities, newest_ring  # noqa: E402
+from format1.objects import Directory, Findings, Stop  # noqa: E402
+from format1.packs import Index, Packs  # noqa: E402
+from format1.primitives import Damage, cbor, insist  # noqa: E402
+from format1.snapshots import Snapshot, Table, all_snapshots, segments  # noqa: E402
+
+
+class Repository:
+    """A repository with its keys, packs, index and snapshots read and checked."""
+
+    def __init__(self, path: str, identity_files: list[str], fingerprint: str | None):
+        self.findings = Findings()
+        self.storage = Directory(path)
+        self.configuration = read_configuration(self.storage, self.findings)
+        with self.findings.about("repository.json", fatal=True):
+            insist(fingerprint in (None, self.configuration.fingerprint.hex()), "has another fingerprint than the one given")
+        self.ring = newest_ring(self.storage, identities(identity_files), self.configuration, self.findings)
+        epochs = self.ring.epochs
+        self.packs = Packs(self.storage, self.configuration, epochs)
+        self.packs.check_all(self.findings)
+        self.index = Index()
+        self.index.check_all(self.storage, self.configuration, epochs, self.packs, self.findings)
+        self.snapshots = all_snapshots(self.storage, self.configuration, epochs, self.findings)
+
+    def chunks(self, snapshot: Snapshot):
+        """Fetches chunks as a reader of this snapshot would: only what its fragments name."""
+        known = self.index.finder(snapshot.body.ids("fragments"))
+
+        def fetch(kind: str, chunk: bytes) -> bytes:
+            insist((kind, chunk) in known, f"needs the {kind} chunk {chunk.hex()}, which its index fragments do not name")
+            return self.packs.chunk(kind, chunk)
+
+        return fetch
+
+
+class Tally:
+    """What a check has seen."""
+
+    def __init__(self):
+        self.rows = self.values = self.large = self.nulls = self.dead = 0
+        self.segments = self.increments = self.two_increments = self.zones = 0
+        self.passed = self.tried = 0
+        self.epochs = set()
+
+
+def check_table(repository: Repository, table: Table, chunks, tally: Tally) -> None:
+    value_bytes = 0
+    for segment in segments(table, chunks, repository.ring.epochs):
+        tally.segments += 1
+        tally.increments += len(segment.increments)
+        tally.two_increments += len(segment.increments) > 1
+        for increment in segment.increments:
+            value_bytes += increment.body.count("value_bytes")
+            tally.epochs.add(increment.body.integer("epoch"))
+            tally.dead += increment.live.count(False)
+            if increment.zones:
+                tally.zones += 1
+                tally.passed += increment.zones.passed
+                tally.tried += increment.zones.tried
+        for values in segment.live_rows():
+            tally.rows += 1
+            tally.values += len(values)
+            tally.nulls += values.count(None)
+            tally.large += sum(value is not None and len(value) > 512 for value in values)
+    insist(value_bytes == table.body.count("value_bytes"), "has values of another total length")
+
+
+def check_schema(snapshot: Snapshot, chunks) -> None:
+    schema = snapshot.body.map("schema")
+    cbor(b"".join(chunks("row", one) for one in schema.ids("catalog")), deterministic=False)
+    dump = b"".join(chunks("row", one) for one in schema.ids("dump"))
+    insist(not dump or dump.startswith(b"PGDMP"), "has a dump of the schema that is no archive of pg_dump")
+    schema.text("dump_version", None)
+
+
+def check(repository: Repository, out) -> None:
+    tally = Tally()
+    configuration, packs = repository.configuration, repository.packs
+    used = 0
+    for snapshot in repository.snapshots:
+        name = f"snapshot {snapshot.id.hex()[:12]}"
+        if snapshot.certificate is None or not snapshot.counts:
+            why = "was not read back" if snapshot.certificate is None else "is of an earlier epoch and not kept"
+            print(f"{name} {why}: passed over", file=out)
+            continue
+        used += 1
+        chunks = repository.chunks(snapshot)
+        with repository.findings.about(f"{name}: its schema"):
+            check_schema(snapshot, chunks)
+        for table in snapshot.tables:
+            with repository.findings.about(f"{name}: {table.title}"):
+                check_table(repository, table, chunks, tally)
+    # Eight bits of fingerprint let one key in 256 pass. A filter that lets a twentieth pass is read wrongly.
+    if tally.tried >= 256 and tally.passed * 20 > tally.tried:
+        repository.findings.all.append(f"filters let {tally.passed} of {tally.tried} keys pass that are not there")
+    slots = [len(pack.slots) for pack in packs.packs.values()]
+    epochs = {slot.epoch for pack in packs.packs.values() for slot in pack.slots}
+    fragments = repository.index.fragments.values()
+    unnamed = len(set(packs.packs) - set().union(*(one.packs for one in fragments)))
+    say = lambda *line: print(*line, file=out)  # noqa: E731
+    say(f"repository      {configuration.repository.hex()}, version {configuration.version}, epoch {configuration.epoch}")
+    say(f"fingerprint     {configuration.fingerprint.hex()}")
+    say(f"ring            {repository.ring.name.rsplit('-', 1)[0]}, {len(repository.ring.readers)} readers, epochs {sorted(repository.ring.epochs)}")
+    say(f"packs           {len(slots)}, {slots.count(2)} with two key slots, epochs {sorted(epochs)}, {unnamed} in no fragment")
+    say(f"chunks          {len(packs.places)}, and {packs.copies} copies")
+    say(f"fragments       {len(fragments)}, {len(repository.index.active())} of them not superseded")
+    say(f"snapshots       {len(repository.snapshots)}, {used} checked")
+    say(f"segments        {tally.segments}, {tally.increments} increments, {tally.two_increments} with several, epochs {sorted(tally.epochs)}")
+    say(f"rows            {tally.rows} live, {tally.dead} dead")
+    say(f"values          {tally.values}, {tally.large} large, {tally.nulls} NULL")
+    say(f"zones           {tally.zones}; filters let {tally.passed} of {tally.tried} absent keys pass")
+
+
+def find(repository: Repository, prefix: str) -> Snapshot:
+    good = [one for one in repository.snapshots if one.counts and one.certificate is not None]
+    found = good[-1:] if prefix == "latest" else [one for one in good if one.id.hex().startswith(prefix)]
+    insist(len(found) == 1, f"there are {len(found)} good snapshots {prefix}")
+    return found[0]
+
+
+def dump(repository: Repository, snapshot: Snapshot, table: Table, out) -> None:
+    out.write(b"PGCOPY\n\xff\r\n\0" + struct.pack(">II", 0, 0))
+    for segment in segments(table, repository.chunks(snapshot), repository.ring.epochs):
+        for values in segment.live_rows():
+            out.write(struct.pack(">h", len(values)))
+            for value in values:
+                out.write(struct.pack(">i", -1) if value is None else struct.pack(">i", len(value)) + value)
+    out.write(struct.pack(">h", -1))
+    out.flush()
+
+
+def export(repository: Repository, snapshot: Snapshot, folder: str) -> None:
+    tables = []
+    for number, table in enumerate(snapshot.tables):
+        file = f"{number}.copy"
+        with open(os.path.join(folder, file), "wb") as out:
+            dump(repository, snapshot, table, out)
+        wires = [{"name": column.name, "wire": column.wire} for column in table.columns]
+        tables.append({"schema": table.schema, "name": table.name, "columns": wires, "file": file})
+    with open(os.path.join(folder, "tables.json"), "w", encoding="utf-8") as out:
+        json.dump(tables, out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="An independent reader of Restante's repository format 1")
+    parser.add_argument("-i", "--identity", action="append", default=[], help="a file with age identities, or an SSH private key")
+    parser.add_argument("--fingerprint", help="that the repository must have, in hexadecimal")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check").add_argument("repository")
+    for name, last in (("dump", "schema.table"), ("export", "an empty folder")):
+        command = commands.add_parser(name)
+        command.add_argument("repository")
+        command.add_argument("snapshot", help="the beginning of its id, or latest")
+        command.add_argument("target", help=last)
+    commands.add_parser("vectors").add_argument("page")
+    arguments = parser.parse_args()
+    if arguments.command == "vectors":
+        with open(arguments.page, encoding="utf-8") as page:
+            print(f"{vectors.check(page.read())} vectors agree")
+        return 0
+    try:
+        repository = Repository(arguments.repository, arguments.identity, arguments.fingerprint)
+        findings = repository.findings
+        if arguments.command == "check":
+            check(repository, sys.stdout)
+        else:
+            snapshot = find(repository, arguments.snapshot)
+            if arguments.command == "export":
+                export(repository, snapshot, arguments.target)
+            else:
+                tables = [table for table in snapshot.tables if table.title == arguments.target]
+                insist(len(tables) == 1, f"the snapshot has no table {arguments.target}")
+                dump(repository, snapshot, tables[0], sys.stdout.buffer)
+    except Stop as stop:
+        print(f"damage: {stop.__cause__}", file=sys.stderr)
+        return 1
+    for later in findings.later:
+        print(f"passed over: {later}", file=sys.stderr)
+    for finding in findings.all:
+        print(f"damage: {finding}", file=sys.stderr)
+    return 1 if findings.all else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Damage as damage:
+        print(f"damage: {damage}", file=sys.stderr)
+        sys.exit(1)
