@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::context::Context;
 use super::exit::{Exit, UsageError};
-use crate::repository::{InitOptions, RepositoryError, init, ring};
+use crate::repository::{InitOptions, NewRepository, RepositoryError, ring};
 use crate::storage::Capabilities;
 
 /// Make a new repository and its writer key
@@ -55,15 +55,20 @@ impl Init {
         }
         let storage = context.storage().await?;
         let capabilities = storage.probe().await?;
-        let made = init(&*storage, InitOptions { readers: self.readers, created: Timestamp::now() }).await?;
+        let made = NewRepository::prepare(InitOptions { readers: self.readers, created: Timestamp::now() })?;
+        // The key first: a repository whose writer key is lost is of no use.
         made.writer_key.save(&key, false)?;
+        if let Err(e) = made.commit(&*storage).await {
+            let _ = std::fs::remove_file(&key);
+            return Err(e.into());
+        }
 
         let output = &context.output;
         output.json(
             "initialised",
             &Made {
                 repository: made.writer_key.repository.to_string(),
-                fingerprint: made.fingerprint.to_string(),
+                fingerprint: made.writer_key.fingerprint.to_string(),
                 writer_key: key.clone(),
                 storage: capabilities.clone(),
             },
@@ -73,7 +78,10 @@ impl Init {
             "writer key   {} (keep it on the database host, and a copy with the readers)",
             key.display()
         ));
-        output.line(format!("fingerprint  {} (readers compare it with --expect-repository)", made.fingerprint));
+        output.line(format!(
+            "fingerprint  {} (readers compare it with --expect-repository)",
+            made.writer_key.fingerprint
+        ));
         if !capabilities.conditional_create {
             output.note("note: this storage ignores the condition \"create only\"; nothing depends on it");
         }

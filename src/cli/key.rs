@@ -119,7 +119,7 @@ impl Rotate {
             context.output.line(format!("would begin a new epoch for {} readers", readers.len()));
             return Ok(Exit::Done);
         }
-        let rotation = rotate(holder, RotateOptions { readers, new_id_secret: self.new_ids })?;
+        let rotation = rotate(holder, RotateOptions { readers, new_id_secret: self.new_ids }).await?;
         // Kept before the epoch begins: its signing seed is nowhere else.
         let epoch = rotation.writer_key.epoch;
         let kept = path.with_extension(format!("epoch-{epoch}"));
@@ -129,6 +129,11 @@ impl Rotate {
         context.output.json("rotated", &serde_json::json!({ "epoch": epoch, "writer_key": path }))?;
         context.output.line(format!("epoch {epoch} has begun; the writer key in {} is new", path.display()));
         context.output.note("what was stored before stays readable to whoever could read it");
+        for name in &rotation.left_out {
+            context
+                .output
+                .note(format!("{name} does not count any more: it is damaged, or came after its epoch was over"));
+        }
         Ok(Exit::Done)
     }
 }

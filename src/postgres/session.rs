@@ -251,6 +251,8 @@ impl Session {
     /// Checks the version and forces the settings that decide over what is read (DESIGN §4), whatever the role or the
     /// database has as default.
     async fn prepare(&mut self, options: &SessionOptions) -> Result<(), PostgresError> {
+        // First of all: a role may have a timeout that ends even the next question.
+        self.execute("setting up the session", "SET statement_timeout = 0").await?;
         let facts = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
              pg_backend_pid(), coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
         let row = self.client.query_one(facts, &[]).await.map_err(PostgresError::server("asking for the version"))?;
@@ -261,7 +263,7 @@ impl Session {
             return Err(PostgresError::Version { version: row.get(1) });
         }
         let mut settings = format!(
-            "SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+            "SET row_security = off; SET idle_in_transaction_session_timeout = 0; \
              SET idle_session_timeout = 0; SET lock_timeout = {}; SET enable_tidscan = on; SET synchronize_seqscans = off; \
              SET search_path = ''; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; \
              SET extra_float_digits = 1; SET bytea_output = 'hex'; SET xmloption = 'content'; \

@@ -29,6 +29,10 @@ pub struct Config {
     pub signers: Vec<ConfigSigner>,
     /// Features that a program must know, per operation.
     pub needs: Needs,
+    /// The snapshots of earlier epochs that were there when this epoch began. No other snapshot of an earlier epoch counts, or
+    /// whoever stole the keys of one could go on making snapshots that look like those of the victim.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<ObjectId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +84,7 @@ impl Config {
             epoch,
             signers: vec![ConfigSigner { epoch, key: signer }],
             needs: Needs::default(),
+            kept: Vec::new(),
         }
     }
 
@@ -98,6 +103,11 @@ impl Config {
     /// neither a configuration nor a key ring.
     pub fn is_current_signer(&self, key: &SignerId) -> bool {
         self.signers.iter().any(|signer| signer.epoch == self.epoch && signer.key == *key)
+    }
+
+    /// Does a snapshot that was written in `epoch` count?
+    pub fn admits(&self, epoch: Epoch, snapshot: &ObjectId) -> bool {
+        epoch >= self.epoch || self.kept.contains(snapshot)
     }
 
     /// Refuses an operation that needs a feature which this program does not know.

@@ -143,6 +143,11 @@ pub struct Opened<T> {
     pub body: T,
 }
 
+/// The epoch that the header of an object names, unchecked.
+pub(super) fn epoch(object: &[u8]) -> Option<Epoch> {
+    Some(Epoch(u32::from_le_bytes(object.get(12..16)?.try_into().ok()?)))
+}
+
 /// Checks everything before a byte of the body is believed. `name` is for errors.
 pub fn read<T: DeserializeOwned>(
     kind: ObjectKind,

@@ -22,6 +22,11 @@ pub enum RepositoryError {
     #[error("there is a repository in {address} already; `init` never touches one")]
     AlreadyInitialised { address: String },
     #[error(
+        "there are key objects in {address} but no repository.json: an `init` was interrupted, or somebody deleted the head \
+         of a repository. Take another place, or put the head back"
+    )]
+    HeadMissing { address: String },
+    #[error(
         "this repository needs format {format} or the feature {feature:?} to {operation}, which this program does not know: use a newer restante"
     )]
     Unsupported { format: u32, feature: String, operation: &'static str },

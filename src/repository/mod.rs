@@ -40,4 +40,4 @@ pub mod writer;
 pub mod zone;
 
 pub use error::RepositoryError;
-pub use open::{Access, InitOptions, Initialised, Repository, init};
+pub use open::{Access, InitOptions, Initialised, NewRepository, Repository, init};

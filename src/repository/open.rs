@@ -45,50 +45,73 @@ pub struct Initialised {
     pub fingerprint: Fingerprint,
 }
 
-/// Makes a new repository. The caller keeps the writer key; the private half of the epoch's recipient leaves this function
-/// inside the key ring only.
-pub async fn init(storage: &dyn Storage, options: InitOptions) -> Result<Initialised, RepositoryError> {
-    let address = storage.address();
-    if storage.head(&config_name()?).await?.is_some() {
-        return Err(RepositoryError::AlreadyInitialised { address });
+/// Everything of a new repository, nothing stored yet.
+pub struct NewRepository {
+    /// To be kept before [`Self::commit`]: its secrets are nowhere else but in the key ring, which readers alone open.
+    pub writer_key: WriterKey,
+    ring: (ObjectName, Bytes),
+    config: Bytes,
+}
+
+impl NewRepository {
+    pub fn prepare(options: InitOptions) -> Result<Self, RepositoryError> {
+        let mut id = [0; 16];
+        seal::fill_random(&mut id)?;
+        let (repository, epoch) = (RepositoryId(id), Epoch(1));
+        let (id_secret, seal_secret, signing_seed) = (Secret::random()?, Secret::random()?, Secret::random()?);
+        let signer = Signer::from_seed(&signing_seed)?;
+        let identity = age::x25519::Identity::generate();
+        let config = Config::first(repository, epoch, signer.id(), options.created).write(&signer)?;
+        let fingerprint = config::fingerprint(&config);
+        let ring = Ring {
+            repository,
+            fingerprint,
+            epoch,
+            number: 1,
+            readers: options.readers,
+            epochs: vec![RingEpoch::new(epoch, &identity, &id_secret, &seal_secret, vec![signer.id()])],
+        };
+        let (ring_name, ring_bytes) = ring.write(&signer)?;
+        let writer_key = WriterKey {
+            repository,
+            fingerprint,
+            epoch,
+            id: id_secret,
+            seal: seal_secret,
+            signing_seed,
+            recipient: identity.to_public().to_string(),
+            key_objects: vec![ring_name.clone()],
+            previous: Vec::new(),
+        };
+        Ok(Self { writer_key, ring: (ring_name, ring_bytes.into()), config: config.into() })
     }
-    let mut id = [0; 16];
-    seal::fill_random(&mut id)?;
-    let (repository, epoch) = (RepositoryId(id), Epoch(1));
-    let (id_secret, seal_secret, signing_seed) = (Secret::random()?, Secret::random()?, Secret::random()?);
-    let signer = Signer::from_seed(&signing_seed)?;
-    let identity = age::x25519::Identity::generate();
-    let first = Config::first(repository, epoch, signer.id(), options.created).write(&signer)?;
-    let fingerprint = config::fingerprint(&first);
-    let ring = Ring {
-        repository,
-        fingerprint,
-        epoch,
-        number: 1,
-        readers: options.readers,
-        epochs: vec![RingEpoch::new(epoch, &identity, &id_secret, &seal_secret, vec![signer.id()])],
-    };
-    let (ring_name, ring_bytes) = ring.write(&signer)?;
-    // The head last: a repository that can be opened has its keys.
-    put_checked(storage, &ring_name, ring_bytes.into()).await?;
-    match put_checked(storage, &config_name()?, first.into()).await {
-        Err(RepositoryError::Storage(StorageError::AlreadyExists { .. })) => {
+
+    /// Stores it, the head last: a repository that can be opened has its keys. Refuses where there is one, or what is left
+    /// of one.
+    pub async fn commit(&self, storage: &dyn Storage) -> Result<(), RepositoryError> {
+        let address = storage.address();
+        if storage.head(&config_name()?).await?.is_some() {
             return Err(RepositoryError::AlreadyInitialised { address });
         }
-        other => other?,
+        if !key_objects(storage).await?.is_empty() {
+            return Err(RepositoryError::HeadMissing { address });
+        }
+        put_checked(storage, &self.ring.0, self.ring.1.clone()).await?;
+        match put_checked(storage, &config_name()?, self.config.clone()).await {
+            Err(RepositoryError::Storage(StorageError::AlreadyExists { .. })) => {
+                Err(RepositoryError::AlreadyInitialised { address })
+            }
+            other => other,
+        }
     }
-    let writer_key = WriterKey {
-        repository,
-        fingerprint,
-        epoch,
-        id: id_secret,
-        seal: seal_secret,
-        signing_seed,
-        recipient: identity.to_public().to_string(),
-        key_objects: vec![ring_name],
-        previous: Vec::new(),
-    };
-    Ok(Initialised { writer_key, fingerprint })
+}
+
+/// Makes a new repository at once, for callers that can afford to lose the writer key when they die in between.
+pub async fn init(storage: &dyn Storage, options: InitOptions) -> Result<Initialised, RepositoryError> {
+    let new = NewRepository::prepare(options)?;
+    new.commit(storage).await?;
+    let fingerprint = new.writer_key.fingerprint;
+    Ok(Initialised { writer_key: new.writer_key, fingerprint })
 }
 
 fn config_name() -> Result<ObjectName, RepositoryError> {

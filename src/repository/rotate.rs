@@ -8,13 +8,17 @@
 //! Order: the caller keeps the new writer key *first* (the signing seed is nowhere else), then [`Rotation::commit`] puts the ring, then
 //! the configuration, with which the epoch begins. A crash in between leaves a ring that nobody's configuration names.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 
 use super::config::{Config, ConfigSigner};
+use super::envelope;
 use super::error::RepositoryError;
-use super::id::Epoch;
+use super::id::{Epoch, ObjectId};
+use super::reader::check_name;
 use super::readers::KeyHolder;
 use super::ring::{Ring, RingEpoch};
 use super::seal::{Secret, Signer};
@@ -32,13 +36,16 @@ pub struct RotateOptions {
 /// Everything of the new epoch, nothing stored yet.
 pub struct Rotation {
     pub writer_key: WriterKey,
+    /// Snapshots that do not count in the new epoch: damaged, or of an epoch that was over when they came.
+    pub left_out: Vec<ObjectName>,
     storage: Arc<dyn Storage>,
     ring: (ObjectName, Bytes),
     config: (ObjectName, Bytes),
 }
 
-/// Makes the keys of the next epoch.
-pub fn rotate(holder: KeyHolder, options: RotateOptions) -> Result<Rotation, RepositoryError> {
+/// Makes the keys of the next epoch. No snapshot should be running: the ones that are there now are kept, one that the old key
+/// finishes later does not count.
+pub async fn rotate(holder: KeyHolder, options: RotateOptions) -> Result<Rotation, RepositoryError> {
     let KeyHolder { storage, loaded, ring, key, signer: old_signer } = holder;
     let too_many = || RepositoryError::KeyObject("there are no more epochs or versions".into());
     let epoch = Epoch(key.epoch.0.checked_add(1).ok_or_else(too_many)?);
@@ -55,7 +62,8 @@ pub fn rotate(holder: KeyHolder, options: RotateOptions) -> Result<Rotation, Rep
     let mut signers = loaded.config.signers.clone();
     signers.push(ConfigSigner { epoch, key: signer.id() });
     let version = loaded.config.version.checked_add(1).ok_or_else(too_many)?;
-    let config = Config { version, previous: Some(loaded.newest), epoch, signers, ..loaded.config };
+    let (kept, left_out) = snapshots_to_keep(&*storage, &loaded.config).await?;
+    let config = Config { version, previous: Some(loaded.newest), epoch, signers, kept, ..loaded.config };
     let config_bytes = config.write(&old_signer)?;
     let config_name = config.place(&config_bytes)?;
 
@@ -77,9 +85,28 @@ pub fn rotate(holder: KeyHolder, options: RotateOptions) -> Result<Rotation, Rep
     Ok(Rotation {
         writer_key,
         storage,
+        left_out,
         ring: (ring_name, ring_bytes.into()),
         config: (config_name, config_bytes.into()),
     })
+}
+
+/// Those that count now. The epoch stands in the header, so the bytes must be those of the name; a person looks at the rest.
+async fn snapshots_to_keep(
+    storage: &dyn Storage,
+    config: &Config,
+) -> Result<(Vec<ObjectId>, Vec<ObjectName>), RepositoryError> {
+    let names: Vec<ObjectName> = storage.list("snapshots/").map_ok(|meta| meta.name).try_collect().await?;
+    let (mut kept, mut left_out) = (BTreeSet::new(), Vec::new());
+    for name in names {
+        let bytes = storage.get(&name).await?;
+        match check_name(&name, &bytes).ok().filter(|id| envelope::epoch(&bytes).is_some_and(|e| config.admits(e, id)))
+        {
+            Some(id) => drop(kept.insert(id)),
+            None => left_out.push(name),
+        }
+    }
+    Ok((kept.into_iter().collect(), left_out))
 }
 
 impl Rotation {

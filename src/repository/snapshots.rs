@@ -60,6 +60,9 @@ async fn load(repository: &Repository, name: &ObjectName) -> Result<Snapshot, Re
     if opened.body.repository != repository.config.repository || opened.body.epoch != opened.epoch {
         return Err(misfit("it was written for another repository or epoch"));
     }
+    if !repository.config.admits(opened.epoch, &id) {
+        return Err(misfit("its epoch was over when it was written: whoever made it has keys that were replaced"));
+    }
     // The time in the name is nobody's word; and under a second name the same snapshot would be there twice.
     if *name != manifest_name(opened.body.taken, &id)? {
         return Err(misfit("it does not lie under its own name"));

@@ -2,7 +2,7 @@
 //! last the certificate.
 //!
 //! [`ChunkSink::store`] is called from CPU threads and blocks when the storage is slower than they are: at most
-//! one pack of each kind is open, [`QUEUE`] wait, [`UPLOADS`] are on their way.
+//! one pack of each kind is open, `QUEUE` wait, `UPLOADS` are on their way.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

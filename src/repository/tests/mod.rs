@@ -5,6 +5,7 @@ mod objects;
 mod packs;
 mod rotation;
 mod storage;
+mod tables;
 mod vectors;
 mod whole;
 

@@ -1,15 +1,19 @@
 //! Epochs and readers come and go; what was stored stays readable.
 
 use super::storage::Memory;
-use super::whole::{Reader, all_read, as_reader, as_writer, copy, made, reader, snapshot};
+use super::whole::{Reader, all_read, as_reader, as_writer, copy, made, manifest, reader, snapshot};
 use crate::repository::chunk::ChunkKind;
-use crate::repository::id::Epoch;
+use crate::repository::envelope::{self, Author, ObjectKind};
+use crate::repository::id::{Epoch, ObjectId};
+use crate::repository::manifest::manifest_name;
 use crate::repository::readers::{KeyHolder, accept};
 use crate::repository::ring;
 use crate::repository::rotate::{RotateOptions, Rotation, rotate};
 use crate::repository::secrets::WriterKey;
 use crate::repository::{RepositoryError, pack, snapshots};
 use std::sync::Arc;
+
+use jiff::Timestamp;
 
 async fn holder(storage: &Arc<Memory>, key: &WriterKey, reader: &Reader) -> Result<KeyHolder, RepositoryError> {
     KeyHolder::open(storage.clone(), copy(key), std::slice::from_ref(&reader.path)).await
@@ -23,7 +27,8 @@ async fn rotated(
     new_id_secret: bool,
 ) -> Rotation {
     let readers = to.iter().map(|reader| reader.recipient.clone()).collect();
-    let rotation = rotate(holder(storage, key, with).await.unwrap(), RotateOptions { readers, new_id_secret }).unwrap();
+    let rotation =
+        rotate(holder(storage, key, with).await.unwrap(), RotateOptions { readers, new_id_secret }).await.unwrap();
     rotation.commit().await.unwrap();
     rotation
 }
@@ -62,6 +67,33 @@ async fn a_new_epoch_reads_the_old_one_and_stores_no_mail_again() {
     // And he cannot rotate once more, though he kept a reader's identity.
     assert!(holder(&storage, &old, &one).await.is_err());
     assert!(holder(&storage, &new, &one).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_and_replaced_key_makes_no_more_snapshots() {
+    let (storage, one) = (Memory::new(), reader());
+    let mut key = made(&storage, &[&one]).await;
+    let thief = as_writer(&storage, &key).await.unwrap();
+    let (kept, ..) = snapshot(&thief, 1).await.unwrap();
+    for forged in 1..3usize {
+        key = rotated(&storage, &key, &one, &[&one], false).await.writer_key;
+        // The thief has the old secrets and may write to the storage.
+        let stolen = thief.writer_key().unwrap();
+        let (signer, repository) = (stolen.signer().unwrap(), stolen.repository);
+        let author = Author { repository, epoch: stolen.epoch, secrets: &thief.secrets, signer: &signer };
+        let mut lie = manifest(&thief, vec![]);
+        lie.taken = Timestamp::from_second(1_900_000_000 + forged as i64).unwrap();
+        let bytes = envelope::write(ObjectKind::Manifest, &author, &lie).unwrap();
+        storage.set(&manifest_name(lie.taken, &ObjectId::of(&bytes)).unwrap(), bytes);
+        for repository in [as_reader(&storage, &one).await.unwrap(), as_writer(&storage, &key).await.unwrap()] {
+            let (found, problems) = snapshots::list(&repository).await.unwrap();
+            assert_eq!(found.iter().map(|snapshot| snapshot.id).collect::<Vec<_>>(), [kept]);
+            assert_eq!(problems.len(), forged);
+        }
+    }
+    let holder = holder(&storage, &key, &one).await.unwrap();
+    let options = RotateOptions { readers: vec![one.recipient.clone()], new_id_secret: false };
+    assert_eq!(rotate(holder, options).await.unwrap().left_out.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,9 +10,11 @@ use jiff::Timestamp;
 
 use super::storage::{Fault, Memory};
 use crate::repository::chunk::ChunkKind;
+use crate::repository::envelope::{self, Author, ObjectKind};
 use crate::repository::id::{ChunkId, Fingerprint, ObjectId};
+use crate::repository::index::Fragment;
 use crate::repository::manifest::{self, Manifest, Schema, ServerSummary, StoreIdentity, Totals};
-use crate::repository::reader::ChunkReader;
+use crate::repository::reader::{ChunkReader, fragment_name};
 use crate::repository::secrets::WriterKey;
 use crate::repository::snapshots;
 use crate::repository::writer::RepositoryWriter;
@@ -297,6 +299,23 @@ async fn hints_that_are_gone_do_not_stop_a_reader() {
     let repository = as_reader(&storage, &one).await.unwrap();
     let chunks = ChunkReader::open(&repository, Some(&[ObjectId([1; 32])])).await.unwrap();
     assert!(chunks.fetch(stored.keys().next().unwrap()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fragment_that_is_superseded_is_left_out() {
+    let (storage, one) = (Memory::new(), reader());
+    let key = made(&storage, &[&one]).await;
+    let writer = as_writer(&storage, &key).await.unwrap();
+    snapshot(&writer, 1).await.unwrap();
+    assert!(ChunkReader::open(&writer, None).await.unwrap().index().chunk_count() > 0);
+    let supersedes = storage.names("index/").iter().map(|name| name.file_name().parse().unwrap()).collect();
+    let signer = key.signer().unwrap();
+    let repository = writer.config.repository;
+    let author = Author { repository, epoch: key.epoch, secrets: &writer.secrets, signer: &signer };
+    let fragment = Fragment { version: 1, level: 1, supersedes, packs: vec![] };
+    let bytes = envelope::write(ObjectKind::Index, &author, &fragment).unwrap();
+    storage.set(&fragment_name(&ObjectId::of(&bytes)).unwrap(), bytes);
+    assert_eq!(ChunkReader::open(&writer, None).await.unwrap().index().chunk_count(), 0);
 }
 
 #[test]

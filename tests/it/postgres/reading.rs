@@ -170,7 +170,7 @@ async fn row_security_and_a_role_with_a_statement_timeout_do_not_hide_rows() {
     database.execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2); ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON t USING (a = 1)").await;
     let role = reading_role(&database).await;
     database
-        .execute(&format!("ALTER ROLE {role} SET statement_timeout = '1ms'; ALTER ROLE {role} SET row_security = on"))
+        .execute(&format!("ALTER ROLE {role} SET statement_timeout = '25ms'; ALTER ROLE {role} SET row_security = on"))
         .await;
     let set = open(&database, &role, 1, ReadingOptions::default()).await.unwrap();
     assert_eq!(set.catalog.unreadable(&role).len(), 1);
