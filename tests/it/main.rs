@@ -1,5 +1,6 @@
 //! Behaviour against real PostgreSQL servers and real storages.
 
+mod independent;
 mod postgres;
 #[cfg(feature = "s3")]
 mod s3_server;

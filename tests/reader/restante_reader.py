@@ -18,6 +18,7 @@ import json
 import os
 import struct
 import sys
+from collections import Counter
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = os.path.join(os.environ.get("CARGO_TARGET_DIR") or os.path.join(HERE, "../../target"), "tools/python")
@@ -28,7 +29,7 @@ from format1 import vectors  # noqa: E402
 from format1.keys import configuration as read_configuration, identities, newest_ring  # noqa: E402
 from format1.objects import Directory, Findings, Stop  # noqa: E402
 from format1.packs import Index, Packs  # noqa: E402
-from format1.primitives import Damage, cbor, insist  # noqa: E402
+from format1.primitives import INLINE_LIMIT, Damage, cbor, insist  # noqa: E402
 from format1.snapshots import Snapshot, Table, all_snapshots, segments  # noqa: E402
 
 
@@ -60,35 +61,24 @@ class Repository:
         return fetch
 
 
-class Tally:
-    """What a check has seen."""
-
-    def __init__(self):
-        self.rows = self.values = self.large = self.nulls = self.dead = 0
-        self.segments = self.increments = self.two_increments = self.zones = 0
-        self.passed = self.tried = 0
-        self.epochs = set()
-
-
-def check_table(repository: Repository, table: Table, chunks, tally: Tally) -> None:
+def check_table(repository: Repository, table: Table, chunks, seen: Counter) -> None:
     value_bytes = 0
     for segment in segments(table, chunks, repository.ring.epochs):
-        tally.segments += 1
-        tally.increments += len(segment.increments)
-        tally.two_increments += len(segment.increments) > 1
+        seen["segments"] += 1
+        seen["segments of several increments"] += len(segment.increments) > 1
         for increment in segment.increments:
             value_bytes += increment.body.count("value_bytes")
-            tally.epochs.add(increment.body.integer("epoch"))
-            tally.dead += increment.live.count(False)
+            seen["increments"] += 1
+            seen["dead rows"] += increment.live.count(False)
             if increment.zones:
-                tally.zones += 1
-                tally.passed += increment.zones.passed
-                tally.tried += increment.zones.tried
+                seen["zones"] += 1
+                seen["absent keys tried"] += increment.zones.tried
+                seen["absent keys that filters let pass"] += increment.zones.passed
         for values in segment.live_rows():
-            tally.rows += 1
-            tally.values += len(values)
-            tally.nulls += values.count(None)
-            tally.large += sum(value is not None and len(value) > 512 for value in values)
+            seen["rows"] += 1
+            seen["values"] += len(values)
+            seen["NULLs"] += values.count(None)
+            seen["large values"] += sum(value is not None and len(value) > INLINE_LIMIT for value in values)
     insist(value_bytes == table.body.count("value_bytes"), "has values of another total length")
 
 
@@ -101,41 +91,37 @@ def check_schema(snapshot: Snapshot, chunks) -> None:
 
 
 def check(repository: Repository, out) -> None:
-    tally = Tally()
-    configuration, packs = repository.configuration, repository.packs
-    used = 0
+    configuration, packs, fragments = repository.configuration, repository.packs, repository.index.fragments.values()
+    slots = [pack.slots for pack in packs.packs.values()]
+    seen = Counter()
+    seen["configuration version"], seen["epoch"] = configuration.version, configuration.epoch
+    seen["readers of the ring"], seen["epochs in the ring"] = len(repository.ring.readers), len(repository.ring.epochs)
+    seen["packs"] = len(slots)
+    seen["packs with several key slots"] = sum(len(one) > 1 for one in slots)
+    seen["packs of several epochs"] = sum(len({slot.epoch for slot in one}) > 1 for one in slots)
+    seen["packs in no fragment"] = len(set(packs.packs) - set().union(*(one.packs for one in fragments)))
+    seen["chunks"], seen["copies of chunks"] = len(packs.places), packs.copies
+    seen["fragments"], seen["fragments superseded"] = len(fragments), len(fragments) - len(repository.index.active())
+    seen["snapshots"], seen["snapshots not used"] = len(repository.snapshots), 0
     for snapshot in repository.snapshots:
-        name = f"snapshot {snapshot.id.hex()[:12]}"
         if snapshot.certificate is None or not snapshot.counts:
-            why = "was not read back" if snapshot.certificate is None else "is of an earlier epoch and not kept"
-            print(f"{name} {why}: passed over", file=out)
+            seen["snapshots not used"] += 1
             continue
-        used += 1
+        name = f"snapshot {snapshot.id.hex()}"
         chunks = repository.chunks(snapshot)
         with repository.findings.about(f"{name}: its schema"):
             check_schema(snapshot, chunks)
         for table in snapshot.tables:
             with repository.findings.about(f"{name}: {table.title}"):
-                check_table(repository, table, chunks, tally)
+                check_table(repository, table, chunks, seen)
     # Eight bits of fingerprint let one key in 256 pass. A filter that lets a twentieth pass is read wrongly.
-    if tally.tried >= 256 and tally.passed * 20 > tally.tried:
-        repository.findings.all.append(f"filters let {tally.passed} of {tally.tried} keys pass that are not there")
-    slots = [len(pack.slots) for pack in packs.packs.values()]
-    epochs = {slot.epoch for pack in packs.packs.values() for slot in pack.slots}
-    fragments = repository.index.fragments.values()
-    unnamed = len(set(packs.packs) - set().union(*(one.packs for one in fragments)))
-    say = lambda *line: print(*line, file=out)  # noqa: E731
-    say(f"repository      {configuration.repository.hex()}, version {configuration.version}, epoch {configuration.epoch}")
-    say(f"fingerprint     {configuration.fingerprint.hex()}")
-    say(f"ring            {repository.ring.name.rsplit('-', 1)[0]}, {len(repository.ring.readers)} readers, epochs {sorted(repository.ring.epochs)}")
-    say(f"packs           {len(slots)}, {slots.count(2)} with two key slots, epochs {sorted(epochs)}, {unnamed} in no fragment")
-    say(f"chunks          {len(packs.places)}, and {packs.copies} copies")
-    say(f"fragments       {len(fragments)}, {len(repository.index.active())} of them not superseded")
-    say(f"snapshots       {len(repository.snapshots)}, {used} checked")
-    say(f"segments        {tally.segments}, {tally.increments} increments, {tally.two_increments} with several, epochs {sorted(tally.epochs)}")
-    say(f"rows            {tally.rows} live, {tally.dead} dead")
-    say(f"values          {tally.values}, {tally.large} large, {tally.nulls} NULL")
-    say(f"zones           {tally.zones}; filters let {tally.passed} of {tally.tried} absent keys pass")
+    tried, passed = seen["absent keys tried"], seen["absent keys that filters let pass"]
+    if tried >= 256 and passed * 20 > tried:
+        repository.findings.all.append(f"filters let {passed} of {tried} keys pass that are not there")
+    print(f"{'repository':<36}{configuration.repository.hex()}", file=out)
+    print(f"{'fingerprint':<36}{configuration.fingerprint.hex()}", file=out)
+    for what, number in seen.items():
+        print(f"{what:<36}{number}", file=out)
 
 
 def find(repository: Repository, prefix: str) -> Snapshot:
@@ -199,7 +185,7 @@ def main() -> int:
                 insist(len(tables) == 1, f"the snapshot has no table {arguments.target}")
                 dump(repository, snapshot, tables[0], sys.stdout.buffer)
     except Stop as stop:
-        print(f"damage: {stop.__cause__}", file=sys.stderr)
+        print(f"damage: {stop}", file=sys.stderr)
         return 1
     for later in findings.later:
         print(f"passed over: {later}", file=sys.stderr)

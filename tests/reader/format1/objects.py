@@ -81,7 +81,7 @@ class _About:
             return False
         self.findings.all.append(f"{self.name}: {error}")
         if self.fatal:
-            raise Stop from error
+            raise Stop(self.findings.all[-1]) from error
         return True
 
 
