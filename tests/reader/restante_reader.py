@@ -79,6 +79,7 @@ def check_table(repository: Repository, table: Table, chunks, seen: Counter) -> 
             seen["values"] += len(values)
             seen["NULLs"] += values.count(None)
             seen["large values"] += sum(value is not None and len(value) > INLINE_LIMIT for value in values)
+    seen["tables of several segments"] += table.body.count("segments") > 1
     insist(value_bytes == table.body.count("value_bytes"), "has values of another total length")
 
 

@@ -25,7 +25,7 @@ insert into kinds select g, g % 2 = 0, g, g * 1000, g * -1000000007::int8, (4294
   g * interval '1 month 2 days 3.5 seconds', md5(g::text)::uuid, ('10.0.0.' || g)::inet, '10.1.0.0/16', '08:00:2b:01:02:03', '08:00:2b:01:02:03:04:05',
   json_build_object('a', repeat('j', g * 20)), jsonb_build_object('b', g, 'c', array[1, 2, null]), '$.a[*] ? (@ > 1)',
   point(g, -g), '{1,2,3}', '[(0,0),(1,1)]', '((0,0),(1,1))', '[(0,0),(1,1),(2,0)]', '((0,0),(1,1),(2,0))', '<(1,2),3>', to_tsvector('simple', 'the lost mail ' || g), 'lost & mail',
-  '16/B374D848', '10:20:10,14,15', (g + 3)::text::xid, g::text::xid8, '7', '(1,2)', 'pg_class', '1 2 3', '4 5',
+  '16/B374D848', '10:20:10,14,15', (g + 3)::text::xid, g::text::xid8, '7', '(1,2)', case g % 2 when 0 then 'pg_class' else 'kinds' end::regclass, '1 2 3', '4 5',
   int4range(g, g + 5), int8multirange(int8range(1, g + 1), int8range(100, 200)), array[[1, g], [null, 3]], array['', null, repeat('t', g * 10)], (array['sad', 'ok', 'happy'])[g % 3 + 1]::mood, row(g, null)::pair, g,
   array[row(1, 'x')::pair, null], makeaclitem('postgres'::regrole, 'postgres'::regrole, 'SELECT', g % 2 = 0), array[makeaclitem('postgres'::regrole, 'postgres'::regrole, 'INSERT', false)]
   from generate_series(1, 120) g;
@@ -47,5 +47,10 @@ insert into base64_only select g, convert_to('Content-Transfer-Encoding: base64'
 create table big_keys (k text primary key, n int);
 insert into big_keys select string_agg(md5(g::text || h), ''), g from generate_series(1, 200) g, generate_series(1, 20) h group by g;
 insert into big_keys select 'small' || g, g from generate_series(1, 200) g;
+-- One row a block, so that few rows fill more than one segment.
+create table spread (id int primary key, pad text) with (fillfactor = 10);
+insert into spread select g, repeat('p', 490) from generate_series(1, 2100) g;
+create table all_null (id int primary key, t text unique, n int unique, d date unique, at timestamp unique);
+insert into all_null select g from generate_series(1, 5) g;
 delete from kinds where id % 17 = 0;
 update kinds set c_bool = not c_bool where id % 13 = 0;

@@ -77,7 +77,7 @@ class Zone:
                 number = int.from_bytes(value, "big", signed=True)
                 if infinite and number in (-(1 << (8 * width - 1)), (1 << (8 * width - 1)) - 1):
                     insist(has_nulls, f"has an infinity in {column.name} that its zone denies")
-                elif intervals:
+                else:
                     inside = any(low <= number <= high for low, high in intervals)
                     insist(inside, f"has a value in {column.name} outside its zone")
             if keys is not None:
