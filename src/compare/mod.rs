@@ -1,1 +1,39 @@
-//! (layer head)
+//! A snapshot held against the live store: what is lost, and why it is thought so.
+//!
+//! The layer reads both sides and writes to neither, so it works on a standby and with a role that may only read. Both sides come as
+//! the bytes of COPY BINARY: the live columns are cast to the types that the snapshot has, so equal values are equal bytes.
+//! It uses `repository`, `postgres`, `profile` and `mail`; `restore` builds its plan on a [`Comparison`], the commands `gap`,
+//! `find` and `diff` print one.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`source`] | the rows and large values of a snapshot |
+//! | [`live`] | the same of the live store |
+//! | [`layout`] | which columns play which part: the profile, laid over the snapshot's tables and the live catalog |
+//! | [`parents`] | which live account and mailbox a lost message belongs to |
+//! | [`pairing`] | rows that are the same on both sides, 24 bytes for each live row |
+//! | [`content`] | the mail as its sender wrote it, and its fingerprint, from either side |
+//! | [`tombstones`] | what users deleted themselves |
+//! | [`past`] | what earlier replays put back |
+//! | [`compare`](mod@compare) | all of it in order: the classes |
+//! | [`report`] | what may be printed of it: no subjects, no content |
+
+
+pub mod compare;
+pub mod content;
+pub mod counters;
+mod duplicates;
+mod error;
+pub mod layout;
+pub mod live;
+pub mod pairing;
+pub mod parents;
+pub mod past;
+
+pub mod row;
+pub mod source;
+pub mod tombstones;
+
+pub use compare::{Comparison, Leftover, Options, compare};
+pub use error::CompareError;
+pub use row::{Class, Reason};

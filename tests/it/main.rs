@@ -2,6 +2,7 @@
 
 mod independent;
 mod postgres;
+mod restore;
 #[cfg(feature = "s3")]
 mod s3_server;
 #[cfg(feature = "s3")]

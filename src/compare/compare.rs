@@ -1,0 +1,514 @@
+//! The comparison itself: pair, then classify what is left over.
+//!
+//! Order decides, and each live row, tombstone and journal entry stands for one lost message only:
+//! 1. rows that are the same on both sides (key, creation evidence, mailbox) are paired and out of the way;
+//! 2. what an earlier replay put back is done with, whether it is still there or its user deleted it since;
+//! 3. tombstones of the very rows, then those of their evidence under another key;
+//! 4. mail of a mailbox that was deleted on purpose is an orphan;
+//! 5. an equal live mail that nobody stands behind: in the same mailbox a duplicate, in another one a move;
+//! 6. the rest is lost.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::content::{Made, PartRows};
+use super::counters::Counters;
+use super::duplicates;
+use super::error::CompareError;
+use super::layout::{Clock, Layout, layout};
+use super::live;
+use super::pairing::{Paired, Pairs};
+use super::parents::{Fate, Parents, inline};
+use super::past::Past;
+use super::row::{Cell, Class, Print, Printer, Reason, Row};
+use super::source::{Facts, Only, Source};
+use super::tombstones::{Tombstones, Wanted};
+use crate::postgres::catalog;
+use crate::postgres::session::Session;
+use crate::profile::{Profile, TimeType};
+use crate::repository::zone;
+
+/// What the caller knows besides.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// When the damage happened. Mail that was saved before then does not stand for a lost one: it was there beside it; and in a store
+    /// without tombstones, what the snapshot took after it is lost for certain.
+    pub damaged_at: Option<Timestamp>,
+}
+
+/// A message of the snapshot that the live store has not under its key.
+#[derive(Debug, Clone)]
+pub struct Leftover {
+    pub row: Row,
+    pub key: Bytes,
+    /// Its name in every journal, whichever snapshot it comes from.
+    pub source: Print,
+    /// Position among [`Parents::mailboxes`].
+    pub mailbox: Option<usize>,
+    /// When it was saved or arrived; `None` where the clocks are NULL.
+    pub instant: Option<Timestamp>,
+    pub class: Class,
+    pub reason: Reason,
+    /// Another mail lives under its Message-ID with other content.
+    pub same_id_other_mail: bool,
+    /// For each kind of part, the rows that name its parts; then the rows of each kind of child.
+    pub via: Vec<Vec<Row>>,
+    pub children: Vec<Vec<Row>>,
+}
+
+/// A live message that no snapshot row stands behind.
+#[derive(Debug, Clone)]
+pub struct LiveMessage {
+    pub key: Bytes,
+    pub key_text: String,
+    pub mailbox: Bytes,
+    /// Key and evidence: how the journal names it.
+    pub print: Print,
+    pub identity: Print,
+    pub size: Option<Bytes>,
+    pub message_id: Option<Bytes>,
+    pub uid: Option<i64>,
+    pub instant: Option<Timestamp>,
+    /// A lost message was found to be this one, or a replay put it back.
+    pub taken: bool,
+}
+
+/// Rows of living messages that are gone.
+#[derive(Debug, Default)]
+pub struct Incomplete {
+    /// By kind of part.
+    pub via: Vec<Vec<Row>>,
+    pub children: Vec<Vec<Row>>,
+    /// Keys of the living messages that miss something.
+    pub messages: HashSet<Vec<u8>>,
+}
+
+/// A snapshot held against the live store at one instant.
+pub struct Comparison {
+    pub facts: Facts,
+    pub layout: Layout,
+    pub parents: Parents,
+    pub leftovers: Vec<Leftover>,
+    /// Arrived after the snapshot, so in no snapshot of it, or stand for a lost message.
+    pub live: Vec<LiveMessage>,
+    pub incomplete: Incomplete,
+    /// Parts that leftovers and incomplete messages name.
+    pub parts: PartRows,
+    pub counters: Counters,
+    pub same: u64,
+    pub changed: u64,
+    pub damaged_at: Option<Timestamp>,
+    /// Live rows that are spoken for; see [`Pairs::take`].
+    pub pairs: Pairs,
+}
+
+/// Holds a snapshot against a live store. Writes nothing; leaves the session without a transaction.
+pub async fn compare(
+    session: &Session,
+    source: &dyn Source,
+    profile: &Profile,
+    options: &Options,
+) -> Result<Comparison, CompareError> {
+    live::begin(session).await?;
+    let done = read(session, source, profile, options).await;
+    let ended = live::end(session).await;
+    let done = done?;
+    ended?;
+    Ok(done)
+}
+
+async fn read(
+    session: &Session,
+    source: &dyn Source,
+    profile: &Profile,
+    options: &Options,
+) -> Result<Comparison, CompareError> {
+    let mut catalog = catalog::read(session).await?;
+    catalog::read_sequence_values(session, &mut catalog.sequences).await?;
+    let facts = source.facts().clone();
+    let layout = layout(profile, &facts, &catalog)?;
+    let parents = Parents::read(session, source, &layout).await?;
+    let past = Past::read(session).await?;
+
+    let mut scan = Scan {
+        counters: Counters::new(&facts, &catalog, &layout, &parents),
+        pairs: Pairs::default(),
+        same: 0,
+        changed: 0,
+        layout: &layout,
+        parents: &parents,
+    };
+    scan.live_rows(session).await?;
+    let mut leftovers = scan.snapshot_rows(source, &facts).await?;
+    let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
+    let Scan { mut counters, mut pairs, same, changed, .. } = scan;
+    counters.collisions(&layout.mailbox, &parents, &live);
+
+    let lost: HashMap<Vec<u8>, usize> =
+        leftovers.iter().enumerate().map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
+    let incomplete = belongings(session, source, &layout, &lost, &mut leftovers).await?;
+    let parts = parts(source, &layout, &leftovers, &incomplete).await?;
+
+    decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
+    duplicates::decide(session, source, &layout, &parents, &parts, options, &mut leftovers, &mut live).await?;
+    for live in live.iter().filter(|live| live.taken) {
+        pairs.take(live.identity);
+    }
+    let damaged_at = options.damaged_at;
+    Ok(Comparison { facts, layout, parents, leftovers, live, incomplete, parts, counters, same, changed, damaged_at, pairs })
+}
+
+struct Scan<'a> {
+    layout: &'a Layout,
+    parents: &'a Parents,
+    counters: Counters,
+    pairs: Pairs,
+    same: u64,
+    changed: u64,
+}
+
+impl Scan<'_> {
+    /// Narrow columns of all live messages: key, mailbox, evidence, flags, uid, modseq.
+    async fn live_rows(&mut self, session: &Session) -> Result<(), CompareError> {
+        let message = &self.layout.message;
+        let evidence = message.evidence.len();
+        let mut columns = vec![message.table.single_key()?, message.mailbox];
+        columns.extend(&message.evidence);
+        columns.extend(&message.flags);
+        let numbers = columns.len();
+        columns.extend(message.uid.iter().chain(&message.modseq));
+        let shown = self.shown();
+        let select = format!("SELECT {} FROM {} m WHERE {shown}", message.table.select(&columns, "m"), message.table.quoted());
+        live::copy(session, "reading the live messages", &select, columns.len(), &mut |row| {
+            let identity = identity(row[0], row[1], row[2..2 + evidence].iter().copied());
+            self.pairs.live(identity, state(row[2 + evidence..numbers].iter().copied()));
+            let number = |at: usize| row.get(at).copied().flatten().and_then(|bytes| zone::integer(bytes, false));
+            let uid = message.uid.and_then(|_| number(numbers));
+            let modseq = message.modseq.and_then(|_| number(numbers + usize::from(message.uid.is_some())));
+            self.counters.live_row(row[1].unwrap_or_default(), uid, modseq);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Rows that users see; a row with a tombstone predicate is a tombstone.
+    fn shown(&self) -> String {
+        self.layout.buried.as_ref().map_or("true".to_owned(), |buried| format!("({buried}) IS NOT TRUE"))
+    }
+
+    async fn snapshot_rows(&mut self, source: &dyn Source, facts: &Facts) -> Result<Vec<Leftover>, CompareError> {
+        let (layout, parents) = (self.layout, self.parents);
+        let message = &layout.message;
+        let key_column = message.table.single_key()?;
+        let mut leftovers = Vec::new();
+        source
+            .scan(&message.table.source, None, &mut |cells| {
+                let key = inline(cells, key_column);
+                let mailbox_key = inline(cells, message.mailbox);
+                let mailbox = mailbox_key.and_then(|key| parents.mailbox(key));
+                let target = mailbox.and_then(|at| parents.target(at)).map(|live| &live.key[..]).or(mailbox_key);
+                let evidence = message.evidence.iter().map(|at| inline(cells, *at));
+                let identity = identity(key, target, evidence.clone());
+                let number = |at: Option<usize>| inline(cells, at?).and_then(|bytes| zone::integer(bytes, false));
+                self.counters.snapshot_row(key, target.unwrap_or_default(), number(message.uid), number(message.modseq));
+                match self.pairs.snapshot(identity, state(message.flags.iter().map(|at| inline(cells, *at)))) {
+                    Paired::Same => self.same += 1,
+                    Paired::Changed => self.changed += 1,
+                    Paired::Leftover => leftovers.push(Leftover {
+                        row: cells.iter().map(|cell| cell.keep()).collect(),
+                        key: Bytes::copy_from_slice(key.unwrap_or_default()),
+                        source: source_print(facts, layout, key, evidence),
+                        mailbox,
+                        instant: instant(&message.clocks, cells),
+                        class: Class::Absent,
+                        reason: Reason::NoTrace,
+                        same_id_other_mail: false,
+                        via: vec![Vec::new(); layout.parts.len()],
+                        children: vec![Vec::new(); layout.children.len()],
+                    }),
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(leftovers)
+    }
+
+    /// A second look at the live messages, for those that nobody stands behind.
+    async fn live_leftovers(&mut self, session: &Session, past: &Past) -> Result<Vec<LiveMessage>, CompareError> {
+        let select = live_select(self.layout, &self.shown())?;
+        let mut found = Vec::new();
+        live::copy(session, "reading the newer live messages", &select, live_fields(self.layout), &mut |row| {
+            let mut live = live_message(self.layout, row);
+            if !self.pairs.is_paired(&live.identity) {
+                live.taken = past.is_restored(&live.print);
+                found.push(live);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+}
+
+/// What [`live_message`] reads.
+pub fn live_select(layout: &Layout, condition: &str) -> Result<String, CompareError> {
+    let message = &layout.message;
+    let key = message.table.single_key()?;
+    let mut columns = vec![key, message.mailbox];
+    columns.extend(&message.evidence);
+    columns.extend(message.size.iter().chain(&message.message_id).chain(&message.uid));
+    columns.extend(message.clocks.iter().map(|clock| clock.column));
+    Ok(format!(
+        "SELECT {}, m.{}::text FROM {} m WHERE {condition}",
+        message.table.select(&columns, "m"),
+        message.table.ident(key),
+        message.table.quoted()
+    ))
+}
+
+pub fn live_fields(layout: &Layout) -> usize {
+    let message = &layout.message;
+    let optional = [message.size, message.message_id, message.uid].iter().flatten().count();
+    3 + message.evidence.len() + optional + message.clocks.len()
+}
+
+pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
+    let message = &layout.message;
+    let (evidence, rest) = row[2..].split_at(message.evidence.len());
+    let mut rest = rest.iter().copied();
+    let mut next = |there: bool| if there { rest.next().flatten() } else { None };
+    let size = next(message.size.is_some()).map(Bytes::copy_from_slice);
+    let message_id = next(message.message_id.is_some()).map(Bytes::copy_from_slice);
+    let uid = next(message.uid.is_some()).and_then(|bytes| zone::integer(bytes, false));
+    let clocks: Vec<Option<&[u8]>> = message.clocks.iter().map(|_| next(true)).collect();
+    let instant = message.clocks.iter().zip(&clocks).find_map(|(clock, field)| time(clock, (*field)?));
+    let key_text = next(true).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    LiveMessage {
+        key: Bytes::copy_from_slice(row[0].unwrap_or_default()),
+        key_text,
+        mailbox: Bytes::copy_from_slice(row[1].unwrap_or_default()),
+        print: row_print(row[0], evidence.iter().copied()),
+        identity: identity(row[0], row[1], evidence.iter().copied()),
+        size,
+        message_id,
+        uid,
+        instant,
+        taken: false,
+    }
+}
+
+fn identity<'a>(key: Option<&[u8]>, mailbox: Option<&[u8]>, evidence: impl Iterator<Item = Option<&'a [u8]>>) -> Print {
+    Printer::default().add(key).add(mailbox).all(evidence).finish()
+}
+
+/// Key and evidence. Tombstones and the journal name a row so.
+pub fn row_print<'a>(key: Option<&[u8]>, evidence: impl Iterator<Item = Option<&'a [u8]>>) -> Print {
+    Printer::default().add(key).all(evidence).finish()
+}
+
+/// The name of a message for all journals: store, table, key and creation evidence. Two snapshots of the store give it the same.
+fn source_print<'a>(
+    facts: &Facts,
+    layout: &Layout,
+    key: Option<&[u8]>,
+    evidence: impl Iterator<Item = Option<&'a [u8]>>,
+) -> Print {
+    let mut printer = Printer::default();
+    printer.add(facts.store.system_identifier.map(u64::to_le_bytes).as_ref().map(|bytes| &bytes[..]));
+    printer.add(Some(facts.store.database.as_bytes())).add(Some(&facts.store.database_oid.to_le_bytes()));
+    printer.add(Some(layout.message.table.label().as_bytes())).add(key).all(evidence).finish()
+}
+
+fn state<'a>(fields: impl Iterator<Item = Option<&'a [u8]>>) -> u32 {
+    let Print(bytes) = Printer::default().all(fields).finish();
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The first clock that says something.
+fn instant(clocks: &[Clock], cells: &[Cell<'_>]) -> Option<Timestamp> {
+    clocks.iter().find_map(|clock| time(clock, inline(cells, clock.column)?))
+}
+
+/// Microseconds from 1970 to 2000, where PostgreSQL's clocks begin.
+const EPOCH_OFFSET: i64 = 946_684_800_000_000;
+
+fn time(clock: &Clock, field: &[u8]) -> Option<Timestamp> {
+    match clock.time {
+        TimeType::Epoch => Timestamp::from_second(zone::integer(field, false)?).ok(),
+        TimeType::Timestamptz => Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok(),
+        TimeType::Timestamp => {
+            let local = Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok()?;
+            let local = local.to_zoned(jiff::tz::TimeZone::UTC).datetime();
+            let zone = clock.zone.clone().unwrap_or(jiff::tz::TimeZone::UTC);
+            Some(local.to_zoned(zone).ok()?.timestamp())
+        }
+    }
+}
+
+/// Children of lost messages, and rows that living messages miss.
+async fn belongings(
+    session: &Session,
+    source: &dyn Source,
+    layout: &Layout,
+    lost: &HashMap<Vec<u8>, usize>,
+    leftovers: &mut [Leftover],
+) -> Result<Incomplete, CompareError> {
+    let mut incomplete = Incomplete {
+        via: vec![Vec::new(); layout.parts.len()],
+        children: vec![Vec::new(); layout.children.len()],
+        messages: HashSet::new(),
+    };
+    let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
+    let kinds = layout.parts.iter().map(|part| &part.via).chain(&layout.children);
+    for (kind, child) in kinds.enumerate() {
+        // Those of living messages are looked at only where users do not change them.
+        let mut living: HashSet<Print> = HashSet::new();
+        if !child.mutable {
+            let mut columns = vec![child.message];
+            columns.extend(&child.natural);
+            let select = format!("SELECT {} FROM {} c", child.table.select(&columns, "c"), child.table.quoted());
+            live::copy(session, "reading what belongs to live messages", &select, columns.len(), &mut |row| {
+                living.insert(row_print(row[0], row[1..].iter().copied()));
+                Ok(())
+            })
+            .await?;
+        }
+        let only = child.mutable.then_some(Only { column: child.message, keys: &keys });
+        source
+            .scan(&child.table.source, only, &mut |cells| {
+                let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
+                let Some(message) = inline(cells, child.message) else { return Ok(()) };
+                if let Some(at) = lost.get(message) {
+                    let leftover = &mut leftovers[*at];
+                    match kind.checked_sub(layout.parts.len()) {
+                        None => leftover.via[kind].push(keep()),
+                        Some(child) => leftover.children[child].push(keep()),
+                    }
+                    return Ok(());
+                }
+                let print = row_print(Some(message), child.natural.iter().map(|at| inline(cells, *at)));
+                if !child.mutable && !living.contains(&print) {
+                    incomplete.messages.insert(message.to_vec());
+                    match kind.checked_sub(layout.parts.len()) {
+                        None => incomplete.via[kind].push(keep()),
+                        Some(child) => incomplete.children[child].push(keep()),
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(incomplete)
+}
+
+/// The parts that leftovers and incomplete messages name.
+async fn parts(
+    source: &dyn Source,
+    layout: &Layout,
+    leftovers: &[Leftover],
+    incomplete: &Incomplete,
+) -> Result<PartRows, CompareError> {
+    let mut parts = Vec::with_capacity(layout.parts.len());
+    for (kind, part) in layout.parts.iter().enumerate() {
+        let rows = leftovers.iter().flat_map(|leftover| &leftover.via[kind]).chain(&incomplete.via[kind]);
+        let keys: HashSet<Vec<u8>> = rows.filter_map(|row| Some(row[part.part].bytes()?.to_vec())).collect();
+        let mut found = HashMap::with_capacity(keys.len());
+        let key = part.table.single_key()?;
+        if !keys.is_empty() {
+            source
+                .scan(&part.table.source, Some(Only { column: key, keys: &keys }), &mut |cells| {
+                    let row = cells.iter().map(|cell| cell.keep()).collect();
+                    found.insert(inline(cells, key).unwrap_or_default().to_vec(), row);
+                    Ok(())
+                })
+                .await?;
+        }
+        parts.push(found);
+    }
+    Ok(parts)
+}
+
+/// Journal, tombstones, deleted parents, and re-used keys. What stays `Absent` goes on to the ladder.
+async fn decide_by_record(
+    session: &Session,
+    layout: &Layout,
+    parents: &Parents,
+    past: &Past,
+    leftovers: &mut [Leftover],
+) -> Result<(), CompareError> {
+    let target = |leftover: &Leftover| {
+        let mailbox = leftover.mailbox?;
+        Some(parents.target(mailbox).map_or_else(|| parents.mailboxes[mailbox].key.clone(), |live| live.key.clone()))
+    };
+    let wanted: Vec<Option<Wanted>> = leftovers
+        .iter()
+        .map(|leftover| Wanted::of(layout, &leftover.row, &target(leftover).unwrap_or_default()))
+        .collect();
+    let asked: Vec<Wanted> = wanted.iter().flatten().copied().collect();
+    let mut tombstones = Tombstones::read(session, layout, &asked, past).await?;
+    let restored: HashMap<Print, bool> = still_there(session, layout, past, leftovers).await?;
+    for (leftover, wanted) in leftovers.iter_mut().zip(&wanted) {
+        if let Some(print) = past.restored_as(&leftover.source) {
+            (leftover.class, leftover.reason) = if restored.get(print).copied().unwrap_or(false) {
+                (Class::Duplicate, Reason::RestoredBefore)
+            } else {
+                (Class::DeletedByUser, Reason::RestoredAndGone)
+            };
+        } else if let Some(reason) = wanted.and_then(|wanted| tombstones.take_exact(&wanted)) {
+            (leftover.class, leftover.reason) = (Class::DeletedByUser, reason);
+        }
+    }
+    for (leftover, wanted) in leftovers.iter_mut().zip(&wanted).filter(|(leftover, _)| leftover.class == Class::Absent) {
+        if let Some(reason) = wanted.and_then(|wanted| tombstones.take_by_evidence(&wanted)) {
+            (leftover.class, leftover.reason) = (Class::DeletedByUser, reason);
+            continue;
+        }
+        match leftover.mailbox.map(|mailbox| parents.mailboxes[mailbox].fate) {
+            Some(Fate::Deleted) => (leftover.class, leftover.reason) = (Class::Orphan, Reason::MailboxDeleted),
+            Some(Fate::OwnerDeleted) => (leftover.class, leftover.reason) = (Class::Orphan, Reason::OwnerDeleted),
+            None => (leftover.class, leftover.reason) = (Class::Orphan, Reason::MailboxDeleted),
+            // Where deleting a mailbox leaves its row behind, one that is gone was lost; elsewhere nobody knows.
+            Some(Fate::Successor(_)) if layout.mailbox.live.is_none() => {
+                (leftover.class, leftover.reason) = (Class::CannotTell, Reason::NameTaken);
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Which of the rows that earlier replays put back are alive.
+async fn still_there(
+    session: &Session,
+    layout: &Layout,
+    past: &Past,
+    leftovers: &[Leftover],
+) -> Result<HashMap<Print, bool>, CompareError> {
+    let asked: HashSet<Print> = leftovers.iter().filter_map(|leftover| past.restored_as(&leftover.source)).copied().collect();
+    let mut found = HashMap::with_capacity(asked.len());
+    if asked.is_empty() {
+        return Ok(found);
+    }
+    let message = &layout.message;
+    let mut columns = vec![message.table.single_key()?];
+    columns.extend(&message.evidence);
+    let select = format!("SELECT {} FROM {} m", message.table.select(&columns, "m"), message.table.quoted());
+    live::copy(session, "looking for what was put back", &select, columns.len(), &mut |row| {
+        let print = row_print(row[0], row[1..].iter().copied());
+        if asked.contains(&print) {
+            found.insert(print, true);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+impl Comparison {
+    /// What a leftover's mail is made of.
+    pub fn made<'a>(leftover: &'a Leftover) -> Made<'a> {
+        Made { row: &leftover.row, via: leftover.via.iter().map(|rows| &rows[..]).collect() }
+    }
+}

@@ -1,0 +1,160 @@
+//! The counter check: are the numbers that come next above all that were ever issued?
+//!
+//! A store that was rolled back issues numbers again: ids that lost mail had, and UIDs that clients have cached for other mail (RFC
+//! 3501 §2.3.1.1 says never). What is low is raised before anything is put back. UIDVALIDITY changes only where it is proven that a
+//! UID was issued twice, because that costs every client of the mailbox a full download.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::compare::LiveMessage;
+use super::layout::{Layout, Parent};
+use super::parents::{Fate, Parents};
+use super::source::Facts;
+use crate::postgres::catalog::{Catalog, TableName};
+use crate::repository::zone;
+
+/// The highest UID and MODSEQ that were seen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Highest {
+    uid: i64,
+    modseq: i64,
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    seen: HashMap<Bytes, Highest>,
+    highest_key: i64,
+    pub sequences: Vec<SequenceCounter>,
+    /// By position among [`Parents::live_mailboxes`].
+    collisions: HashMap<usize, i64>,
+}
+
+/// A sequence that numbers accounts, mailboxes or messages.
+#[derive(Debug, Clone, Serialize)]
+pub struct SequenceCounter {
+    #[serde(serialize_with = "shown")]
+    pub name: TableName,
+    /// Issued last in the live store, and the least that it must be.
+    pub live: i64,
+    pub least: i64,
+    #[serde(skip)]
+    of_messages: bool,
+}
+
+fn shown<S: serde::Serializer>(name: &TableName, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(name)
+}
+
+/// A mailbox whose counters are low.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MailboxCounter {
+    /// Position among [`Parents::live_mailboxes`].
+    pub live: usize,
+    /// What UIDNEXT and MODSEQ columns must be at least.
+    pub uid: Option<i64>,
+    pub modseq: Option<i64>,
+    /// The UIDVALIDITY under which a UID was issued twice: it must change.
+    pub collided: Option<i64>,
+}
+
+impl Counters {
+    pub(super) fn new(facts: &Facts, catalog: &Catalog, layout: &Layout, parents: &Parents) -> Self {
+        let owner = layout.owner.as_ref().map(|owner| (&owner.table, highest(&parents.owners.iter().map(|one| &one.key[..]).collect::<Vec<_>>())));
+        let mailbox = highest(&parents.mailboxes.iter().map(|one| &one.key[..]).collect::<Vec<_>>());
+        let tables = [(&layout.message.table, 0), (&layout.mailbox.table, mailbox)].into_iter().chain(owner);
+        let mut sequences = Vec::new();
+        for (table, key) in tables {
+            let Ok(column) = table.single_key() else { continue };
+            let owned = catalog.sequences.iter().find(|sequence| {
+                let by = sequence.owned_by.as_ref();
+                sequence.increment > 0
+                    && by.is_some_and(|by| by.table == table.source.name && by.column == table.columns[column].name)
+            });
+            let Some(sequence) = owned else { continue };
+            let live = sequence.value.map_or(0, |value| if value.is_called { value.last_value } else { value.last_value - 1 });
+            let least = facts.sequences.get(&sequence.name).copied().unwrap_or(0).max(key);
+            let of_messages = std::ptr::eq(table, &layout.message.table);
+            sequences.push(SequenceCounter { name: sequence.name.clone(), live, least, of_messages });
+        }
+        Self { sequences, ..Self::default() }
+    }
+
+    pub(super) fn live_row(&mut self, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
+        self.see(mailbox, uid, modseq);
+    }
+
+    pub(super) fn snapshot_row(&mut self, key: Option<&[u8]>, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
+        self.see(mailbox, uid, modseq);
+        if let Some(key) = key.and_then(|key| zone::integer(key, false)) {
+            self.highest_key = self.highest_key.max(key);
+            for sequence in self.sequences.iter_mut().filter(|sequence| sequence.of_messages) {
+                sequence.least = sequence.least.max(key);
+            }
+        }
+    }
+
+    fn see(&mut self, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
+        if !self.seen.contains_key(mailbox) {
+            self.seen.insert(Bytes::copy_from_slice(mailbox), Highest::default());
+        }
+        if let Some(seen) = self.seen.get_mut(mailbox) {
+            seen.uid = seen.uid.max(uid.unwrap_or(0));
+            seen.modseq = seen.modseq.max(modseq.unwrap_or(0));
+        }
+    }
+
+    /// New mail under a UID that the mailbox had issued before the snapshot.
+    pub(super) fn collisions(&mut self, layout: &Parent, parents: &Parents, live: &[LiveMessage]) {
+        let issued: HashMap<&[u8], (usize, i64, i64)> = parents
+            .mailboxes
+            .iter()
+            .filter_map(|mailbox| match mailbox.fate {
+                Fate::Alive(at) => Some((&parents.live_mailboxes[at].key[..], (at, mailbox.uid?, mailbox.uidvalidity?))),
+                _ => None,
+            })
+            .collect();
+        for one in live.iter().filter(|one| !one.taken) {
+            let Some((at, next, uidvalidity)) = issued.get(&one.mailbox[..]) else { continue };
+            let again = one.uid.is_some_and(|uid| uid < *next + i64::from(!layout.uid_is_next));
+            // Once changed, it need not change again.
+            if again && parents.live_mailboxes[*at].uidvalidity == Some(*uidvalidity) {
+                self.collisions.insert(*at, *uidvalidity);
+            }
+        }
+    }
+
+    /// The mailboxes whose counters must be raised.
+    pub fn low(&self, layout: &Parent, parents: &Parents) -> Vec<MailboxCounter> {
+        let mut low = Vec::new();
+        for mailbox in &parents.mailboxes {
+            let Fate::Alive(at) = mailbox.fate else { continue };
+            let live = &parents.live_mailboxes[at];
+            let seen = self.seen.get(&live.key).copied().unwrap_or_default();
+            let least = |column: Option<usize>, before: Option<i64>, now: Option<i64>, seen: i64, next: bool| {
+                column?;
+                let least = before.unwrap_or(0).max(seen + i64::from(next && seen > 0));
+                (least > now.unwrap_or(0)).then_some(least)
+            };
+            let uid = least(layout.uid, mailbox.uid, live.uid, seen.uid, layout.uid_is_next);
+            let modseq = least(layout.modseq, mailbox.modseq, live.modseq, seen.modseq, layout.modseq_is_next);
+            let collided = self.collisions.get(&at).copied();
+            if uid.is_some() || modseq.is_some() || collided.is_some() {
+                low.push(MailboxCounter { live: at, uid, modseq, collided });
+            }
+        }
+        low.sort_by_key(|counter| counter.live);
+        low
+    }
+
+    /// The sequences that are low.
+    pub fn low_sequences(&self) -> Vec<&SequenceCounter> {
+        self.sequences.iter().filter(|sequence| sequence.live < sequence.least).collect()
+    }
+}
+
+fn highest(keys: &[&[u8]]) -> i64 {
+    keys.iter().filter_map(|key| zone::integer(key, false)).max().unwrap_or(0)
+}

@@ -1,0 +1,181 @@
+//! The ladder: which lost mails are alive after all, under another key.
+//!
+//! Only leftovers of both sides are asked, so an INBOX copy is not taken for the one in the archive. First within the mailbox: an
+//! equal mail there stands for the lost one. Then within the account: an equal mail that the snapshot did not have there was moved
+//! or copied by the user. Where the store keeps tombstones a move leaves one, and mail without a tombstone was copied: then nobody
+//! can tell, and in doubt it is put back.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+
+use super::compare::{Comparison, Leftover, LiveMessage, Options};
+use super::content::{self, PartRows};
+use super::error::CompareError;
+use super::layout::Layout;
+use super::parents::Parents;
+use super::row::{Class, Reason};
+use super::source::Source;
+use crate::mail::identity::Fingerprint;
+use crate::mail::matching::matching;
+use crate::postgres::session::Session;
+
+/// Finishes the classes of what is still `Absent`.
+#[allow(clippy::too_many_arguments)]
+pub(super) async fn decide(
+    session: &Session,
+    source: &dyn Source,
+    layout: &Layout,
+    parents: &Parents,
+    parts: &PartRows,
+    options: &Options,
+    leftovers: &mut [Leftover],
+    live: &mut [LiveMessage],
+) -> Result<(), CompareError> {
+    let free = |live: &LiveMessage| {
+        let before = matches!((options.damaged_at, live.instant), (Some(damage), Some(saved)) if saved < damage);
+        !live.taken && !before
+    };
+    let open: Vec<usize> = (0..leftovers.len()).filter(|at| leftovers[*at].class == Class::Absent).collect();
+    let candidates: Vec<usize> = (0..live.len()).filter(|at| free(&live[*at])).collect();
+    let owner_of = |live: &LiveMessage| match parents.live_mailbox(&live.mailbox) {
+        Some(mailbox) => mailbox.owner.clone().unwrap_or_default(),
+        None => Bytes::new(),
+    };
+    let near = near(layout, parents, leftovers, live, &open, &candidates, &owner_of);
+    let lost_prints = {
+        let made: Vec<_> = near.lost.iter().map(|at| Comparison::made(&leftovers[*at])).collect();
+        let prints = content::snapshot_prints(source, layout, &made, parts).await?;
+        near.lost.iter().copied().zip(prints).collect::<HashMap<_, _>>()
+    };
+    let live_prints = {
+        let keys: Vec<&str> = near.live.iter().map(|at| &*live[*at].key_text).collect();
+        content::live_prints(session, layout, &keys).await?
+    };
+    // By mailbox first, then by account.
+    for in_mailbox in [true, false] {
+        let mut scopes: HashMap<Bytes, (Vec<usize>, Vec<usize>)> = HashMap::new();
+        for at in near.lost.iter().filter(|at| leftovers[**at].class == Class::Absent) {
+            let Some(mailbox) = leftovers[*at].mailbox else { continue };
+            let target = if in_mailbox { parents.target(mailbox) } else { parents.target_owner(mailbox) };
+            if let Some(target) = target {
+                scopes.entry(target.key.clone()).or_default().0.push(*at);
+            }
+        }
+        for at in near.live.iter().filter(|at| !live[**at].taken) {
+            let scope = if in_mailbox { live[*at].mailbox.clone() } else { owner_of(&live[*at]) };
+            if let Some((_, list)) = scopes.get_mut(&scope) {
+                list.push(*at);
+            }
+        }
+        for (lost, alive) in scopes.into_values().filter(|(_, alive)| !alive.is_empty()) {
+            let (ours, theirs): (Vec<Fingerprint>, Vec<(usize, Fingerprint)>) = (
+                lost.iter().filter_map(|at| lost_prints.get(at).cloned()).collect(),
+                alive.iter().filter_map(|at| Some((*at, live_prints.get(&live[*at].key[..])?.clone()))).collect(),
+            );
+            let prints: Vec<Fingerprint> = theirs.iter().map(|(_, print)| print.clone()).collect();
+            let found = matching(&ours, &prints);
+            for pair in found.pairs {
+                let (leftover, alive) = (&mut leftovers[lost[pair.lost]], &mut live[theirs[pair.live].0]);
+                (leftover.class, leftover.reason) = if in_mailbox {
+                    (Class::Duplicate, Reason::Copy(pair.rung))
+                } else if layout.tombstones.is_empty() && layout.buried.is_none() || leftover.key == alive.key {
+                    (Class::DeletedByUser, Reason::Moved(pair.rung))
+                } else {
+                    (Class::CannotTell, Reason::CopyElsewhere(pair.rung))
+                };
+                // A copy elsewhere that proves nothing is not used up.
+                alive.taken |= leftover.class != Class::CannotTell;
+            }
+            for left in found.leftovers.iter().filter(|_| in_mailbox) {
+                leftovers[lost[left.lost]].same_id_other_mail = left.same_id_different_parts;
+            }
+        }
+    }
+    settle(layout, options, leftovers, live);
+    Ok(())
+}
+
+/// What is still absent: was its key issued again, and can the store tell a loss from a deletion?
+fn settle(layout: &Layout, options: &Options, leftovers: &mut [Leftover], live: &[LiveMessage]) {
+    let keys: HashSet<&[u8]> = live.iter().map(|live| &live.key[..]).collect();
+    let records = !layout.tombstones.is_empty() || layout.buried.is_some();
+    let certain = records || options.damaged_at.is_some();
+    for leftover in leftovers.iter_mut().filter(|leftover| leftover.class == Class::Absent) {
+        (leftover.class, leftover.reason) = if keys.contains(&leftover.key[..]) {
+            (Class::ReusedId, Reason::KeyIssuedAgain)
+        } else if certain {
+            (Class::Absent, Reason::NoTrace)
+        } else {
+            (Class::CannotTell, Reason::NoTombstones)
+        };
+    }
+}
+
+/// Lost and living mails that may be the same: those alone are fetched.
+struct Near {
+    lost: Vec<usize>,
+    live: Vec<usize>,
+}
+
+fn near(
+    layout: &Layout,
+    parents: &Parents,
+    leftovers: &[Leftover],
+    live: &[LiveMessage],
+    open: &[usize],
+    candidates: &[usize],
+    owner_of: &dyn Fn(&LiveMessage) -> Bytes,
+) -> Near {
+    let message = &layout.message;
+    let mut index: HashMap<(Bytes, Hint), Vec<usize>> = HashMap::new();
+    for at in candidates {
+        let one = &live[*at];
+        for scope in [one.mailbox.clone(), owner_of(one)] {
+            for hint in hints(layout, one.size.as_deref(), one.message_id.as_deref()) {
+                index.entry((scope.clone(), hint)).or_default().push(*at);
+            }
+        }
+    }
+    let (mut lost, mut alive) = (Vec::new(), HashSet::new());
+    for at in open {
+        let leftover = &leftovers[*at];
+        let Some(mailbox) = leftover.mailbox else { continue };
+        let field = |at: Option<usize>| leftover.row[at?].bytes();
+        let scopes = [parents.target(mailbox), parents.target_owner(mailbox)];
+        let mut found = false;
+        for scope in scopes.into_iter().flatten() {
+            for hint in hints(layout, field(message.size), field(message.message_id)) {
+                if let Some(list) = index.get(&(scope.key.clone(), hint)) {
+                    found = true;
+                    alive.extend(list.iter().copied());
+                }
+            }
+        }
+        if found {
+            lost.push(*at);
+        }
+    }
+    let mut alive: Vec<usize> = alive.into_iter().collect();
+    alive.sort_unstable();
+    Near { lost, live: alive }
+}
+
+/// Equal mails share one of these.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Hint {
+    Size(Bytes),
+    MessageId(Bytes),
+    NoMessageId,
+}
+
+/// A store that records neither size nor Message-ID leaves nothing to go by: every mail may be the same.
+fn hints(layout: &Layout, size: Option<&[u8]>, message_id: Option<&[u8]>) -> Vec<Hint> {
+    let mut hints: Vec<Hint> = size.map(|size| Hint::Size(Bytes::copy_from_slice(size))).into_iter().collect();
+    match message_id {
+        Some(id) => hints.push(Hint::MessageId(Bytes::copy_from_slice(id))),
+        None if layout.message.message_id.is_some() || hints.is_empty() => hints.push(Hint::NoMessageId),
+        None => {}
+    }
+    hints
+}

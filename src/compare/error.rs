@@ -1,0 +1,45 @@
+//! What can go wrong while a snapshot is held against a store.
+
+use crate::postgres::PostgresError;
+use crate::profile::ProfileError;
+use crate::repository::RepositoryError;
+
+/// No variant holds a value of a row.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompareError {
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    #[error("the profile names the table {table}, which is not in the {place}: correct the profile, or choose another snapshot")]
+    NoTable { table: String, place: &'static str },
+    #[error("the profile names the column {column} of {table}, which is not in the {place}: correct the profile")]
+    NoColumn { table: String, column: String, place: &'static str },
+    #[error("the table {table} has no primary key in the live store and the profile gives no `key` for it")]
+    NoKey { table: String },
+    #[error("{table}.{column} has the type {found}, which cannot serve as {role}")]
+    WrongType { table: String, column: String, found: String, role: &'static str },
+    #[error("this version cannot put mail back into a store whose {what}: take `restore --table` and do it by hand")]
+    NotYet { what: &'static str },
+    #[error(
+        "the snapshot {chosen} was taken after the damage: it has {chosen_rows} messages of the window, {better} has {better_rows}. \
+         Name {better}, or leave the snapshot out"
+    )]
+    TakenAfterDamage { chosen: String, chosen_rows: u64, better: String, better_rows: u64 },
+    #[error("no certified snapshot of this repository has the table {table}")]
+    NothingToCompare { table: String },
+    #[error("the time zone {zone:?} of the profile is not known")]
+    UnknownZone { zone: String },
+    #[error("the store's journal of replays cannot be read ({message}); without it mail could be doubled. Give the role SELECT on it: see `restante grants --for gap`")]
+    Journal { message: String },
+}
+
+impl CompareError {
+    /// Is it refused for the sake of safety? (Exit code 4.)
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::TakenAfterDamage { .. })
+    }
+}

@@ -1,0 +1,520 @@
+//! Which columns play which part: the profile, laid over the tables of the snapshot and the catalog of the live store.
+//!
+//! Columns are positions in the snapshot's column list everywhere; a column that the live store has no longer is read there as NULL
+//! and not written.
+
+use std::collections::BTreeMap;
+
+use super::error::CompareError;
+use super::source::{Facts, SourceTable};
+use crate::postgres::catalog::{Catalog, TableName};
+use crate::postgres::sql;
+use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, TimeType};
+use crate::repository::manifest::Wire;
+
+/// A table on both sides.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub source: SourceTable,
+    pub columns: Vec<Column>,
+    pub key: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Column {
+    pub name: String,
+    /// In the snapshot.
+    pub type_name: String,
+    pub text: bool,
+    /// `None`: the live table has it no longer.
+    pub live: Option<LiveColumn>,
+}
+
+#[derive(Debug, Clone)]
+pub struct LiveColumn {
+    pub type_name: String,
+    pub generated: bool,
+    pub identity: bool,
+    /// As SQL.
+    pub default: Option<String>,
+}
+
+/// An account or a mailbox.
+#[derive(Debug, Clone)]
+pub struct Parent {
+    pub table: Table,
+    pub natural: Vec<usize>,
+    pub evidence: Vec<usize>,
+    /// In a mailbox: refers to its owner.
+    pub owner: Option<usize>,
+    pub live: Option<String>,
+    /// Kept by triggers or computed: never written.
+    pub derived: Vec<usize>,
+    /// Position of UIDNEXT, MODSEQ and UIDVALIDITY, where the mailbox keeps them.
+    pub uid: Option<usize>,
+    pub modseq: Option<usize>,
+    pub uidvalidity: Option<usize>,
+    /// The columns hold the numbers that come next, not those issued last.
+    pub uid_is_next: bool,
+    pub modseq_is_next: bool,
+    /// Set whenever mail is put in.
+    pub set: BTreeMap<usize, String>,
+}
+
+/// The message, whose row lies in a mailbox.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub table: Table,
+    pub mailbox: usize,
+    pub evidence: Vec<usize>,
+    pub size: Option<usize>,
+    pub message_id: Option<usize>,
+    pub uid: Option<usize>,
+    pub modseq: Option<usize>,
+    /// In the order in which a window asks them: saved, then arrival.
+    pub clocks: Vec<Clock>,
+    pub body: Body,
+    /// Columns that may differ without making another message.
+    pub flags: Vec<usize>,
+    /// What a restored row gets instead of its old value.
+    pub set: BTreeMap<usize, String>,
+    pub regenerate: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Clock {
+    pub column: usize,
+    pub kind: ClockKind,
+    pub time: TimeType,
+    pub zone: Option<jiff::tz::TimeZone>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Body {
+    Raw(usize),
+    Spliced(usize),
+    /// The columns in their order.
+    Pieces(Vec<usize>),
+}
+
+/// Content that several messages may share, and the table that says which message has which.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub table: Table,
+    pub bytes: Vec<usize>,
+    pub via: Child,
+    /// In `via`: refers to the part's key.
+    pub part: usize,
+    pub order: Vec<usize>,
+    pub position: Option<usize>,
+}
+
+/// Rows that belong to a message.
+#[derive(Debug, Clone)]
+pub struct Child {
+    pub table: Table,
+    /// Refers to the message's key.
+    pub message: usize,
+    /// What tells the rows of one message apart.
+    pub natural: Vec<usize>,
+    pub set: BTreeMap<usize, String>,
+    /// Users change them, so those of a living message are left alone.
+    pub mutable: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Keyword {
+    /// Position in [`Layout::children`].
+    pub child: usize,
+    pub column: usize,
+    pub restored: Option<String>,
+}
+
+/// A table of tombstones.
+#[derive(Debug, Clone)]
+pub struct Tombstone {
+    pub name: TableName,
+    pub mailbox: Option<String>,
+    pub uid: Option<String>,
+    pub modseq: Option<String>,
+    pub message: Option<String>,
+    /// Column of the tombstone, column of the message.
+    pub evidence: Vec<(String, usize)>,
+    pub at: Option<String>,
+    pub set: BTreeMap<String, String>,
+    pub written: bool,
+}
+
+/// The whole store.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The store's own schema.
+    pub schema: String,
+    pub owner: Option<Parent>,
+    pub mailbox: Parent,
+    pub message: Message,
+    pub parts: Vec<Part>,
+    pub children: Vec<Child>,
+    pub keyword: Option<Keyword>,
+    pub tombstones: Vec<Tombstone>,
+    /// SQL over a message's row; such a row is a tombstone.
+    pub buried: Option<String>,
+    pub triggers: Vec<Trigger>,
+}
+
+/// A trigger that a restore will fire.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Trigger {
+    pub table: String,
+    pub name: String,
+    pub function: String,
+}
+
+impl Table {
+    /// The live columns at these positions, cast to the snapshot's types; `alias` is the table's.
+    pub fn select(&self, columns: &[usize], alias: &str) -> String {
+        let list: Vec<String> = columns.iter().map(|at| self.expression(*at, alias)).collect();
+        list.join(", ")
+    }
+
+    pub fn expression(&self, column: usize, alias: &str) -> String {
+        let column = &self.columns[column];
+        let to = if column.text { "text" } else { &column.type_name };
+        match column.live {
+            Some(_) => format!("{alias}.{}::{to}", sql::identifier(&column.name)),
+            None => format!("NULL::{to}"),
+        }
+    }
+
+    pub fn quoted(&self) -> String {
+        self.source.name.quoted()
+    }
+
+    pub fn label(&self) -> String {
+        self.source.name.to_string()
+    }
+
+    pub fn ident(&self, column: usize) -> String {
+        sql::identifier(&self.columns[column].name)
+    }
+
+    /// Positions of all columns.
+    pub fn all(&self) -> Vec<usize> {
+        (0..self.columns.len()).collect()
+    }
+
+    /// The one column of the key, where there must be one.
+    pub fn single_key(&self) -> Result<usize, CompareError> {
+        match self.key[..] {
+            [key] => Ok(key),
+            _ => Err(CompareError::NotYet { what: "accounts, mailboxes or messages have keys of several columns" }),
+        }
+    }
+}
+
+/// Lays the profile over both sides.
+pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
+    let lay = Lay { profile, facts, catalog };
+    if !profile.message_is_link() {
+        return Err(CompareError::NotYet { what: "messages and their places in mailboxes are separate tables" });
+    }
+    if !profile.dictionary.is_empty() {
+        return Err(CompareError::NotYet { what: "rows refer to dictionary tables" });
+    }
+    let owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
+    let mailbox = lay.mailbox()?;
+    let message = lay.message()?;
+    let parts = profile.part.iter().map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
+    let mut children = profile.child.iter().map(|child| lay.child(child)).collect::<Result<Vec<_>, _>>()?;
+    let keyword = match profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref()) {
+        None => None,
+        Some(keywords) => {
+            let table = lay.table(&keywords.table, None)?;
+            let message = lay.reference(&table, keywords.of.as_ref(), &message.table)?;
+            let column = lay.column(&table, &keywords.column)?;
+            children.push(Child { natural: table.key.clone(), table, message, set: BTreeMap::new(), mutable: true });
+            Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
+        }
+    };
+    let mut triggers = Vec::new();
+    let written = [&mailbox.table, &message.table].into_iter().chain(owner.iter().map(|owner| &owner.table));
+    let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
+    for table in written.chain(children.iter().map(|child| &child.table)) {
+        let Some(facts) = catalog.table(&table.source.name.schema, &table.source.name.name) else { continue };
+        triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(|trigger| {
+            Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() }
+        }));
+    }
+    let buried = profile.tombstone.iter().find_map(|tombstone| tombstone.predicate.clone());
+    let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
+    let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
+    Ok(Layout { schema: profile.schema.clone(), owner, mailbox, message, parts, children, keyword, tombstones, buried, triggers })
+}
+
+struct Lay<'a> {
+    profile: &'a Profile,
+    facts: &'a Facts,
+    catalog: &'a Catalog,
+}
+
+impl Lay<'_> {
+    fn name(&self, table: &str) -> TableName {
+        let qualified = self.profile.qualify(table);
+        let (schema, name) = qualified.split_once('.').unwrap_or(("public", &qualified));
+        TableName { schema: schema.to_owned(), name: name.to_owned() }
+    }
+
+    fn table(&self, table: &str, key: Option<&Columns>) -> Result<Table, CompareError> {
+        let name = self.name(table);
+        let missing = |place| CompareError::NoTable { table: name.to_string(), place };
+        let source = self.facts.table(&name).ok_or_else(|| missing("snapshot"))?.clone();
+        let live = self.catalog.table(&name.schema, &name.name).ok_or_else(|| missing("live store"))?;
+        let default = |column: &str| {
+            let found = self.catalog.sensitive.defaults.iter();
+            let mut found = found.filter(|default| default.column.table == name && default.column.column == column);
+            found.next().map(|default| default.expression.clone())
+        };
+        let columns = source
+            .columns
+            .iter()
+            .map(|column| Column {
+                name: column.name.clone(),
+                type_name: column.type_name.clone(),
+                text: column.wire == Wire::Text,
+                live: live.live_columns().find(|live| live.name == column.name).map(|live| LiveColumn {
+                    type_name: live.type_name.clone(),
+                    generated: live.generated.is_some(),
+                    identity: live.identity.is_some(),
+                    default: default(&column.name),
+                }),
+            })
+            .collect();
+        let mut table = Table { source, columns, key: Vec::new() };
+        table.key = match (key, live.primary_key()) {
+            (Some(key), _) => self.columns(&table, key)?,
+            (None, Some(key)) => key.columns.iter().map(|name| self.column(&table, name)).collect::<Result<_, _>>()?,
+            (None, None) => return Err(CompareError::NoKey { table: table.label() }),
+        };
+        Ok(table)
+    }
+
+    fn column(&self, table: &Table, name: &str) -> Result<usize, CompareError> {
+        table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
+            table: table.label(),
+            column: name.to_owned(),
+            place: "snapshot",
+        })
+    }
+
+    fn columns(&self, table: &Table, columns: &Columns) -> Result<Vec<usize>, CompareError> {
+        columns.0.iter().map(|name| self.column(table, name)).collect()
+    }
+
+    fn single(&self, table: &Table, columns: &Columns, role: &'static str) -> Result<usize, CompareError> {
+        match &columns.0[..] {
+            [name] => self.column(table, name),
+            _ => Err(CompareError::WrongType {
+                table: table.label(),
+                column: columns.0.join(", "),
+                found: format!("{} columns", columns.0.len()),
+                role,
+            }),
+        }
+    }
+
+    fn optional(&self, table: &Table, name: Option<&String>) -> Result<Option<usize>, CompareError> {
+        name.map(|name| self.column(table, name)).transpose()
+    }
+
+    fn assignments(&self, table: &Table, of: &BTreeMap<String, String>) -> Result<BTreeMap<usize, String>, CompareError> {
+        of.iter().map(|(name, sql)| Ok((self.column(table, name)?, sql.clone()))).collect()
+    }
+
+    /// The column of `table` that refers to `to`: as the profile says, or as the foreign key does.
+    fn reference(&self, table: &Table, columns: Option<&Columns>, to: &Table) -> Result<usize, CompareError> {
+        if let Some(columns) = columns {
+            return self.single(table, columns, "a reference");
+        }
+        let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
+        let mut keys = live.into_iter().flat_map(|live| &live.constraints).filter(|constraint| {
+            constraint.references.as_ref().is_some_and(|reference| reference.table == to.source.name)
+        });
+        match keys.next().map(|constraint| &constraint.columns[..]) {
+            Some([name]) => self.column(table, name),
+            _ => Err(CompareError::NoColumn {
+                table: table.label(),
+                column: format!("that refers to {}", to.label()),
+                place: "profile",
+            }),
+        }
+    }
+
+    fn derived(&self, table: &Table) -> Vec<usize> {
+        let name = &table.source.name;
+        let derived = self.profile.derived.iter().filter(|derived| self.name(&derived.table) == *name);
+        derived.filter_map(|derived| self.column(table, derived.column.as_ref()?).ok()).collect()
+    }
+
+    fn owner(&self, owner: &profile::Owner) -> Result<Parent, CompareError> {
+        let table = self.table(&owner.table, owner.key.as_ref())?;
+        table.single_key()?;
+        Ok(Parent {
+            natural: self.columns(&table, &owner.natural)?,
+            evidence: self.columns(&table, &owner.evidence)?,
+            owner: None,
+            live: owner.live.clone(),
+            derived: self.derived(&table),
+            uid: None,
+            modseq: None,
+            uidvalidity: None,
+            uid_is_next: false,
+            modseq_is_next: false,
+            set: BTreeMap::new(),
+            table,
+        })
+    }
+
+    fn mailbox(&self) -> Result<Parent, CompareError> {
+        let mailbox = &self.profile.mailbox;
+        for counter in [&mailbox.uid, &mailbox.modseq] {
+            if matches!(counter.kind, CounterKind::GlobalSequence | CounterKind::MaxOverRows) {
+                return Err(CompareError::NotYet { what: "UIDs or MODSEQs do not come from a column of the mailbox" });
+            }
+        }
+        let table = self.table(&mailbox.table, mailbox.key.as_ref())?;
+        table.single_key()?;
+        let owner = mailbox.owner.as_ref().map(|owner| self.single(&table, owner, "a reference")).transpose()?;
+        Ok(Parent {
+            natural: self.columns(&table, &mailbox.natural)?,
+            evidence: self.columns(&table, &mailbox.evidence)?,
+            owner,
+            live: mailbox.live.clone(),
+            derived: self.derived(&table),
+            uid: self.optional(&table, mailbox.uid.column.as_ref())?,
+            modseq: self.optional(&table, mailbox.modseq.column.as_ref())?,
+            uidvalidity: self.optional(&table, mailbox.uidvalidity.column.as_ref())?,
+            uid_is_next: mailbox.uid.kind == CounterKind::Next,
+            modseq_is_next: mailbox.modseq.kind == CounterKind::Next,
+            set: self.assignments(&table, &mailbox.set)?,
+            table,
+        })
+    }
+
+    fn message(&self) -> Result<Message, CompareError> {
+        let (message, link, flags) = (&self.profile.message, &self.profile.link, self.profile.flags.as_ref());
+        let table = self.table(&message.table, message.key.as_ref())?;
+        table.single_key()?;
+        let mut clocks = Vec::new();
+        for clock in &message.clocks {
+            let zone = clock.zone.as_ref().map(|zone| {
+                jiff::tz::TimeZone::get(zone).map_err(|_| CompareError::UnknownZone { zone: zone.clone() })
+            });
+            clocks.push(Clock {
+                column: self.column(&table, &clock.column)?,
+                kind: clock.clock,
+                time: clock.time,
+                zone: zone.transpose()?,
+            });
+        }
+        clocks.retain(|clock| clock.kind != ClockKind::Header);
+        clocks.sort_by_key(|clock| clock.kind != ClockKind::Saved);
+        let body = match &message.body {
+            profile::Body::Raw { column } => Body::Raw(self.column(&table, column)?),
+            profile::Body::Spliced { column } => Body::Spliced(self.column(&table, column)?),
+            profile::Body::Text { columns } => Body::Pieces(self.columns(&table, columns)?),
+            profile::Body::HeaderAndParts { .. } | profile::Body::PartsOnly => {
+                return Err(CompareError::NotYet { what: "mail is kept as a header and parts" });
+            }
+        };
+        let size = self.optional(&table, message.size.as_ref())?;
+        let mut evidence = self.columns(&table, &message.evidence)?;
+        evidence.extend(self.columns(&table, &link.evidence)?);
+        if evidence.is_empty() {
+            // What a mail server never changes.
+            evidence.extend(clocks.iter().map(|clock| clock.column).chain(size));
+        }
+        let mut set = self.assignments(&table, &message.set)?;
+        set.extend(self.assignments(&table, &link.set)?);
+        let mut columns = Vec::new();
+        if let Some(flags) = flags {
+            set.extend(self.assignments(&table, &flags.set)?);
+            columns = self.columns(&table, &flags.columns)?;
+        }
+        let mut regenerate = self.columns(&table, &message.regenerate)?;
+        regenerate.extend(self.columns(&table, &link.regenerate)?);
+        Ok(Message {
+            mailbox: self.single(&table, &link.mailbox, "a reference")?,
+            evidence,
+            size,
+            // An expression cannot be had from row chunks; then the size alone narrows the search.
+            message_id: message.message_id.as_ref().and_then(|name| self.column(&table, name).ok()),
+            uid: self.optional(&table, link.uid.as_ref())?,
+            modseq: self.optional(&table, link.modseq.as_ref())?,
+            clocks,
+            body,
+            flags: columns,
+            set,
+            regenerate,
+            table,
+        })
+    }
+
+    fn part(&self, part: &profile::Part) -> Result<Part, CompareError> {
+        let Some(via) = &part.via else { return Err(CompareError::NotYet { what: "parts lie in the table that names them" }) };
+        if part.external.is_some() {
+            return Err(CompareError::NotYet { what: "parts lie outside the database" });
+        }
+        let table = self.table(&part.table, part.key.as_ref())?;
+        let link = self.table(&via.table, None)?;
+        Ok(Part {
+            bytes: self.columns(&table, &part.bytes)?,
+            part: self.single(&link, &via.part, "a reference")?,
+            order: self.columns(&link, &via.order)?,
+            position: self.optional(&link, via.position.as_ref())?,
+            via: Child {
+                message: self.single(&link, &via.message, "a reference")?,
+                natural: self.columns(&link, &via.order)?,
+                set: BTreeMap::new(),
+                mutable: false,
+                table: link,
+            },
+            table,
+        })
+    }
+
+    fn child(&self, child: &profile::Child) -> Result<Child, CompareError> {
+        let table = self.table(&child.table, None)?;
+        if !matches!(&*child.of, "message" | "link") {
+            return Err(CompareError::NotYet { what: "rows hang on other tables than the message's" });
+        }
+        let message = self.table(&self.profile.message.table, self.profile.message.key.as_ref())?;
+        Ok(Child {
+            message: self.reference(&table, child.columns.as_ref(), &message)?,
+            natural: match &child.natural {
+                Some(natural) => self.columns(&table, natural)?,
+                None => table.key.clone(),
+            },
+            set: self.assignments(&table, &child.set)?,
+            mutable: false,
+            table,
+        })
+    }
+
+    fn tombstone(&self, tombstone: &profile::Tombstone, message: &Message) -> Result<Tombstone, CompareError> {
+        let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().cloned());
+        let evidence = tombstone.evidence.iter();
+        Ok(Tombstone {
+            name: self.name(tombstone.table.as_deref().unwrap_or_default()),
+            mailbox: first(&tombstone.mailbox),
+            uid: tombstone.uid.clone(),
+            modseq: tombstone.modseq.clone(),
+            message: first(&tombstone.message),
+            evidence: evidence
+                .map(|(own, of)| Ok((own.clone(), self.column(&message.table, of)?)))
+                .collect::<Result<_, CompareError>>()?,
+            at: tombstone.at.clone(),
+            set: tombstone.set.clone(),
+            written: tombstone.write == profile::TombstoneWrite::OnUndo,
+        })
+    }
+}

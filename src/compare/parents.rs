@@ -1,0 +1,281 @@
+//! Which live account and mailbox a lost message belongs to.
+//!
+//! Parents are found again by their natural key *and* their creation evidence, never by their key: keys were issued again, and mail
+//! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together. Memory: all rows of both
+//! tables, from both sides.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::error::CompareError;
+use super::layout::{Layout, Parent, Table};
+use super::live;
+use super::row::{Cell, Row, Value};
+use super::source::{Only, Source, collect};
+use crate::postgres::session::Session;
+use crate::repository::zone;
+
+/// What became of an account or mailbox of the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is there: a position among the live ones.
+    Alive(usize),
+    /// It was lost, and another one has taken its name since.
+    Successor(usize),
+    /// Lost with the mail.
+    Lost,
+    /// Deleted on purpose.
+    Deleted,
+    OwnerDeleted,
+}
+
+/// An account or mailbox of the snapshot.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub row: Row,
+    pub key: Bytes,
+    /// What people call it: address, or name. Hostile text.
+    pub label: String,
+    /// Of a mailbox: position among the owners.
+    pub owner: Option<usize>,
+    pub fate: Fate,
+    /// Of a mailbox, as the snapshot has them.
+    pub uid: Option<i64>,
+    pub modseq: Option<i64>,
+    pub uidvalidity: Option<i64>,
+}
+
+/// An account or mailbox of the live store.
+#[derive(Debug, Clone)]
+pub struct LiveParent {
+    pub key: Bytes,
+    pub key_text: String,
+    pub natural: Vec<Option<Bytes>>,
+    pub evidence: Vec<Option<Bytes>>,
+    pub owner: Option<Bytes>,
+    /// Users see it.
+    pub shown: bool,
+    pub label: String,
+    pub uid: Option<i64>,
+    pub modseq: Option<i64>,
+    pub uidvalidity: Option<i64>,
+}
+
+#[derive(Debug, Default)]
+pub struct Parents {
+    pub owners: Vec<Known>,
+    pub mailboxes: Vec<Known>,
+    pub live_owners: Vec<LiveParent>,
+    pub live_mailboxes: Vec<LiveParent>,
+    by_key: HashMap<Bytes, usize>,
+    live_by_key: HashMap<Bytes, usize>,
+    live_owner_by_key: HashMap<Bytes, usize>,
+}
+
+impl Parents {
+    pub async fn read(session: &Session, source: &dyn Source, layout: &Layout) -> Result<Self, CompareError> {
+        let mut parents = Self::default();
+        if let Some(owner) = &layout.owner {
+            parents.owners = snapshot(source, owner).await?;
+            parents.live_owners = live(session, owner).await?;
+            parents.live_owner_by_key = index(parents.live_owners.iter().map(|owner| &owner.key));
+            resolve(owner, &mut parents.owners, &parents.live_owners, &[], &[]);
+        }
+        parents.mailboxes = snapshot(source, &layout.mailbox).await?;
+        parents.live_mailboxes = live(session, &layout.mailbox).await?;
+        let owners = index(parents.owners.iter().map(|owner| &owner.key));
+        if let Some(column) = layout.mailbox.owner {
+            for mailbox in &mut parents.mailboxes {
+                mailbox.owner = mailbox.row[column].bytes().and_then(|key| owners.get(key)).copied();
+            }
+        }
+        let (owners, live_owners) = (&parents.owners, &parents.live_owners);
+        resolve(&layout.mailbox, &mut parents.mailboxes, &parents.live_mailboxes, owners, live_owners);
+        parents.by_key = index(parents.mailboxes.iter().map(|mailbox| &mailbox.key));
+        parents.live_by_key = index(parents.live_mailboxes.iter().map(|mailbox| &mailbox.key));
+        Ok(parents)
+    }
+
+    /// The mailbox of the snapshot that has this key there.
+    pub fn mailbox(&self, key: &[u8]) -> Option<usize> {
+        self.by_key.get(key).copied()
+    }
+
+    pub fn live_mailbox(&self, key: &[u8]) -> Option<&LiveParent> {
+        Some(&self.live_mailboxes[*self.live_by_key.get(key)?])
+    }
+
+    pub fn live_owner(&self, key: &[u8]) -> Option<&LiveParent> {
+        Some(&self.live_owners[*self.live_owner_by_key.get(key)?])
+    }
+
+    /// The live mailbox into which mail of this one goes.
+    pub fn target(&self, mailbox: usize) -> Option<&LiveParent> {
+        match self.mailboxes[mailbox].fate {
+            Fate::Alive(at) | Fate::Successor(at) => Some(&self.live_mailboxes[at]),
+            _ => None,
+        }
+    }
+
+    /// The live key of the account that a snapshot's mailbox belongs to.
+    pub fn target_owner(&self, mailbox: usize) -> Option<&LiveParent> {
+        match self.owners[self.mailboxes[mailbox].owner?].fate {
+            Fate::Alive(at) | Fate::Successor(at) => Some(&self.live_owners[at]),
+            _ => None,
+        }
+    }
+
+    /// Account and name, for people. Hostile text.
+    pub fn label(&self, mailbox: usize) -> (String, String) {
+        let mailbox = &self.mailboxes[mailbox];
+        let owner = mailbox.owner.map(|owner| self.owners[owner].label.clone()).unwrap_or_default();
+        (owner, mailbox.label.clone())
+    }
+}
+
+fn index<'a>(keys: impl Iterator<Item = &'a Bytes>) -> HashMap<Bytes, usize> {
+    keys.cloned().enumerate().map(|(at, key)| (key, at)).collect()
+}
+
+async fn snapshot(source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, CompareError> {
+    let key = parent.table.single_key()?;
+    let rows = collect(source, &parent.table.source, None::<Only<'_>>).await?;
+    let mut known = Vec::with_capacity(rows.len());
+    for mut row in rows {
+        // Names of more than 512 bytes lie in the payload.
+        for value in &mut row {
+            if let Value::Large(large) = *value {
+                *value = source.values(&[large]).await?.pop().map_or(Value::Null, Value::Bytes);
+            }
+        }
+        let number = |at: Option<usize>| row[at?].bytes().and_then(|bytes| zone::integer(bytes, false));
+        let Some(key) = row[key].bytes().map(Bytes::copy_from_slice) else { continue };
+        known.push(Known {
+            key,
+            label: label(parent, |at| row[at].bytes().map(<[u8]>::to_vec)),
+            owner: None,
+            fate: Fate::Lost,
+            uid: number(parent.uid),
+            modseq: number(parent.modseq),
+            uidvalidity: number(parent.uidvalidity),
+            row,
+        });
+    }
+    Ok(known)
+}
+
+async fn live(session: &Session, parent: &Parent) -> Result<Vec<LiveParent>, CompareError> {
+    let key = parent.table.single_key()?;
+    let mut columns = vec![key];
+    columns.extend(&parent.natural);
+    columns.extend(&parent.evidence);
+    let places = [parent.owner, parent.uid, parent.modseq, parent.uidvalidity];
+    columns.extend(places.iter().flatten());
+    let shown = parent.live.as_deref().unwrap_or("true");
+    let select = format!(
+        "SELECT {}, p.{}::text, ({shown}) IS TRUE FROM {} p",
+        parent.table.select(&columns, "p"),
+        parent.table.ident(key),
+        parent.table.quoted()
+    );
+    let mut found = Vec::new();
+    live::copy(session, "reading accounts and mailboxes", &select, columns.len() + 2, &mut |row| {
+        let keep = |field: &Option<&[u8]>| field.map(Bytes::copy_from_slice);
+        let (natural, rest) = row[1..].split_at(parent.natural.len());
+        let (evidence, rest) = rest.split_at(parent.evidence.len());
+        let mut rest = rest.iter();
+        let mut place = |at: Option<usize>| at.and_then(|_| *rest.next()?);
+        let owner = place(parent.owner).map(Bytes::copy_from_slice);
+        let mut number = |at| place(at).and_then(|bytes| zone::integer(bytes, false));
+        let (uid, modseq, uidvalidity) = (number(parent.uid), number(parent.modseq), number(parent.uidvalidity));
+        let text = row[columns.len()].unwrap_or_default();
+        let named: HashMap<usize, Option<Bytes>> = parent.natural.iter().copied().zip(natural.iter().map(keep)).collect();
+        found.push(LiveParent {
+            key: keep(&row[0]).unwrap_or_default(),
+            key_text: String::from_utf8_lossy(text).into_owned(),
+            label: label(parent, |at| named.get(&at).cloned().flatten().map(|bytes| bytes.to_vec())),
+            natural: natural.iter().map(keep).collect(),
+            evidence: evidence.iter().map(keep).collect(),
+            owner,
+            shown: row[columns.len() + 1] == Some(&[1]),
+            uid,
+            modseq,
+            uidvalidity,
+        });
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// The natural key without the reference to the owner, as text.
+fn label(parent: &Parent, field: impl Fn(usize) -> Option<Vec<u8>>) -> String {
+    let names = parent.natural.iter().filter(|at| Some(**at) != parent.owner);
+    let names: Vec<String> = names.map(|at| shown(&parent.table, *at, field(*at).as_deref())).collect();
+    names.join(" / ")
+}
+
+/// A field for people: text as it is, numbers as numbers, anything else as digits.
+pub fn shown(table: &Table, column: usize, field: Option<&[u8]>) -> String {
+    let Some(bytes) = field else { return String::new() };
+    match &*table.columns[column].type_name {
+        "smallint" | "integer" | "bigint" => zone::integer(bytes, false).map(|number| number.to_string()).unwrap_or_default(),
+        "bytea" | "uuid" => data_encoding::HEXLOWER.encode(bytes),
+        _ => String::from_utf8_lossy(bytes).into_owned(),
+    }
+}
+
+fn resolve(parent: &Parent, known: &mut [Known], live: &[LiveParent], owners: &[Known], live_owners: &[LiveParent]) {
+    let by_natural: HashMap<&[Option<Bytes>], usize> =
+        live.iter().enumerate().map(|(at, live)| (&live.natural[..], at)).collect();
+    let by_key: HashMap<&[u8], usize> = live.iter().enumerate().map(|(at, live)| (&live.key[..], at)).collect();
+    for one in known {
+        one.fate = match one.owner.map(|owner| owners[owner].fate) {
+            Some(Fate::Deleted | Fate::OwnerDeleted) => Fate::OwnerDeleted,
+            Some(Fate::Lost) => Fate::Lost,
+            Some(Fate::Alive(at) | Fate::Successor(at)) => {
+                fate(parent, one, live, &by_natural, &by_key, Some(&live_owners[at].key))
+            }
+            None => fate(parent, one, live, &by_natural, &by_key, None),
+        };
+    }
+}
+
+fn fate(
+    parent: &Parent,
+    one: &Known,
+    live: &[LiveParent],
+    by_natural: &HashMap<&[Option<Bytes>], usize>,
+    by_key: &HashMap<&[u8], usize>,
+    owner: Option<&Bytes>,
+) -> Fate {
+    let field = |at: &usize| match (&one.row[*at], owner) {
+        (_, Some(owner)) if Some(*at) == parent.owner => Some(owner.clone()),
+        (value, _) => value.bytes().map(Bytes::copy_from_slice),
+    };
+    let natural: Vec<Option<Bytes>> = parent.natural.iter().map(field).collect();
+    let evidence: Vec<Option<Bytes>> = parent.evidence.iter().map(field).collect();
+    let alive = |at: usize| if live[at].shown { Fate::Alive(at) } else { Fate::Deleted };
+    let named = by_natural.get(&natural[..]).copied();
+    if let Some(at) = named.filter(|at| live[*at].evidence == evidence) {
+        return alive(at);
+    }
+    // Renamed: only key and evidence together prove it, and only where there is evidence.
+    let keyed = by_key.get(&one.key[..]).copied();
+    if let Some(at) = keyed.filter(|at| !evidence.is_empty() && live[*at].evidence == evidence) {
+        return alive(at);
+    }
+    match named {
+        // Deleted, and made anew in the same row.
+        Some(at) if live[at].key == one.key => Fate::Deleted,
+        Some(at) if live[at].shown => Fate::Successor(at),
+        Some(_) => Fate::Deleted,
+        None => Fate::Lost,
+    }
+}
+
+/// The field of a row, if it lies in the row itself.
+pub fn inline<'a>(cells: &'a [Cell<'a>], at: usize) -> Option<&'a [u8]> {
+    cells.get(at).and_then(|cell| cell.bytes())
+}

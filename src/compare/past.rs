@@ -1,0 +1,66 @@
+//! What earlier replays put back, from the journal that they left in the live store.
+//!
+//! Memory: about 50 bytes a restored message.
+
+use std::collections::{HashMap, HashSet};
+
+use super::error::CompareError;
+use super::live;
+use super::row::Print;
+use crate::postgres::session::Session;
+
+/// The table of the journal, in Restante's own schema.
+pub const JOURNAL: &str = "\"restante\".\"journal\"";
+
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Source identity → print of the row that was put back.
+    active: HashMap<Print, Print>,
+    restored: HashSet<Print>,
+    undone: HashSet<Print>,
+}
+
+impl Past {
+    /// Reads the journal, if there is one.
+    pub async fn read(session: &Session) -> Result<Self, CompareError> {
+        let failed = |error| CompareError::Journal {
+            message: crate::postgres::PostgresError::server("looking for it")(error).to_string(),
+        };
+        let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
+        if !session.client().query_one(&there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+            return Ok(Self::default());
+        }
+        let mut past = Self::default();
+        let select = format!("SELECT source, restored, buried, undone IS NOT NULL FROM {JOURNAL}");
+        let mut row = |row: &[Option<&[u8]>]| {
+            let print = |field: Option<&[u8]>| Some(Print(field?.try_into().ok()?));
+            if let (Some(source), Some(restored)) = (print(row[0]), print(row[1])) {
+                if row[3] == Some(&[1]) {
+                    past.undone.extend(print(row[2]));
+                } else {
+                    past.active.insert(source, restored);
+                    past.restored.insert(restored);
+                }
+            }
+            Ok(())
+        };
+        let read = live::copy(session, "reading the journal of replays", &select, 4, &mut row).await;
+        read.map_err(|error| CompareError::Journal { message: error.to_string() })?;
+        Ok(past)
+    }
+
+    /// The print of the row that stands for this one since an earlier replay.
+    pub fn restored_as(&self, source: &Print) -> Option<&Print> {
+        self.active.get(source)
+    }
+
+    /// Was this live row put back by a replay? Then it stands for its own source and for nobody else.
+    pub fn is_restored(&self, row: &Print) -> bool {
+        self.restored.contains(row)
+    }
+
+    /// Is this tombstone (its key and evidence) one that undoing a replay left? Then no user deleted anything.
+    pub fn is_undone(&self, tombstone: &Print) -> bool {
+        self.undone.contains(tombstone)
+    }
+}

@@ -1,0 +1,297 @@
+//! The rows and large values of a snapshot.
+//!
+//! Planning reads row chunks alone; large values are fetched for the candidates that need them. Memory: the row chunks of one
+//! increment at a time, and the value maps of the last few increments.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::error::CompareError;
+use super::row::{Cell, LargeValue};
+use crate::postgres::catalog::{Catalog, TableName};
+use crate::repository::manifest::{StoreIdentity, Wire};
+use crate::repository::rows::Field;
+use crate::repository::segment::{Increment, MapValue};
+use crate::repository::snapshots::SnapshotReader;
+use crate::repository::zone;
+use crate::repository::{RepositoryError, cbor};
+
+/// What a snapshot says of itself.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// In hexadecimal digits.
+    pub repository: String,
+    pub snapshot: String,
+    pub store: StoreIdentity,
+    /// The instant that it shows, by the server's clock.
+    pub taken: Timestamp,
+    pub tables: Vec<SourceTable>,
+    /// The value that each sequence had issued last.
+    pub sequences: HashMap<TableName, i64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SourceTable {
+    pub name: TableName,
+    pub columns: Vec<SourceColumn>,
+    /// Leaves of a partitioned table: those that hold its rows. Of any other table: itself.
+    pub leaves: Vec<TableName>,
+    pub rows: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceColumn {
+    /// `attnum`.
+    pub number: i16,
+    pub name: String,
+    /// As `format_type` writes it.
+    pub type_name: String,
+    pub wire: Wire,
+}
+
+impl Facts {
+    pub fn table(&self, name: &TableName) -> Option<&SourceTable> {
+        self.tables.iter().find(|table| table.name == *name)
+    }
+}
+
+/// Only rows whose field in `column` is one of `keys`.
+#[derive(Clone, Copy)]
+pub struct Only<'a> {
+    pub column: usize,
+    pub keys: &'a HashSet<Vec<u8>>,
+}
+
+impl Only<'_> {
+    pub fn holds(&self, row: &[Cell<'_>]) -> bool {
+        matches!(row.get(self.column), Some(Cell::Bytes(bytes)) if self.keys.contains(*bytes))
+    }
+}
+
+/// Takes one row after the other.
+pub type RowSink<'a> = dyn FnMut(&[Cell<'_>]) -> Result<(), CompareError> + Send + 'a;
+
+/// A snapshot to read. Tests have one in memory.
+#[async_trait]
+pub trait Source: Send + Sync {
+    fn facts(&self) -> &Facts;
+
+    /// Gives every row of a table, or only those asked for, in no order that counts.
+    async fn scan(&self, table: &SourceTable, only: Option<Only<'_>>, sink: &mut RowSink<'_>) -> Result<(), CompareError>;
+
+    /// How long large values are, in bytes; nothing of the payload is fetched.
+    async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError>;
+
+    /// Large values, each checked against its hash. The caller bounds how many bytes he asks for.
+    async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError>;
+}
+
+/// Value maps kept for the next question; the values of one batch come from few increments.
+const KEPT_VALUE_MAPS: usize = 16;
+
+/// A snapshot in a repository.
+pub struct RepositorySource {
+    reader: SnapshotReader,
+    facts: Facts,
+    increments: Mutex<Vec<Arc<Increment>>>,
+    maps: Mutex<Vec<(u32, Arc<Vec<MapValue>>)>>,
+}
+
+impl RepositorySource {
+    pub async fn open(reader: SnapshotReader) -> Result<Self, CompareError> {
+        let manifest = reader.manifest();
+        let catalog = reader.chunks.fetch_joined(&manifest.schema.catalog).await?;
+        let catalog: Catalog = if catalog.is_empty() {
+            Catalog::default()
+        } else {
+            cbor::decode("catalog", &catalog).map_err(RepositoryError::from)?
+        };
+        let sequences = catalog
+            .sequences
+            .iter()
+            .filter_map(|sequence| {
+                let value = sequence.value?;
+                let issued = if value.is_called { value.last_value } else { value.last_value - sequence.increment };
+                Some((sequence.name.clone(), issued))
+            })
+            .collect();
+        let name = |table: &crate::repository::manifest::Table| TableName {
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+        };
+        let tables = manifest
+            .tables
+            .iter()
+            .map(|table| SourceTable {
+                name: name(table),
+                columns: table
+                    .columns
+                    .iter()
+                    .map(|column| SourceColumn {
+                        number: column.number,
+                        name: column.name.clone(),
+                        type_name: column.type_name.clone(),
+                        wire: column.wire,
+                    })
+                    .collect(),
+                leaves: leaves(&manifest.tables, table.oid).into_iter().map(name).collect(),
+                rows: table.rows,
+            })
+            .collect();
+        let facts = Facts {
+            repository: manifest.repository.to_hex(),
+            snapshot: reader.snapshot.id.to_hex(),
+            store: manifest.store.clone(),
+            taken: manifest.taken,
+            tables,
+            sequences,
+        };
+        Ok(Self { reader, facts, increments: Mutex::default(), maps: Mutex::default() })
+    }
+
+    fn remember(&self, increment: &Increment) -> u32 {
+        let mut increments = self.increments.lock().unwrap_or_else(PoisonError::into_inner);
+        increments.push(Arc::new(increment.clone()));
+        // A snapshot has less than 2³² increments: each is at least one object's entry.
+        increments.len() as u32 - 1
+    }
+
+    fn increment(&self, number: u32) -> Result<Arc<Increment>, CompareError> {
+        let increments = self.increments.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = increments.get(number as usize).cloned();
+        Ok(found.ok_or_else(|| RepositoryError::malformed("increment", "it was never read"))?)
+    }
+
+    async fn value_map(&self, number: u32) -> Result<Arc<Vec<MapValue>>, CompareError> {
+        let kept = |maps: &Mutex<Vec<(u32, Arc<Vec<MapValue>>)>>| {
+            let maps = maps.lock().unwrap_or_else(PoisonError::into_inner);
+            maps.iter().find(|(of, _)| *of == number).map(|(_, map)| map.clone())
+        };
+        if let Some(map) = kept(&self.maps) {
+            return Ok(map);
+        }
+        let map = Arc::new(self.reader.value_map(&*self.increment(number)?).await?);
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        if maps.len() >= KEPT_VALUE_MAPS {
+            maps.remove(0);
+        }
+        maps.push((number, map.clone()));
+        Ok(map)
+    }
+}
+
+/// The tables below `oid` that hold rows, `oid` itself if it has no partitions.
+fn leaves(tables: &[crate::repository::manifest::Table], oid: u32) -> Vec<&crate::repository::manifest::Table> {
+    let below: Vec<_> = tables.iter().filter(|table| table.partition_of == Some(oid)).collect();
+    if below.is_empty() {
+        return tables.iter().filter(|table| table.oid == oid).collect();
+    }
+    below.into_iter().flat_map(|table| leaves(tables, table.oid)).collect()
+}
+
+#[async_trait]
+impl Source for RepositorySource {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    async fn scan(&self, table: &SourceTable, only: Option<Only<'_>>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+        for leaf in &table.leaves {
+            let Some(stored) = self.reader.manifest().table(&leaf.schema, &leaf.name) else { continue };
+            // The columns of a partition may stand in another order than its parent's.
+            let places: Vec<Option<usize>> =
+                table.columns.iter().map(|column| stored.column(&column.name).map(|(at, _)| at)).collect();
+            for entry in self.reader.segments(stored).await? {
+                if let Some(only) = only
+                    && let Some(at) = places.get(only.column).copied().flatten()
+                {
+                    let number = stored.columns[at].number;
+                    let zones = self.reader.zones(&entry).await?;
+                    if !zones.is_empty() && !zones.iter().any(|zone| may_hold(zone, number, only.keys)) {
+                        continue;
+                    }
+                }
+                let descriptor = self.reader.descriptor(&entry).await?;
+                for increment in &descriptor.increments {
+                    let number = self.remember(increment);
+                    let rows = self.reader.rows(increment, stored.columns.len()).await?;
+                    rows.for_each(|_, _, fields| {
+                        let cell = |place: &Option<usize>| match place.and_then(|at| fields.get(at)) {
+                            None | Some(Field::Null) => Cell::Null,
+                            Some(Field::Inline(bytes)) => Cell::Bytes(bytes),
+                            Some(Field::Large(ordinal)) => {
+                                Cell::Large(LargeValue { increment: number, ordinal: *ordinal })
+                            }
+                        };
+                        let cells: Vec<Cell<'_>> = places.iter().map(cell).collect();
+                        if only.is_none_or(|only| only.holds(&cells)) { sink(&cells) } else { Ok::<(), CompareError>(()) }
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError> {
+        let mut lengths = Vec::with_capacity(wanted.len());
+        for value in wanted {
+            let map = self.value_map(value.increment).await?;
+            lengths.push(entry(&map, value.ordinal)?.recipe.length);
+        }
+        Ok(lengths)
+    }
+
+    async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError> {
+        let mut by_increment: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (at, value) in wanted.iter().enumerate() {
+            by_increment.entry(value.increment).or_default().push(at);
+        }
+        let mut values = vec![Bytes::new(); wanted.len()];
+        for (number, places) in by_increment {
+            let map = self.value_map(number).await?;
+            let entries = places.iter().map(|at| entry(&map, wanted[*at].ordinal)).collect::<Result<Vec<_>, _>>()?;
+            let found = self.reader.values(&*self.increment(number)?, &entries).await?;
+            for (at, value) in places.into_iter().zip(found) {
+                values[at] = value.bytes;
+            }
+        }
+        Ok(values)
+    }
+}
+
+fn entry(map: &[MapValue], ordinal: u32) -> Result<&MapValue, CompareError> {
+    let found = map.get(ordinal as usize);
+    Ok(found.ok_or_else(|| RepositoryError::malformed("value map", "a row names a value that it does not have"))?)
+}
+
+/// Can an increment hold a row whose field is one of `keys`? In doubt yes.
+fn may_hold(zone: &zone::Zone, column: i16, keys: &HashSet<Vec<u8>>) -> bool {
+    let Some(column) = zone.column(column) else { return true };
+    if !column.intervals.is_empty() {
+        return keys.iter().any(|key| zone::integer(key, false).is_none_or(|key| column.may_contain_range(key, key)));
+    }
+    if !column.filter.is_empty() {
+        return keys.iter().any(|key| column.may_contain_key(key));
+    }
+    true
+}
+
+/// Keeps whole rows. Large values stay where they are.
+pub async fn collect(
+    source: &dyn Source,
+    table: &SourceTable,
+    only: Option<Only<'_>>,
+) -> Result<Vec<super::row::Row>, CompareError> {
+    let mut rows = Vec::new();
+    source
+        .scan(table, only, &mut |cells| {
+            rows.push(cells.iter().map(|cell| cell.keep()).collect());
+            Ok(())
+        })
+        .await?;
+    Ok(rows)
+}

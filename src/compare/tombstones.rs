@@ -1,0 +1,103 @@
+//! What users deleted themselves.
+//!
+//! A tombstone proves a deletion by the key *and* the creation evidence that it recorded; its key alone may have been issued again.
+//! Under another key the mailbox and the evidence must agree: so a restored copy that its user deleted stays deleted, whatever became
+//! of the journal. Each tombstone stands for one message. Memory: those tombstones alone whose evidence a lost row has.
+
+use std::collections::{HashMap, HashSet};
+
+use super::error::CompareError;
+use super::layout::{Layout, Tombstone};
+use super::live;
+use super::past::Past;
+use super::row::{Print, Printer, Reason, Row};
+use crate::postgres::session::Session;
+use crate::postgres::sql;
+
+#[derive(Debug, Default)]
+pub struct Tombstones {
+    /// Key and evidence.
+    exact: HashMap<Print, u32>,
+    /// Mailbox and evidence, and of which exact ones.
+    loose: HashMap<Print, Vec<Print>>,
+}
+
+/// The prints by which a lost row asks for its tombstone.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    pub exact: Print,
+    pub loose: Print,
+}
+
+impl Wanted {
+    /// `mailbox` is the live key of the mailbox that the row belongs to.
+    pub fn of(layout: &Layout, row: &Row, mailbox: &[u8]) -> Option<Self> {
+        let first = layout.tombstones.first()?;
+        let key = row[layout.message.table.single_key().ok()?].bytes();
+        let evidence: Vec<_> = first.evidence.iter().map(|(_, at)| row[*at].bytes()).collect();
+        Some(Self::from(key, Some(mailbox), &evidence))
+    }
+
+    fn from(key: Option<&[u8]>, mailbox: Option<&[u8]>, evidence: &[Option<&[u8]>]) -> Self {
+        let print = |first: Option<&[u8]>| Printer::default().add(first).all(evidence.iter().copied()).finish();
+        Self { exact: print(key), loose: print(mailbox) }
+    }
+}
+
+impl Tombstones {
+    /// Reads all tombstones and keeps those that somebody asks for.
+    pub async fn read(session: &Session, layout: &Layout, wanted: &[Wanted], past: &Past) -> Result<Self, CompareError> {
+        let exact: HashSet<Print> = wanted.iter().map(|wanted| wanted.exact).collect();
+        let loose: HashSet<Print> = wanted.iter().map(|wanted| wanted.loose).collect();
+        let mut found = Self::default();
+        // All tables of tombstones must record the same of a message; the first one says what.
+        for table in layout.tombstones.iter().filter(|table| table.message.is_some() && !table.evidence.is_empty()) {
+            let select = select(layout, table)?;
+            let fields = 2 + table.evidence.len();
+            let row = &mut |row: &[Option<&[u8]>]| {
+                let own = Wanted::from(row[0], row[1], &row[2..]);
+                if past.is_undone(&own.exact) {
+                    return Ok(());
+                }
+                if exact.contains(&own.exact) || loose.contains(&own.loose) {
+                    *found.exact.entry(own.exact).or_default() += 1;
+                    found.loose.entry(own.loose).or_default().push(own.exact);
+                }
+                Ok(())
+            };
+            live::copy(session, "reading the tombstones", &select, fields, row).await?;
+        }
+        Ok(found)
+    }
+
+    /// Takes the tombstone of exactly this row.
+    pub fn take_exact(&mut self, wanted: &Wanted) -> Option<Reason> {
+        let left = self.exact.get_mut(&wanted.exact).filter(|left| **left > 0)?;
+        *left -= 1;
+        Some(Reason::Tombstone)
+    }
+
+    /// Takes a tombstone of another key; call it when every row has asked for its own.
+    pub fn take_by_evidence(&mut self, wanted: &Wanted) -> Option<Reason> {
+        let list = self.loose.get_mut(&wanted.loose)?;
+        let free = list.iter().find(|exact| self.exact.get(exact).is_some_and(|left| *left > 0)).copied()?;
+        *self.exact.get_mut(&free)? -= 1;
+        Some(Reason::TombstoneByEvidence)
+    }
+}
+
+fn select(layout: &Layout, table: &Tombstone) -> Result<String, CompareError> {
+    let message = &layout.message.table;
+    let cast = |name: &Option<String>, column: usize| match name {
+        Some(name) => format!("t.{}::{}", sql::identifier(name), wire_type(message, column)),
+        None => format!("NULL::{}", wire_type(message, column)),
+    };
+    let mut list = vec![cast(&table.message, message.single_key()?), cast(&table.mailbox, layout.message.mailbox)];
+    list.extend(table.evidence.iter().map(|(own, of)| cast(&Some(own.clone()), *of)));
+    Ok(format!("SELECT {} FROM {} t", list.join(", "), table.name.quoted()))
+}
+
+fn wire_type(table: &super::layout::Table, column: usize) -> &str {
+    let column = &table.columns[column];
+    if column.text { "text" } else { &column.type_name }
+}

@@ -1,0 +1,142 @@
+//! Executing a plan: counters, parents, mail newest first, repairs, derived values.
+
+use serde::Serialize;
+
+use super::batch::{self, Batch, Outcome, Taken};
+use super::error::ReplayError;
+use super::plan::Plan;
+use super::raise::{self, Raised};
+use super::{journal, parents, repair, staging};
+use crate::compare::source::Source;
+use crate::monitor::{Monitor, Unit};
+use crate::postgres::PostgresError;
+use crate::postgres::session::Session;
+use crate::profile::Profile;
+
+#[derive(Debug, Clone)]
+pub struct ApplyOptions {
+    /// Messages and bytes in one transaction; a larger message has one of its own.
+    pub batch_messages: usize,
+    pub batch_bytes: u64,
+}
+
+impl Default for ApplyOptions {
+    fn default() -> Self {
+        // Long enough that commits do not count, short enough that a delivery waits for milliseconds.
+        Self { batch_messages: 200, batch_bytes: 8 << 20 }
+    }
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ReplayReport {
+    /// By this name it can be undone. Absent: there was nothing to do.
+    pub replay: Option<String>,
+    pub counters: Raised,
+    pub owners: usize,
+    pub mailboxes: usize,
+    #[serde(flatten)]
+    pub mail: Outcome,
+    /// Rows put under living messages.
+    pub repaired_rows: u64,
+    pub repaired_messages: usize,
+    /// Statements of the profile that were run.
+    pub statements: Vec<String>,
+    /// What a person must run.
+    pub by_hand: Vec<String>,
+    /// Absent messages outside the window or of other mailboxes, and doubtful ones left out.
+    pub outside: u64,
+    pub left_out: u64,
+}
+
+impl ReplayReport {
+    /// Is there something that a person should look at? (Exit code 3.)
+    pub fn has_findings(&self) -> bool {
+        self.outside > 0 || self.left_out > 0 || self.mail.no_mailbox > 0 || !self.mail.changed_columns.is_empty()
+    }
+}
+
+/// A plan on its way. It can be built from a [`Plan`] alone.
+pub struct Apply {
+    plan: Plan,
+    options: ApplyOptions,
+}
+
+impl Apply {
+    pub fn new(plan: Plan, options: ApplyOptions) -> Self {
+        Self { plan, options }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Puts the mail back. Cut short at any point, a new comparison and a new plan go on from there.
+    pub async fn run(
+        self,
+        session: &Session,
+        source: &dyn Source,
+        profile: &Profile,
+        monitor: &dyn Monitor,
+    ) -> Result<ReplayReport, ReplayError> {
+        let plan = &self.plan;
+        let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
+        if plan.is_empty() {
+            return Ok(report);
+        }
+        let layout = &plan.comparison.layout;
+        journal::prepare(session).await?;
+        staging::prepare(session, layout).await?;
+        report.counters = raise::raise(session, plan).await?;
+        let replay = journal::begin(session, &plan.comparison.facts.repository, &plan.comparison.facts.snapshot).await?;
+        let targets = parents::restore(session, plan).await?;
+        report.owners = plan.owners.len();
+        report.mailboxes = plan.mailboxes.len();
+
+        monitor.stage("restoring mail", Unit::Rows, Some(plan.moves.len() as u64));
+        let mut taken = Taken::new();
+        let mut at = 0;
+        while at < plan.moves.len() {
+            let (from, mut bytes) = (at, 0);
+            while at < plan.moves.len() && at - from < self.options.batch_messages.max(1) {
+                bytes += batch::weight(plan, source, plan.moves[at]).await?;
+                if at > from && bytes > self.options.batch_bytes {
+                    break;
+                }
+                at += 1;
+            }
+            let batch = Batch::prepare(session, source, plan, &targets, &replay, &plan.moves[from..at]).await?;
+            report.mail.add(batch.run(session, &mut taken).await?);
+            monitor.advance((at - from) as u64);
+        }
+        if plan.repair && !plan.comparison.incomplete.messages.is_empty() {
+            report.repaired_messages = plan.comparison.incomplete.messages.len();
+            report.repaired_rows = repair::repair(session, source, plan).await?;
+        }
+        finish(session, profile, plan, &mut report).await?;
+        journal::end(session, &replay).await?;
+        report.replay = Some(replay);
+        Ok(report)
+    }
+}
+
+/// Derived values that no trigger keeps, and the hooks.
+async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut ReplayReport) -> Result<(), ReplayError> {
+    let path = staging::search_path(&plan.comparison.layout);
+    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
+    for derived in profile.derived.iter().filter(|derived| !derived.trigger) {
+        if let Some(sql) = &derived.sql {
+            session.client().batch_execute(sql).await.map_err(PostgresError::server("computing derived values"))?;
+            report.statements.push(sql.clone());
+        }
+        report.by_hand.extend(derived.by_hand.clone());
+    }
+    for hook in &profile.after {
+        if let Some(sql) = &hook.sql {
+            session.client().batch_execute(sql).await.map_err(PostgresError::server("running a hook of the profile"))?;
+            report.statements.push(sql.clone());
+        }
+        report.by_hand.extend(hook.shell.iter().chain(&hook.http).cloned());
+    }
+    Ok(session.execute("ending the profile's statements", "SET search_path = ''").await?)
+}

@@ -1,0 +1,119 @@
+//! The journal of replays, in Restante's own schema of the live store.
+//!
+//! A row says: this message of a snapshot was put back, as that live row. It is written in the transaction that puts the row back, and
+//! is unique over all replays, repositories and snapshots, so a crash, a second run or a second responder puts nothing back twice.
+//! Prints are hashes over keys and times; no address and no content stands here.
+
+use serde::Serialize;
+
+use super::error::ReplayError;
+use crate::compare::past::JOURNAL;
+use crate::postgres::PostgresError;
+use crate::postgres::session::Session;
+
+/// What `grants --for restore` prints; the role that restores runs it itself when it may.
+pub const DDL: &str = r#"CREATE SCHEMA IF NOT EXISTS restante;
+CREATE TABLE IF NOT EXISTS restante.replay (
+    id text PRIMARY KEY,
+    repository text NOT NULL,
+    snapshot text NOT NULL,
+    begun timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended timestamptz
+);
+CREATE TABLE IF NOT EXISTS restante.journal (
+    entry bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source bytea NOT NULL,
+    copy integer NOT NULL DEFAULT 0,
+    replay text NOT NULL REFERENCES restante.replay (id),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    mailbox text NOT NULL,
+    key text NOT NULL,
+    uid bigint,
+    restored bytea,
+    state text,
+    undone timestamptz,
+    buried bytea
+);
+CREATE UNIQUE INDEX IF NOT EXISTS journal_once ON restante.journal (source, copy) WHERE undone IS NULL;
+CREATE INDEX IF NOT EXISTS journal_replay ON restante.journal (replay);
+CREATE INDEX IF NOT EXISTS journal_restored ON restante.journal (restored);"#;
+
+/// The rights on it that a restoring role needs, `{role}` quoted.
+pub fn grants(role: &str) -> String {
+    let role = crate::postgres::sql::identifier(role);
+    format!(
+        "GRANT USAGE ON SCHEMA restante TO {role};\n\
+         GRANT SELECT, INSERT, UPDATE ON restante.replay, restante.journal TO {role};\n"
+    )
+}
+
+/// Makes sure that there is a journal.
+pub async fn prepare(session: &Session) -> Result<(), ReplayError> {
+    let failed = PostgresError::server("looking for the journal of replays");
+    let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
+    if session.client().query_one(&there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    // Two responders may both find none.
+    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('restante journal', 0))";
+    let sql = format!("BEGIN; {lock}; {DDL} COMMIT");
+    match session.execute("making the journal of replays", &sql).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let _ = session.execute("giving up", "ROLLBACK").await;
+            Err(ReplayError::NoJournal { message: error.to_string() })
+        }
+    }
+}
+
+/// One execution of a restore.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replay {
+    pub id: String,
+    pub repository: String,
+    pub snapshot: String,
+    pub begun: String,
+    /// Absent: it was cut short; running the restore again finishes the work.
+    pub ended: Option<String>,
+    pub restored: i64,
+    pub undone: i64,
+}
+
+/// All replays, oldest first.
+pub async fn replays(session: &Session) -> Result<Vec<Replay>, ReplayError> {
+    let doing = "listing the replays";
+    let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
+    if !session.client().query_one(&there, &[]).await.map_err(PostgresError::server(doing))?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT r.id, r.repository, r.snapshot, to_char(r.begun AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+         to_char(r.ended AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+         count(j.entry) FILTER (WHERE j.undone IS NULL), count(j.entry) FILTER (WHERE j.undone IS NOT NULL) \
+         FROM restante.replay r LEFT JOIN restante.journal j ON j.replay = r.id GROUP BY r.id ORDER BY r.begun, r.id";
+    let rows = session.client().query(sql, &[]).await.map_err(PostgresError::server(doing))?;
+    let replay = |row: &tokio_postgres::Row| Replay {
+        id: row.get(0),
+        repository: row.get(1),
+        snapshot: row.get(2),
+        begun: row.get(3),
+        ended: row.get(4),
+        restored: row.get(5),
+        undone: row.get(6),
+    };
+    Ok(rows.iter().map(replay).collect())
+}
+
+/// Begins a replay: a name by which people undo it.
+pub(super) async fn begin(session: &Session, repository: &str, snapshot: &str) -> Result<String, ReplayError> {
+    let sql = "INSERT INTO restante.replay (id, repository, snapshot) \
+         VALUES (to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS') || '-' \
+         || left(replace(gen_random_uuid()::text, '-', ''), 6), $1, $2) RETURNING id";
+    let row = session.client().query_one(sql, &[&repository, &snapshot]).await;
+    Ok(row.map_err(PostgresError::server("beginning the replay"))?.get(0))
+}
+
+pub(super) async fn end(session: &Session, replay: &str) -> Result<(), ReplayError> {
+    let sql = "UPDATE restante.replay SET ended = clock_timestamp() WHERE id = $1";
+    session.client().execute(sql, &[&replay]).await.map_err(PostgresError::server("ending the replay"))?;
+    Ok(())
+}

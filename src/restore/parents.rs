@@ -1,0 +1,181 @@
+//! Accounts and mailboxes that were lost with their mail, and side folders.
+//!
+//! A parent that was lost comes back under a new key with its creation evidence, so that the next comparison knows it again; a mailbox
+//! gets a fresh UIDVALIDITY, because its UIDs may have been seen under the old one. Where the name has been taken meanwhile, the mail
+//! goes to whoever has it then: the next comparison sees to that, this one leaves it out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::error::ReplayError;
+use super::plan::Plan;
+use super::staging::{self, NUMBER, Stage, StagedRow};
+use crate::compare::layout::Parent;
+use crate::compare::live;
+use crate::compare::parents::{Fate, Known};
+use crate::postgres::session::Session;
+
+/// A live mailbox that mail goes into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub key: Bytes,
+    pub key_text: String,
+    /// The first UID that was free when the comparison looked; mail from there on is new to it.
+    pub new_from: i64,
+    pub evidence: Vec<Option<Bytes>>,
+}
+
+/// By position among the snapshot's mailboxes, and aside or not.
+pub(super) type Targets = HashMap<(usize, bool), Target>;
+
+/// What people put aside is found there.
+const ASIDE: &str = "Recovered/";
+
+pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, ReplayError> {
+    let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
+    let mut owners: HashMap<usize, Bytes> = HashMap::new();
+    for (at, owner) in parents.owners.iter().enumerate() {
+        if let Fate::Alive(live) | Fate::Successor(live) = owner.fate {
+            owners.insert(at, parents.live_owners[live].key.clone());
+        }
+    }
+    if let Some(owner) = &layout.owner {
+        let stage = Stage::Parent { mailbox: false };
+        for at in &plan.owners {
+            let known = &parents.owners[*at];
+            if let Some(target) = put(session, plan, owner, stage, known, None, "").await? {
+                owners.insert(*at, target.key);
+            }
+        }
+    }
+    let mut targets = Targets::new();
+    for (at, mailbox) in parents.mailboxes.iter().enumerate() {
+        if let Some(live) = parents.target(at) {
+            let target = Target {
+                key: live.key.clone(),
+                key_text: live.key_text.clone(),
+                new_from: live.uid.unwrap_or(0) + i64::from(!layout.mailbox.uid_is_next),
+                evidence: live.evidence.clone(),
+            };
+            targets.insert((at, false), target);
+        }
+        let _ = mailbox;
+    }
+    let lost = plan.mailboxes.iter().map(|at| (*at, false)).chain(plan.aside.iter().map(|at| (*at, true)));
+    for (at, aside) in lost {
+        let known = &parents.mailboxes[at];
+        let owner = match known.owner {
+            None => None,
+            Some(owner) => match owners.get(&owner) {
+                Some(key) => Some(key),
+                None => continue,
+            },
+        };
+        let stage = Stage::Parent { mailbox: true };
+        let prefix = if aside { ASIDE } else { "" };
+        if let Some(target) = put(session, plan, &layout.mailbox, stage, known, owner, prefix).await? {
+            targets.insert((at, aside), target);
+        }
+    }
+    Ok(targets)
+}
+
+/// Inserts the row of a parent unless one of its name is there; `None` when that is not to be used.
+async fn put(
+    session: &Session,
+    plan: &Plan,
+    parent: &Parent,
+    stage: Stage,
+    known: &Known,
+    owner: Option<&Bytes>,
+    prefix: &str,
+) -> Result<Option<Target>, ReplayError> {
+    let layout = &plan.comparison.layout;
+    let table = &parent.table;
+    let key = table.single_key()?;
+    staging::transaction(session, "restoring accounts and mailboxes", async || {
+        staging::settings(session, layout).await?;
+        // Two responders must not both find the name free.
+        session.execute("restoring", "SELECT pg_advisory_xact_lock(hashtextextended('restante parents', 0))").await?;
+        let Some((new_key, _)) = staging::new_keys(session, table, 1).await?.pop() else { return Ok(None) };
+        let mut row: StagedRow = known.row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
+        row[key] = Some(new_key);
+        if let (Some(column), Some(owner)) = (parent.owner, owner) {
+            row[column] = Some(owner.clone());
+        }
+        let named = parent.natural.iter().copied().find(|at| Some(*at) != parent.owner);
+        if let Some(at) = named.filter(|_| !prefix.is_empty()) {
+            let name = row[at].clone().unwrap_or_default();
+            row[at] = Some([prefix.as_bytes(), &name].concat().into());
+        }
+        staging::fill(session, layout, stage, std::slice::from_ref(&row)).await?;
+
+        let mut set: BTreeMap<usize, String> = BTreeMap::new();
+        if let Some(column) = parent.uidvalidity {
+            let ident = table.ident(column);
+            set.insert(column, format!("greatest(s.{ident} + 1, extract(epoch FROM now())::int8)"));
+        }
+        if !prefix.is_empty() {
+            // A folder of its own, not a copy of the old one: its creation is now.
+            for at in &parent.evidence {
+                if table.columns[*at].live.as_ref().is_some_and(|live| live.default.is_some()) {
+                    set.insert(*at, "DEFAULT".to_owned());
+                }
+            }
+        }
+        let omit: Vec<usize> = set.iter().filter(|(_, sql)| *sql == "DEFAULT").map(|(at, _)| *at).chain(parent.derived.clone()).collect();
+        let insert = staging::insert(table, &set, &omit);
+        let same: Vec<String> = parent
+            .natural
+            .iter()
+            .map(|at| format!("p.{0}::text IS NOT DISTINCT FROM s.{0}::text", table.ident(*at)))
+            .collect();
+        let same = same.join(" AND ");
+        let (stage, live_table) = (stage.name().quoted(), table.quoted());
+        let sql = format!(
+            "INSERT INTO {live_table} ({}){} SELECT {} FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live_table} p WHERE {same}) \
+             ON CONFLICT DO NOTHING",
+            insert.columns, insert.overriding, insert.values
+        );
+        session.execute("restoring accounts and mailboxes", &sql).await?;
+        let shown = parent.live.as_deref().unwrap_or("true");
+        let mut columns = vec![key];
+        columns.extend(&parent.evidence);
+        columns.extend(parent.uid);
+        let select = format!(
+            "SELECT p.{}::text, ({}) IS TRUE, {} FROM {live_table} p, {stage} s WHERE {same} AND s.{NUMBER} = 0",
+            table.ident(key),
+            qualified(shown),
+            table.select(&columns, "p"),
+        );
+        let mut found = None;
+        let evidence = parent.evidence.len();
+        live::copy(session, "looking for the mailbox", &select, 2 + columns.len(), &mut |row| {
+            let keep = |field: &Option<&[u8]>| field.map(Bytes::copy_from_slice);
+            let uid = row.get(3 + evidence).copied().flatten();
+            let uid = uid.and_then(|bytes| crate::repository::zone::integer(bytes, false)).unwrap_or(0);
+            found = Some((
+                row[1] == Some(&[1]),
+                Target {
+                    key_text: String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned(),
+                    key: keep(&row[2]).unwrap_or_default(),
+                    new_from: uid,
+                    evidence: row[3..3 + evidence].iter().map(keep).collect(),
+                },
+            ));
+            Ok(())
+        })
+        .await?;
+        let Some((shown, target)) = found else { return Ok(None) };
+        // The name may have been taken between the comparison and now: then the next comparison decides.
+        let ours = parent.evidence.iter().zip(&target.evidence).all(|(at, live)| row[*at] == *live);
+        Ok((shown && (ours || !prefix.is_empty())).then_some(target))
+    })
+    .await
+}
+
+/// A predicate over the row's columns, where two tables have them.
+fn qualified(predicate: &str) -> String {
+    format!("SELECT {predicate} FROM (SELECT p.*) q")
+}

@@ -1,0 +1,193 @@
+//! Which messages go where, in which order. Nothing is written.
+//!
+//! A plan is an upper bound: each batch looks again under its locks.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::compare::counters::MailboxCounter;
+use crate::compare::parents::{Fate, LiveParent};
+use crate::compare::{Class, Comparison, Leftover};
+
+/// `[from, to)` on the store's clock of saving, or of arrival where there is none.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Window {
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+}
+
+impl Window {
+    /// A message without a time is in every window: in doubt it is put back.
+    pub fn holds(&self, instant: Option<Timestamp>) -> bool {
+        let Some(instant) = instant else { return true };
+        self.from.is_none_or(|from| from <= instant) && self.to.is_none_or(|to| instant < to)
+    }
+}
+
+/// What to do with mail of which nobody can tell whether its user removed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doubtful {
+    /// Into its mailbox: a mail too many can be undone.
+    #[default]
+    Restore,
+    /// Into `Recovered/<mailbox>`.
+    SideFolder,
+    Skip,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    pub window: Window,
+    /// Only these accounts and mailboxes, by their names; empty: all.
+    pub accounts: Vec<String>,
+    pub mailboxes: Vec<String>,
+    pub doubtful: Doubtful,
+    /// Mail of deleted mailboxes goes to `Recovered/<mailbox>` where the account is left.
+    pub orphans: bool,
+    /// Living messages that miss parts are left as they are. With a filter they always are.
+    pub leave_incomplete: bool,
+}
+
+/// A message and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Position among the comparison's leftovers.
+    pub leftover: usize,
+    /// Position among the snapshot's mailboxes.
+    pub mailbox: usize,
+    /// Into `Recovered/<mailbox>`.
+    pub aside: bool,
+}
+
+/// What a restore would do. Build an [`super::Apply`] from it to do it.
+pub struct Plan {
+    pub comparison: Comparison,
+    /// Newest mail first.
+    pub moves: Vec<Move>,
+    /// Accounts and mailboxes that were lost and are put back, as positions among the snapshot's.
+    pub owners: Vec<usize>,
+    pub mailboxes: Vec<usize>,
+    /// Mailboxes that get a side folder.
+    pub aside: Vec<usize>,
+    pub counters: Vec<MailboxCounter>,
+    /// Absent messages outside the window, or of other accounts and mailboxes.
+    pub outside: u64,
+    /// Doubtful ones and orphans that are left out.
+    pub left_out: u64,
+    /// Living messages are made whole again.
+    pub repair: bool,
+}
+
+impl Plan {
+    pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {
+        let filtered = !options.accounts.is_empty() || !options.mailboxes.is_empty();
+        let (mut moves, mut outside, mut left_out) = (Vec::new(), 0, 0);
+        for (at, leftover) in comparison.leftovers.iter().enumerate() {
+            if matches!(leftover.class, Class::Duplicate | Class::DeletedByUser) {
+                continue;
+            }
+            let Some(mailbox) = leftover.mailbox.filter(|mailbox| chosen(&comparison, *mailbox, options)) else {
+                outside += 1;
+                continue;
+            };
+            if !options.window.holds(leftover.instant) {
+                outside += 1;
+                continue;
+            }
+            match aside(&comparison, leftover, mailbox, options) {
+                Some(aside) => moves.push(Move { leftover: at, mailbox, aside }),
+                None => left_out += 1,
+            }
+        }
+        let newest = |at: &Move| comparison.leftovers[at.leftover].instant;
+        moves.sort_by(|one, other| newest(other).cmp(&newest(one)).then(one.leftover.cmp(&other.leftover)));
+
+        let lost = |fate: Fate| fate == Fate::Lost;
+        let parents = &comparison.parents;
+        let needed = |mailbox: usize| moves.iter().any(|one| one.mailbox == mailbox && !one.aside);
+        // Without a filter empty mailboxes come back too.
+        let mailboxes: Vec<usize> = (0..parents.mailboxes.len())
+            .filter(|at| lost(parents.mailboxes[*at].fate))
+            .filter(|at| chosen(&comparison, *at, options) && (!filtered || needed(*at)))
+            .collect();
+        let mut aside: Vec<usize> = moves.iter().filter(|one| one.aside).map(|one| one.mailbox).collect();
+        aside.sort_unstable();
+        aside.dedup();
+        let owners: Vec<usize> = (0..parents.owners.len())
+            .filter(|at| lost(parents.owners[*at].fate))
+            .filter(|at| {
+                !filtered || mailboxes.iter().chain(&aside).any(|mailbox| parents.mailboxes[*mailbox].owner == Some(*at))
+            })
+            .collect();
+        let mut counters = comparison.counters.low(&comparison.layout.mailbox, parents);
+        let targets: BTreeSet<usize> = moves.iter().filter(|one| !one.aside).map(|one| one.mailbox).collect();
+        for mailbox in targets {
+            if let Fate::Alive(live) = parents.mailboxes[mailbox].fate {
+                skip_ahead(&mut counters, live, &parents.live_mailboxes[live]);
+            }
+        }
+        let repair = !filtered && !options.leave_incomplete;
+        Self { comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
+    }
+
+    /// Is there nothing to put back and nothing to repair?
+    pub fn is_empty(&self) -> bool {
+        self.moves.is_empty()
+            && self.owners.is_empty()
+            && self.mailboxes.is_empty()
+            && self.counters.is_empty()
+            && self.comparison.counters.low_sequences().is_empty()
+            && (!self.repair || self.comparison.incomplete.messages.is_empty())
+    }
+}
+
+/// A mailbox that lost mail may also have lost mail that came after the snapshot, and with it its counters. Those UIDs are in no snapshot
+/// and clients have seen them, so as many are skipped as a mailbox may have got meanwhile. 2³² UIDs last for 400,000 restores.
+const SKIPPED: i64 = 10_000;
+
+fn skip_ahead(counters: &mut Vec<MailboxCounter>, live: usize, now: &LiveParent) {
+    let at = counters.iter().position(|counter| counter.live == live).unwrap_or_else(|| {
+        counters.push(MailboxCounter { live, uid: None, modseq: None, collided: None });
+        counters.len() - 1
+    });
+    let counter = &mut counters[at];
+    let ahead = |least: Option<i64>, now: Option<i64>| now.map(|now| least.unwrap_or(now).max(now) + SKIPPED);
+    (counter.uid, counter.modseq) = (ahead(counter.uid, now.uid), ahead(counter.modseq, now.modseq));
+}
+
+fn chosen(comparison: &Comparison, mailbox: usize, options: &PlanOptions) -> bool {
+    let (account, name) = comparison.parents.label(mailbox);
+    let among = |list: &[String], name: &str| list.is_empty() || list.iter().any(|one| one == name);
+    among(&options.accounts, &account) && among(&options.mailboxes, &name)
+}
+
+/// `Some(true)`: into a side folder; `None`: not at all.
+fn aside(comparison: &Comparison, leftover: &Leftover, mailbox: usize, options: &PlanOptions) -> Option<bool> {
+    match leftover.class {
+        Class::Absent | Class::ReusedId => Some(false),
+        Class::CannotTell => match options.doubtful {
+            Doubtful::Restore => Some(false),
+            Doubtful::SideFolder => Some(true),
+            Doubtful::Skip => None,
+        },
+        Class::Orphan => (options.orphans && comparison.parents.target_owner(mailbox).is_some()).then_some(true),
+        Class::Duplicate | Class::DeletedByUser => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_ends_before_its_end_and_holds_what_has_no_time() {
+        let at = |second| Some(Timestamp::from_second(second).unwrap());
+        let window = Window { from: at(10), to: at(20) };
+        assert!(window.holds(at(10)) && window.holds(at(19)) && window.holds(None));
+        assert!(!window.holds(at(20)) && !window.holds(at(9)));
+        assert!(Window::default().holds(at(-5)));
+    }
+}

@@ -1,0 +1,129 @@
+//! Living messages that miss parts or children: what they miss is put under them.
+//!
+//! Nothing is claimed in the journal: that the row is there is proof enough, and it is put in only where it is not.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bytes::Bytes;
+
+use super::batch::{insert_parts, lock_mailboxes, staged};
+use super::error::ReplayError;
+use super::plan::Plan;
+use super::staging::{self, NUMBER, Stage, StagedRow};
+use crate::compare::live;
+use crate::compare::row::{LargeValue, Row, Value};
+use crate::compare::source::Source;
+use crate::postgres::session::Session;
+
+/// Messages in one transaction.
+const MESSAGES: usize = 50;
+
+/// Makes incomplete messages whole; how many rows were put in.
+pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) -> Result<u64, ReplayError> {
+    let incomplete = &plan.comparison.incomplete;
+    let mut messages: Vec<&Vec<u8>> = incomplete.messages.iter().collect();
+    messages.sort_unstable();
+    let mut rows = 0;
+    for batch in messages.chunks(MESSAGES) {
+        rows += one(session, source, plan, batch).await?;
+    }
+    Ok(rows)
+}
+
+async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Vec<u8>]) -> Result<u64, ReplayError> {
+    let (layout, incomplete) = (&plan.comparison.layout, &plan.comparison.incomplete);
+    let of = |rows: &[Row], column: usize| -> Vec<Row> {
+        let held = |row: &&Row| row[column].bytes().is_some_and(|key| messages.binary_search_by(|one| one[..].cmp(key)).is_ok());
+        rows.iter().filter(held).cloned().collect()
+    };
+    let via: Vec<Vec<Row>> =
+        layout.parts.iter().zip(&incomplete.via).map(|(part, rows)| of(rows, part.via.message)).collect();
+    let children: Vec<Vec<Row>> =
+        layout.children.iter().zip(&incomplete.children).map(|(child, rows)| of(rows, child.message)).collect();
+    let mut parts: Vec<BTreeMap<&[u8], &Row>> = Vec::new();
+    for (kind, part) in layout.parts.iter().enumerate() {
+        let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
+        parts.push(keys.filter_map(|key| Some((key, plan.comparison.parts[kind].get(key)?))).collect());
+    }
+    let all = via.iter().flatten().chain(children.iter().flatten()).chain(parts.iter().flat_map(|parts| parts.values().copied()));
+    let large: BTreeSet<LargeValue> =
+        all.flatten().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
+    let large: Vec<LargeValue> = large.into_iter().collect();
+    let found: HashMap<LargeValue, Bytes> = large.iter().copied().zip(source.values(&large).await?).collect();
+    let rows = |rows: &[Row]| rows.iter().map(|row| staged(row, &found)).collect::<Vec<StagedRow>>();
+
+    staging::transaction(session, "completing mail", async || {
+        staging::settings(session, layout).await?;
+        for (kind, parts) in parts.iter().enumerate() {
+            staging::fill(session, layout, Stage::Via(kind), &rows(&via[kind])).await?;
+            let parts: Vec<StagedRow> = parts.values().map(|row| staged(row, &found)).collect();
+            staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+        }
+        for (kind, children) in children.iter().enumerate() {
+            staging::fill(session, layout, Stage::Child(kind), &rows(children)).await?;
+        }
+        lock(session, plan).await?;
+        let mut written = 0;
+        let message = &layout.message.table;
+        let key = message.ident(message.single_key()?);
+        let kinds = layout.parts.iter().enumerate().map(|(kind, part)| (Stage::Via(kind), &part.via));
+        let kinds = kinds.chain(layout.children.iter().enumerate().map(|(kind, child)| (Stage::Child(kind), child)));
+        for (stage, child) in kinds {
+            let alive = format!("EXISTS (SELECT FROM {} m WHERE m.{key} = s.{})", message.quoted(), child.table.ident(child.message));
+            if let Stage::Via(kind) = stage {
+                let part = &layout.parts[kind];
+                let needed = format!(
+                    "EXISTS (SELECT FROM {} v WHERE v.{} = s.{})",
+                    stage.name().quoted(),
+                    child.table.ident(part.part),
+                    part.table.ident(part.table.single_key()?)
+                );
+                insert_parts(session, layout, kind, &needed).await?;
+            }
+            let same = std::iter::once(&child.message).chain(&child.natural);
+            let same: Vec<String> = same.map(|at| format!("c.{0} IS NOT DISTINCT FROM s.{0}", child.table.ident(*at))).collect();
+            let insert = staging::insert(&child.table, &child.set, &[]);
+            let sql = format!(
+                "INSERT INTO {0} ({1}){2} SELECT {3} FROM {4} s WHERE {alive} AND NOT EXISTS (SELECT FROM {0} c WHERE {5}) ORDER BY {NUMBER}",
+                child.table.quoted(),
+                insert.columns,
+                insert.overriding,
+                insert.values,
+                stage.name().quoted(),
+                same.join(" AND ")
+            );
+            let failed = crate::postgres::PostgresError::server("completing mail");
+            written += session.client().execute(&sql, &[]).await.map_err(failed)?;
+        }
+        Ok(written)
+    })
+    .await
+}
+
+/// The mailboxes of the messages that are about to be completed.
+async fn lock(session: &Session, plan: &Plan) -> Result<(), ReplayError> {
+    let layout = &plan.comparison.layout;
+    let message = &layout.message;
+    let key = message.table.ident(message.table.single_key()?);
+    let kinds = layout.parts.iter().enumerate().map(|(kind, part)| (Stage::Via(kind), &part.via));
+    let kinds = kinds.chain(layout.children.iter().enumerate().map(|(kind, child)| (Stage::Child(kind), child)));
+    let mut mailboxes = BTreeSet::new();
+    for (stage, child) in kinds {
+        let select = format!(
+            "SELECT DISTINCT m.{}::text FROM {} s JOIN {} m ON m.{key} = s.{}",
+            message.table.ident(message.mailbox),
+            stage.name().quoted(),
+            message.table.quoted(),
+            child.table.ident(child.message)
+        );
+        live::copy(session, "looking for mailboxes", &select, 1, &mut |row| {
+            mailboxes.insert(String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned());
+            Ok(())
+        })
+        .await?;
+    }
+    if !mailboxes.is_empty() {
+        lock_mailboxes(session, layout, mailboxes.iter().map(|key| &**key).collect()).await?;
+    }
+    Ok(())
+}

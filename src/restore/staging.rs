@@ -1,0 +1,214 @@
+//! Rows of the snapshot in temporary tables of the snapshot's types, and transactions that are tried again.
+//!
+//! A staged row is complete: keys and references are those of the live store already, so what follows is `INSERT … SELECT`
+//! with PostgreSQL's own casts to whatever types the live columns have now.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+use super::error::ReplayError;
+use crate::compare::layout::{Layout, Table};
+use crate::failpoint;
+use crate::postgres::PostgresError;
+use crate::postgres::catalog::TableName;
+use crate::postgres::copy::CopyInWriter;
+use crate::postgres::session::Session;
+use crate::postgres::sql;
+
+/// A column of ours in each staging table: the row's number in its batch.
+pub(super) const NUMBER: &str = "restante_n";
+
+/// Which kind of row is staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Message,
+    Via(usize),
+    Child(usize),
+    Part(usize),
+    Parent { mailbox: bool },
+}
+
+impl Stage {
+    pub fn name(self) -> TableName {
+        let name = match self {
+            Self::Message => "restante_message".to_owned(),
+            Self::Via(kind) => format!("restante_via_{kind}"),
+            Self::Child(kind) => format!("restante_child_{kind}"),
+            Self::Part(kind) => format!("restante_part_{kind}"),
+            Self::Parent { mailbox } => format!("restante_{}", if mailbox { "mailbox" } else { "owner" }),
+        };
+        TableName { schema: "pg_temp".to_owned(), name }
+    }
+
+    pub fn table(self, layout: &Layout) -> Option<&Table> {
+        match self {
+            Self::Message => Some(&layout.message.table),
+            Self::Via(kind) => Some(&layout.parts.get(kind)?.via.table),
+            Self::Child(kind) => Some(&layout.children.get(kind)?.table),
+            Self::Part(kind) => Some(&layout.parts.get(kind)?.table),
+            Self::Parent { mailbox: true } => Some(&layout.mailbox.table),
+            Self::Parent { mailbox: false } => layout.owner.as_ref().map(|owner| &owner.table),
+        }
+    }
+
+    fn all(layout: &Layout) -> Vec<Self> {
+        let parts = (0..layout.parts.len()).flat_map(|kind| [Self::Via(kind), Self::Part(kind)]);
+        let children = (0..layout.children.len()).map(Self::Child);
+        let parents = [Self::Parent { mailbox: true }, Self::Parent { mailbox: false }];
+        [Self::Message].into_iter().chain(parts).chain(children).chain(parents).collect()
+    }
+}
+
+/// Makes the staging tables of this session.
+pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
+    for stage in Stage::all(layout) {
+        let Some(table) = stage.table(layout) else { continue };
+        let columns: Vec<String> = table
+            .columns
+            .iter()
+            .map(|column| {
+                let kind = if column.text { "text" } else { &column.type_name };
+                format!("{} {kind}", sql::identifier(&column.name))
+            })
+            .collect();
+        let name = stage.name().quoted();
+        let create = format!(
+            "DROP TABLE IF EXISTS {name}; CREATE TEMPORARY TABLE {name} ({NUMBER} bigint, {}) ON COMMIT DELETE ROWS",
+            columns.join(", ")
+        );
+        session.execute("making the staging tables", &create).await?;
+    }
+    Ok(())
+}
+
+/// A row to stage: the fields in the order of the snapshot's columns.
+pub(super) type StagedRow = Vec<Option<bytes::Bytes>>;
+
+/// Sends rows; each is numbered by its place in `rows`.
+pub(super) async fn fill(session: &Session, layout: &Layout, stage: Stage, rows: &[StagedRow]) -> Result<(), ReplayError> {
+    let Some(table) = stage.table(layout).filter(|_| !rows.is_empty()) else { return Ok(()) };
+    let mut columns = vec![NUMBER];
+    columns.extend(table.columns.iter().map(|column| &*column.name));
+    let mut writer = CopyInWriter::begin(session.client(), &stage.name(), &columns).await?;
+    for (number, row) in rows.iter().enumerate() {
+        let number = (number as i64).to_be_bytes();
+        let fields = row.iter().map(|field| field.as_ref().map(|bytes| &bytes[..]));
+        writer.row(std::iter::once(Some(&number[..])).chain(fields)).await?;
+    }
+    writer.finish().await?;
+    Ok(())
+}
+
+/// What of a staged row is inserted, and how.
+pub(super) struct Insert {
+    pub columns: String,
+    pub values: String,
+    pub overriding: &'static str,
+}
+
+/// `set` replaces the old value, `omit` leaves the column to its default.
+pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, String>, omit: &[usize]) -> Insert {
+    let (mut columns, mut values, mut overriding) = (Vec::new(), Vec::new(), "");
+    for (at, column) in table.columns.iter().enumerate() {
+        let Some(live) = column.live.as_ref().filter(|live| !live.generated && !omit.contains(&at)) else { continue };
+        columns.push(table.ident(at));
+        values.push(match set.get(&at) {
+            Some(expression) => format!("({expression})"),
+            None => format!("s.{}::{}", table.ident(at), live.type_name),
+        });
+        if live.identity {
+            overriding = " OVERRIDING SYSTEM VALUE";
+        }
+    }
+    Insert { columns: columns.join(", "), values: values.join(", "), overriding }
+}
+
+/// New keys for rows of a table, by the key's own default: as bytes of the snapshot's type, and as text.
+pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> Result<Vec<(bytes::Bytes, String)>, ReplayError> {
+    let at = table.single_key()?;
+    let column = &table.columns[at];
+    let live = column.live.as_ref();
+    let default = match live {
+        Some(live) if live.identity => Some(format!(
+            "nextval(pg_get_serial_sequence({}, {}))",
+            sql::literal(&table.quoted()),
+            sql::literal(&column.name)
+        )),
+        Some(live) => live.default.clone().or_else(|| (live.type_name == "uuid").then(|| "gen_random_uuid()".to_owned())),
+        None => None,
+    };
+    let Some(default) = default else {
+        return Err(ReplayError::NoNewKey { table: table.label(), column: column.name.clone() });
+    };
+    let select = format!(
+        "SELECT k::{}, k::text FROM (SELECT {default} AS k FROM generate_series(1, {count})) q",
+        if column.text { "text" } else { &column.type_name }
+    );
+    let mut keys = Vec::with_capacity(count);
+    crate::compare::live::copy(session, "drawing new keys", &select, 2, &mut |row| {
+        let text = String::from_utf8_lossy(row[1].unwrap_or_default()).into_owned();
+        keys.push((bytes::Bytes::copy_from_slice(row[0].unwrap_or_default()), text));
+        Ok(())
+    })
+    .await?;
+    Ok(keys)
+}
+
+/// The settings of a transaction that writes.
+///
+/// Locks are waited for less than the server's deadlock timeout, so that nobody's delivery is ever chosen as the victim of a
+/// deadlock with us. The search path is the store's, because its triggers may name tables without a schema, with the system's
+/// names in front and temporary ones at the end; our own statements name every schema.
+pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
+    let ask = "SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::int8";
+    let failed = PostgresError::server("asking for the deadlock timeout");
+    let deadlock: i64 = session.client().query_one(ask, &[]).await.map_err(failed)?.get(0);
+    let timeout = (deadlock / 2).clamp(10, 5000);
+    let path = search_path(layout);
+    Ok(session.execute("setting up a transaction", &format!("SET LOCAL lock_timeout = {timeout}; SET LOCAL {path}")).await?)
+}
+
+pub(super) fn search_path(layout: &Layout) -> String {
+    format!("search_path = pg_catalog, {}, pg_temp", sql::identifier(&layout.schema))
+}
+
+/// How often a transaction is tried, with pauses from 20 ms to 2 s in between.
+const ATTEMPTS: u32 = 60;
+
+/// Runs `work` in a transaction and commits; tries again after a lock timeout, a deadlock or a conflict.
+pub(super) async fn transaction<T>(
+    session: &Session,
+    what: &'static str,
+    mut work: impl AsyncFnMut() -> Result<T, ReplayError>,
+) -> Result<T, ReplayError> {
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(20))
+        .with_max_delay(Duration::from_secs(2))
+        .with_jitter()
+        .with_max_times(ATTEMPTS as usize)
+        .build();
+    for pause in pauses {
+        session.execute(what, "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let failed = match work().await {
+            Ok(done) => {
+                failpoint::hit("commit");
+                match session.execute(what, "COMMIT").await {
+                    Ok(()) => {
+                        failpoint::hit("commit");
+                        return Ok(done);
+                    }
+                    Err(error) => error.into(),
+                }
+            }
+            Err(error) => error,
+        };
+        // Fails when the connection is gone; the first error is the one to tell.
+        let _ = session.execute(what, "ROLLBACK").await;
+        if !ReplayError::is_transient(&failed) {
+            return Err(failed);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    Err(ReplayError::Busy { what, attempts: ATTEMPTS })
+}

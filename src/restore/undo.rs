@@ -1,0 +1,265 @@
+//! Taking a replay back, as the store itself would expunge: tombstone, MODSEQ, no trace of UIDs.
+//!
+//! Only where nobody touched the message or what belongs to it since: its state must be the one that the replay recorded. Parts, accounts and
+//! mailboxes stay. The journal remembers both, so the message can be put back once more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::batch::lock_mailboxes;
+use super::error::ReplayError;
+use super::{journal, staging};
+use crate::compare::compare::row_print;
+use crate::compare::layout::{Layout, Table};
+use crate::compare::live;
+use crate::compare::past::JOURNAL;
+use crate::postgres::PostgresError;
+use crate::postgres::session::Session;
+use crate::postgres::sql;
+
+#[derive(Debug, Clone, Default)]
+pub struct UndoOptions {
+    pub replay: String,
+    /// Only these mailboxes, by account and name; empty: all.
+    pub accounts: Vec<String>,
+    pub mailboxes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct UndoReport {
+    pub undone: u64,
+    /// Somebody read, flagged or changed them since: they stay.
+    pub touched: u64,
+    /// Already gone.
+    pub gone: u64,
+}
+
+/// Messages in one transaction.
+const BATCH: i64 = 200;
+
+/// SQL for the digest of a message `m` with its children, as it is now.
+pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
+    let message = &layout.message.table;
+    let key = message.ident(message.single_key()?);
+    let mut fields = vec![row(message, "m")];
+    for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
+        let own = row(&child.table, "c");
+        fields.push(format!(
+            "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{key})",
+            child.table.quoted(),
+            child.table.ident(child.message)
+        ));
+    }
+    Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
+}
+
+/// The row as text, long values as their hashes.
+fn row(table: &Table, alias: &str) -> String {
+    let fields: Vec<String> = table
+        .columns
+        .iter()
+        .enumerate()
+        .filter_map(|(at, column)| {
+            let live = column.live.as_ref()?;
+            let name = format!("{alias}.{}", table.ident(at));
+            Some(if live.type_name == "bytea" { format!("sha256({name})") } else { name })
+        })
+        .collect();
+    format!("ROW({})::text", fields.join(", "))
+}
+
+/// Takes back what a replay restored. Run again after a crash, it goes on.
+pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<UndoReport, ReplayError> {
+    if !journal::replays(session).await?.iter().any(|replay| replay.id == options.replay) {
+        return Err(ReplayError::NoSuchReplay { replay: options.replay.clone() });
+    }
+    let wanted = mailboxes(session, layout, options).await?;
+    let mut report = UndoReport::default();
+    let mut after = 0_i64;
+    loop {
+        let (last, part) =
+            staging::transaction(session, "undoing", async || batch(session, layout, options, &wanted, after).await).await?;
+        report.undone += part.undone;
+        report.touched += part.touched;
+        report.gone += part.gone;
+        match last {
+            Some(last) => after = last,
+            None => return Ok(report),
+        }
+    }
+}
+
+/// Live keys of the mailboxes asked for, as text.
+async fn mailboxes(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<Option<Vec<String>>, ReplayError> {
+    if options.accounts.is_empty() && options.mailboxes.is_empty() {
+        return Ok(None);
+    }
+    let (mailbox, owner) = (&layout.mailbox, layout.owner.as_ref());
+    let name = |alias: &str, table: &Table, natural: &[usize], not: Option<usize>| {
+        let names = natural.iter().filter(|at| Some(**at) != not).map(|at| format!("{alias}.{}::text", table.ident(*at)));
+        format!("concat_ws(' / ', {})", names.collect::<Vec<_>>().join(", "))
+    };
+    let mut join = String::new();
+    let mut account = "''".to_owned();
+    if let (Some(owner), Some(column)) = (owner, mailbox.owner) {
+        let key = owner.table.ident(owner.table.single_key()?);
+        join = format!("JOIN {} o ON o.{key} = b.{}", owner.table.quoted(), mailbox.table.ident(column));
+        account = name("o", &owner.table, &owner.natural, None);
+    }
+    let sql = format!(
+        "SELECT b.{}::text FROM {} b {join} WHERE ($1::text[] = '{{}}' OR {account} = ANY($1)) AND ($2::text[] = '{{}}' OR {} = ANY($2))",
+        mailbox.table.ident(mailbox.table.single_key()?),
+        mailbox.table.quoted(),
+        name("b", &mailbox.table, &mailbox.natural, mailbox.owner)
+    );
+    let failed = PostgresError::server("looking for the mailboxes");
+    let rows = session.client().query(&sql, &[&options.accounts, &options.mailboxes]).await.map_err(failed)?;
+    Ok(Some(rows.iter().map(|row| row.get(0)).collect()))
+}
+
+async fn batch(
+    session: &Session,
+    layout: &Layout,
+    options: &UndoOptions,
+    wanted: &Option<Vec<String>>,
+    after: i64,
+) -> Result<(Option<i64>, UndoReport), ReplayError> {
+    let failed = |doing: &'static str| PostgresError::server(doing);
+    staging::settings(session, layout).await?;
+    let sql = format!(
+        "SELECT entry, mailbox, key, state FROM {JOURNAL} WHERE replay = $1 AND undone IS NULL AND entry > $2 \
+         AND ($3::text[] IS NULL OR mailbox = ANY($3)) ORDER BY entry LIMIT {BATCH}"
+    );
+    let entries = session.client().query(&sql, &[&options.replay, &after, wanted]).await.map_err(failed("reading the journal"))?;
+    let Some(last) = entries.last().map(|row| row.get::<_, i64>(0)) else { return Ok((None, UndoReport::default())) };
+    let message = &layout.message;
+    let key = message.table.single_key()?;
+    let ident = message.table.ident(key);
+    let key_type = message.table.columns[key].live.as_ref().map_or("text", |live| &live.type_name);
+    let boxes: BTreeSet<&str> = entries.iter().map(|row| row.get::<_, &str>(1)).collect();
+    let locked = lock_mailboxes(session, layout, boxes).await?;
+
+    let keys: Vec<String> = entries.iter().map(|row| row.get(2)).collect();
+    let mailbox = message.table.ident(message.mailbox);
+    let sql = format!(
+        "SELECT m.{ident}::text, {}, m.{mailbox}::text FROM {} m WHERE m.{ident} = ANY($1::text[]::{key_type}[]) FOR UPDATE",
+        state(layout)?,
+        message.table.quoted()
+    );
+    let rows = session.client().query(&sql, &[&keys]).await.map_err(failed("reading restored mail"))?;
+    let now: BTreeMap<String, (String, String)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+    let mut report = UndoReport::default();
+    let mut doomed: Vec<(i64, String, String)> = Vec::new();
+    for entry in &entries {
+        let (key, recorded): (String, Option<String>) = (entry.get(2), entry.get(3));
+        match now.get(&key) {
+            None => report.gone += 1,
+            Some((state, mailbox)) if Some(state) == recorded.as_ref() => doomed.push((entry.get(0), key, mailbox.clone())),
+            Some(_) => report.touched += 1,
+        }
+    }
+    if doomed.is_empty() {
+        return Ok((Some(last), report));
+    }
+    let keys: Vec<&str> = doomed.iter().map(|(_, key, _)| &**key).collect();
+    let buried = bury(session, layout, &keys, &locked).await?;
+    for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
+        let sql = format!(
+            "DELETE FROM {} WHERE {}::text = ANY($1)",
+            child.table.quoted(),
+            child.table.ident(child.message)
+        );
+        let sql = sql.replace("::text = ANY($1)", &format!(" = ANY($1::text[]::{key_type}[])"));
+        session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
+    }
+    let sql = format!("DELETE FROM {} WHERE {ident} = ANY($1::text[]::{key_type}[])", message.table.quoted());
+    session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
+    let touched: BTreeSet<&str> = doomed.iter().map(|(_, _, mailbox)| &**mailbox).collect();
+    if let Some(column) = layout.mailbox.modseq {
+        for state in locked.values().filter(|state| touched.contains(&*state.key_text)) {
+            let table = &layout.mailbox.table;
+            let sql = format!(
+                "UPDATE {} SET {} = {} WHERE {} = {}",
+                table.quoted(),
+                table.ident(column),
+                state.modseq + 1,
+                table.ident(table.single_key()?),
+                sql::literal(&state.key_text)
+            );
+            session.execute("undoing", &sql).await?;
+        }
+    }
+    let (entries, tombs): (Vec<i64>, Vec<Option<Vec<u8>>>) =
+        doomed.iter().map(|(entry, key, _)| (*entry, buried.get(key).cloned())).unzip();
+    let sql = format!(
+        "UPDATE {JOURNAL} j SET undone = clock_timestamp(), buried = v.b \
+         FROM unnest($1::int8[], $2::bytea[]) v(e, b) WHERE j.entry = v.e"
+    );
+    session.client().execute(&sql, &[&entries, &tombs]).await.map_err(failed("writing the journal"))?;
+    report.undone = doomed.len() as u64;
+    Ok((Some(last), report))
+}
+
+/// Writes the tombstones that the store's own expunge would leave; the print of each by the message's key.
+async fn bury(
+    session: &Session,
+    layout: &Layout,
+    keys: &[&str],
+    locked: &std::collections::HashMap<bytes::Bytes, super::batch::Locked>,
+) -> Result<BTreeMap<String, Vec<u8>>, ReplayError> {
+    let message = &layout.message;
+    let table = &message.table;
+    let key = table.single_key()?;
+    let ident = table.ident(key);
+    let list: Vec<String> = keys.iter().map(|key| sql::literal(key)).collect();
+    let condition = format!("m.{ident} IN ({})", list.join(", "));
+    let mut prints = BTreeMap::new();
+    for tombstone in layout.tombstones.iter().filter(|tombstone| tombstone.written) {
+        let modseqs: Vec<String> = locked
+            .values()
+            .map(|state| {
+                let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
+                format!("WHEN {} THEN {value}", sql::literal(&state.key_text))
+            })
+            .collect();
+        let modseq = format!("CASE m.{}::text {} END", table.ident(message.mailbox), modseqs.join(" "));
+        let mut columns: Vec<(String, String)> = Vec::new();
+        let mut copy = |own: &Option<String>, value: Option<String>| {
+            if let (Some(own), Some(value)) = (own, value) {
+                columns.push((sql::identifier(own), value));
+            }
+        };
+        copy(&tombstone.mailbox, Some(format!("m.{}", table.ident(message.mailbox))));
+        copy(&tombstone.uid, message.uid.map(|at| format!("m.{}", table.ident(at))));
+        copy(&tombstone.modseq, (!modseqs.is_empty()).then_some(modseq));
+        copy(&tombstone.message, Some(format!("m.{ident}")));
+        copy(&tombstone.at, Some("now()".to_owned()));
+        for (own, of) in &tombstone.evidence {
+            copy(&Some(own.clone()), Some(format!("m.{}", table.ident(*of))));
+        }
+        for (own, sql) in &tombstone.set {
+            copy(&Some(own.clone()), Some(format!("({sql})")));
+        }
+        let (names, values): (Vec<String>, Vec<String>) = columns.into_iter().unzip();
+        let sql = format!(
+            "INSERT INTO {} ({}) SELECT {} FROM {} m WHERE {condition}",
+            tombstone.name.quoted(),
+            names.join(", "),
+            values.join(", "),
+            table.quoted()
+        );
+        session.execute("writing tombstones", &sql).await?;
+        let evidence: Vec<usize> = tombstone.evidence.iter().map(|(_, at)| *at).collect();
+        let mut fields = vec![key];
+        fields.extend(&evidence);
+        let select = format!("SELECT m.{ident}::text, {} FROM {} m WHERE {condition}", table.select(&fields, "m"), table.quoted());
+        live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
+            let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
+            prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(prints)
+}

@@ -1,0 +1,113 @@
+//! A snapshot in memory, with the same wire bytes and the same boundary between small and large values as a repository.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use restante::compare::CompareError;
+use restante::compare::live;
+use restante::compare::row::{Cell, LargeValue};
+use restante::compare::source::{Facts, Only, RowSink, Source, SourceColumn, SourceTable};
+use restante::postgres::catalog;
+use restante::postgres::session::Session;
+use restante::repository::manifest::{StoreIdentity, Wire};
+use restante::repository::rows::INLINE_LIMIT;
+
+pub struct MemorySource {
+    facts: Facts,
+    tables: HashMap<String, Vec<Vec<Option<Bytes>>>>,
+}
+
+impl MemorySource {
+    pub async fn take(session: &Session) -> Self {
+        live::begin(session).await.unwrap();
+        let mut read = catalog::read(session).await.unwrap();
+        catalog::read_sequence_values(session, &mut read.sequences).await.unwrap();
+        let (mut tables, mut rows) = (Vec::new(), HashMap::new());
+        for table in read.tables.iter().filter(|table| table.holds_rows()) {
+            let columns: Vec<SourceColumn> = table
+                .live_columns()
+                .map(|column| SourceColumn {
+                    number: column.number,
+                    name: column.name.clone(),
+                    type_name: column.type_name.clone(),
+                    wire: Wire::Binary,
+                })
+                .collect();
+            let list: Vec<String> = columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
+            let select = format!("SELECT {} FROM {}", list.join(", "), table.name.quoted());
+            let mut held: Vec<Vec<Option<Bytes>>> = Vec::new();
+            live::copy(session, "taking a snapshot", &select, columns.len(), &mut |row| {
+                held.push(row.iter().map(|field| field.map(Bytes::copy_from_slice)).collect());
+                Ok(())
+            })
+            .await
+            .unwrap();
+            tables.push(SourceTable {
+                name: table.name.clone(),
+                columns,
+                leaves: vec![table.name.clone()],
+                rows: held.len() as u64,
+            });
+            rows.insert(table.name.to_string(), held);
+        }
+        let taken: String = session.client().query_one("SELECT now()::text", &[]).await.unwrap().get(0);
+        live::end(session).await.unwrap();
+        let sequences = read.sequences.iter().filter_map(|sequence| {
+            let value = sequence.value?;
+            Some((sequence.name.clone(), value.last_value - i64::from(!value.is_called)))
+        });
+        let facts = Facts {
+            repository: "00".repeat(16),
+            snapshot: "11".repeat(32),
+            store: StoreIdentity { system_identifier: Some(1), database: "store".to_owned(), database_oid: 1 },
+            taken: taken.parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            tables,
+            sequences: sequences.collect(),
+        };
+        Self { facts, tables: rows }
+    }
+
+    fn large(&self, value: &LargeValue) -> Bytes {
+        let table = &self.facts.tables[value.increment as usize];
+        let (row, column) = (value.ordinal as usize / table.columns.len(), value.ordinal as usize % table.columns.len());
+        self.tables[&table.name.to_string()][row][column].clone().unwrap()
+    }
+}
+
+#[async_trait]
+impl Source for MemorySource {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    async fn scan(&self, table: &SourceTable, only: Option<Only<'_>>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+        let number = self.facts.tables.iter().position(|one| one.name == table.name).unwrap();
+        let width = table.columns.len();
+        for (at, row) in self.tables[&table.name.to_string()].iter().enumerate() {
+            let cells: Vec<Cell<'_>> = row
+                .iter()
+                .enumerate()
+                .map(|(column, field)| match field {
+                    None => Cell::Null,
+                    Some(bytes) if bytes.len() <= INLINE_LIMIT => Cell::Bytes(bytes),
+                    Some(_) => {
+                        Cell::Large(LargeValue { increment: number as u32, ordinal: (at * width + column) as u32 })
+                    }
+                })
+                .collect();
+            if only.is_none_or(|only| only.holds(&cells)) {
+                sink(&cells)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError> {
+        Ok(wanted.iter().map(|value| self.large(value).len() as u64).collect())
+    }
+
+    async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError> {
+        Ok(wanted.iter().map(|value| self.large(value)).collect())
+    }
+}

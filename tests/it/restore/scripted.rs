@@ -1,0 +1,185 @@
+//! Small histories, told step by step.
+
+use restante::compare::{Class, Reason};
+use restante::restore::undo::{UndoOptions, undo};
+
+use super::memory::MemorySource;
+use super::store::{Content, Store};
+
+/// Contents of a mailbox, sorted.
+async fn contents(store: &Store, mailbox: i64) -> Vec<u32> {
+    let mut found: Vec<u32> = store
+        .found()
+        .await
+        .iter()
+        .filter(|found| found.mailbox == mailbox)
+        .map(|found| found.content.map_or(u32::MAX, |content| content.0))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[tokio::test]
+async fn a_lost_window_comes_back_once_though_its_ids_were_issued_again() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+    }
+    store.seen(ids[7], true).await;
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.expunge(ids[2], "expunge").await;
+    store.expunge(ids[8], "expunge").await;
+    store.lose(&ids[5..], &[], true).await;
+    for number in 20..23 {
+        store.deliver(inbox, Content(number), 100 + i64::from(number), 0).await;
+    }
+
+    let comparison = store.compare(&snapshot, None).await;
+    let of = |class: Class| comparison.leftovers.iter().filter(|one| one.class == class).count();
+    assert_eq!((of(Class::Absent) + of(Class::ReusedId), of(Class::DeletedByUser)), (4, 2));
+    assert!(of(Class::ReusedId) > 0, "new mail took old ids");
+    assert!(!comparison.counters.low_sequences().is_empty());
+
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!(report.mail.restored, 4, "{report:?}");
+    assert!(report.mail.changed_columns.is_empty(), "{report:?}");
+    assert_eq!(contents(&store, inbox).await, [0, 1, 3, 4, 5, 6, 7, 9, 20, 21, 22]);
+    store.check_counters().await;
+    let found = store.found().await;
+    let seven = found.iter().find(|found| found.content == Some(Content(7))).unwrap();
+    assert!(seven.seen && seven.restored && seven.uid > 10, "{seven:?}");
+
+    let again = store.restore(&snapshot, None).await;
+    assert_eq!((again.replay, again.mail.restored), (None, 0), "nothing is left to do");
+
+    let session = store.session().await;
+    let layout = store.compare(&snapshot, None).await.layout;
+    let options = UndoOptions { replay: report.replay.unwrap(), ..Default::default() };
+    store.seen(seven.id, false).await;
+    let undone = undo(&session, &layout, &options).await.unwrap();
+    assert_eq!((undone.undone, undone.touched), (3, 1), "a message that its user touched stays");
+    assert_eq!(contents(&store, inbox).await, [0, 1, 3, 4, 7, 20, 21, 22]);
+    store.check_counters().await;
+
+    let redone = store.restore(&snapshot, None).await;
+    assert_eq!(redone.mail.restored, 3);
+    assert_eq!(contents(&store, inbox).await, [0, 1, 3, 4, 5, 6, 7, 9, 20, 21, 22]);
+    store.check_counters().await;
+}
+
+#[tokio::test]
+async fn mail_that_arrived_again_is_not_doubled_and_copies_count() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let archive = store.mailbox(account, "Archive", 0).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(store.deliver(inbox, Content(3), 5, 0).await);
+    }
+    store.deliver(archive, Content(3), 1, 0).await;
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[], true).await;
+    store.deliver(inbox, Content(3), 50, 0).await;
+
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!(report.mail.restored, 2, "{report:?}");
+    assert_eq!(contents(&store, inbox).await, [3, 3, 3]);
+    assert_eq!(contents(&store, archive).await, [3]);
+    store.check_counters().await;
+}
+
+#[tokio::test]
+async fn what_its_user_deleted_after_a_restore_stays_deleted() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let id = store.deliver(inbox, Content(1), 5, 0).await;
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&[id], &[], true).await;
+    store.restore(&snapshot, None).await;
+    let back = store.found().await[0].id;
+    store.expunge(back, "expunge").await;
+    assert_eq!(store.restore(&snapshot, None).await.mail.restored, 0);
+    let comparison = store.compare(&snapshot, None).await;
+    assert_eq!(comparison.leftovers[0].reason, Reason::RestoredAndGone);
+    // Even without the journal the tombstone tells.
+    store.client.batch_execute("DROP SCHEMA restante CASCADE").await.unwrap();
+    assert_eq!(store.compare(&snapshot, None).await.leftovers[0].reason, Reason::TombstoneByEvidence);
+}
+
+#[tokio::test]
+async fn lost_mailboxes_come_back_and_mail_never_lands_with_a_stranger() {
+    let store = Store::new().await;
+    let (one, two) = (store.account("a@example.org").await, store.account("b@example.org").await);
+    let inbox = store.mailbox(one, "INBOX", 0).await;
+    let folder = store.mailbox(one, "folder", 10).await;
+    let kept = store.mailbox(one, "kept", 11).await;
+    let ids = [
+        store.deliver(inbox, Content(1), 5, 0).await,
+        store.deliver(folder, Content(2), 12, 0).await,
+        store.deliver(kept, Content(3), 13, 0).await,
+    ];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids[1..], &[folder, kept], true).await;
+    // The stranger's mailbox takes the id of the folder; the owner makes "kept" anew.
+    let stranger = store.mailbox(two, "INBOX", 50).await;
+    assert_eq!(stranger, folder);
+    let anew = store.mailbox(one, "other", 51).await;
+    assert_eq!(anew, kept);
+    let successor = store.mailbox(one, "kept", 52).await;
+
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.mailboxes), (2, 1), "{report:?}");
+    assert_eq!(contents(&store, stranger).await, [] as [u32; 0]);
+    assert_eq!(contents(&store, successor).await, [3]);
+    let found = store.found().await;
+    let back = found.iter().find(|found| found.content == Some(Content(2))).unwrap();
+    assert_eq!(back.name, "folder");
+    let uidvalidity: i64 =
+        store.client.query_one("SELECT uidvalidity FROM mailboxes WHERE id = $1", &[&back.mailbox]).await.unwrap().get(0);
+    assert!(uidvalidity > 1010, "a fresh UIDVALIDITY");
+    store.check_counters().await;
+    assert_eq!(store.restore(&snapshot, None).await.replay, None);
+}
+
+#[tokio::test]
+async fn a_deleted_mailbox_stays_deleted_and_a_renamed_one_is_found() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let deleted = store.mailbox(account, "deleted", 0).await;
+    let anew = store.mailbox(account, "anew", 0).await;
+    let renamed = store.mailbox(account, "renamed", 0).await;
+    let ids = [
+        store.deliver(deleted, Content(1), 5, 0).await,
+        store.deliver(anew, Content(2), 5, 0).await,
+        store.deliver(renamed, Content(3), 5, 0).await,
+    ];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[], true).await;
+    store.delete_mailbox(deleted).await;
+    store.delete_mailbox(anew).await;
+    store.mailbox(account, "anew", 60).await;
+    store.client.execute("UPDATE mailboxes SET name = 'new name' WHERE id = $1", &[&renamed]).await.unwrap();
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.mailboxes), (1, 0), "{report:?}");
+    assert_eq!(contents(&store, renamed).await, [3]);
+}
+
+#[tokio::test]
+async fn living_messages_get_their_lost_parts_back() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let ids = [store.deliver(inbox, Content(3), 5, 0).await, store.deliver(inbox, Content(15), 6, 0).await];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose_parts(&ids).await;
+    assert_ne!(contents(&store, inbox).await, [3, 15]);
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.repaired_messages, report.mail.restored), (2, 0), "{report:?}");
+    assert_eq!(contents(&store, inbox).await, [3, 15]);
+    assert_eq!(store.restore(&snapshot, None).await.replay, None);
+}

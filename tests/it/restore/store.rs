@@ -1,0 +1,312 @@
+//! The reference store in small, driven by hand: each call is one transaction, as a mail server would make it.
+
+use std::collections::HashMap;
+
+use restante::compare::{self, Comparison};
+use restante::monitor::Silent;
+use restante::postgres::dsn::Dsn;
+use restante::postgres::session::{Session, SessionOptions};
+use restante::profile::Profile;
+use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayReport};
+use sha2_of::sha256;
+use tokio_postgres::Client;
+
+use super::memory::MemorySource;
+use crate::server::{TestDatabase, TestServer};
+
+/// The server's own hash, so that the tests need no crate for it.
+mod sha2_of {
+    pub fn sha256(bytes: &[u8]) -> Vec<u8> {
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec()
+    }
+}
+
+/// A mail by its number: what it says, whether it has a Message-ID, whether its attachment is kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Content(pub u32);
+
+impl Content {
+    /// Body as stored, and the attachment with its place.
+    fn stored(self) -> (Vec<u8>, Option<(usize, Vec<u8>)>) {
+        let number = self.0;
+        // Some have no Message-ID, some share one with other content.
+        let id = match number % 7 {
+            0 => String::new(),
+            1 => "Message-ID: <shared@example.org>\r\n".to_owned(),
+            _ => format!("Message-ID: <{number}@example.org>\r\n"),
+        };
+        let head = format!("From: a@example.org\r\nDate: Mon, 11 Aug 2014 10:00:00 +0000\r\nSubject: {number}\r\n{id}\r\n");
+        let mut body = head.into_bytes();
+        // Over and under the limit at which values go into the payload.
+        body.extend(format!("text of {number}\r\n").repeat(if number.is_multiple_of(2) { 1 } else { 60 }).into_bytes());
+        let attachment = number.is_multiple_of(3).then(|| {
+            // Shared: every third mail of a dozen has the same one.
+            (body.len() - 2, format!("attachment {}", number % 12).repeat(70).into_bytes())
+        });
+        (body, attachment)
+    }
+
+    pub fn raw(self) -> Vec<u8> {
+        let (mut body, attachment) = self.stored();
+        if let Some((at, bytes)) = attachment {
+            let rest = body.split_off(at);
+            body.extend(bytes);
+            body.extend(rest);
+        }
+        body
+    }
+
+    fn message_id(self) -> Option<String> {
+        match self.0 % 7 {
+            0 => None,
+            1 => Some("<shared@example.org>".to_owned()),
+            _ => Some(format!("<{}@example.org>", self.0)),
+        }
+    }
+}
+
+pub struct Store {
+    pub database: TestDatabase,
+    pub client: Client,
+    pub profile: Profile,
+    contents: HashMap<Vec<u8>, Content>,
+}
+
+/// A message as it is in the store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    pub mailbox: i64,
+    pub name: String,
+    pub content: Option<Content>,
+    pub id: i64,
+    pub uid: i64,
+    pub uidvalidity: i64,
+    pub seen: bool,
+    pub restored: bool,
+}
+
+/// Contents that the tests use.
+pub const CONTENTS: u32 = 60;
+
+impl Store {
+    pub async fn new() -> Self {
+        let database = TestServer::shared().database(None).await;
+        let client = database.superuser().await;
+        client.batch_execute(restante_fixtures::store::SCHEMA).await.unwrap();
+        client.batch_execute(restante_fixtures::store::CHECKS).await.unwrap();
+        let profile = Profile::builtin("reference").unwrap().unwrap();
+        let contents = (0..CONTENTS).map(|number| (sha256(&Content(number).raw()), Content(number))).collect();
+        Self { database, client, profile, contents }
+    }
+
+    /// Empty tables and fresh counters, far faster than another database.
+    pub async fn clear(&self) {
+        let sql = "TRUNCATE accounts, mailboxes, messages, attachments, message_attachments, keywords, expunged, mailbox_stats, outbox
+                   RESTART IDENTITY; DROP SCHEMA IF EXISTS restante CASCADE";
+        self.client.batch_execute(sql).await.unwrap();
+    }
+
+    pub async fn session(&self) -> Session {
+        let dsn = Dsn::parse(&self.database.superuser_dsn(), &Default::default()).unwrap();
+        Session::connect(&dsn, SessionOptions::default()).await.unwrap()
+    }
+
+    pub async fn account(&self, address: &str) -> i64 {
+        let sql = "INSERT INTO accounts (address, created_at) VALUES ($1, clock_timestamp()) RETURNING id";
+        self.client.query_one(sql, &[&address]).await.unwrap().get(0)
+    }
+
+    /// `minute` is the store's clock.
+    pub async fn mailbox(&self, account: i64, name: &str, minute: i64) -> i64 {
+        let sql = "INSERT INTO mailboxes AS b (account_id, name, uidvalidity, created_at)
+                   VALUES ($1, $2, 1000 + $3::int8, '2026-01-01'::timestamptz + make_interval(mins => $3::int8::int))
+                   ON CONFLICT (account_id, name) DO UPDATE SET deleted_at = NULL, created_at = excluded.created_at, uidnext = 1,
+                       highestmodseq = 1, uidvalidity = b.uidvalidity + 1 WHERE b.deleted_at IS NOT NULL
+                   RETURNING id";
+        self.client.query_one(sql, &[&account, &name, &minute]).await.unwrap().get(0)
+    }
+
+    /// Delivers; `back` minutes lie between arrival (as a client says at APPEND) and saving.
+    pub async fn deliver(&self, mailbox: i64, content: Content, minute: i64, back: i64) -> i64 {
+        let (body, attachment) = content.stored();
+        let size = content.raw().len() as i64;
+        let id: i64 = self
+            .client
+            .query_one(
+                "WITH b AS (UPDATE mailboxes SET uidnext = uidnext + 1, highestmodseq = highestmodseq + 1 WHERE id = $1
+                            RETURNING uidnext - 1 AS uid, highestmodseq AS modseq)
+                 INSERT INTO messages (mailbox_id, uid, modseq, received_at, saved_at, size, message_id, body)
+                 SELECT $1, uid, modseq, '2026-01-01'::timestamptz + make_interval(mins => ($2::int8 - $3::int8)::int),
+                     '2026-01-01'::timestamptz + make_interval(mins => $2::int8::int), $4, $5, $6 FROM b RETURNING id",
+                &[&mailbox, &minute, &back, &size, &content.message_id(), &body],
+            )
+            .await
+            .unwrap()
+            .get(0);
+        if let Some((at, bytes)) = attachment {
+            let hash = sha256(&bytes);
+            let (length, at) = (bytes.len() as i64, at as i64);
+            let sql = "INSERT INTO attachments VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+            self.client.execute(sql, &[&hash, &length, &bytes]).await.unwrap();
+            let sql = "INSERT INTO message_attachments VALUES ($1, 0, $2, $3, 'a.bin', 'application/octet-stream')";
+            self.client.execute(sql, &[&id, &at, &hash]).await.unwrap();
+        }
+        id
+    }
+
+    pub async fn seen(&self, id: i64, seen: bool) {
+        let sql = "WITH b AS (UPDATE mailboxes SET highestmodseq = highestmodseq + 1
+                              WHERE id = (SELECT mailbox_id FROM messages WHERE id = $1) RETURNING highestmodseq)
+                   UPDATE messages SET seen = $2, recent = false, modseq = b.highestmodseq FROM b WHERE id = $1";
+        self.client.execute(sql, &[&id, &seen]).await.unwrap();
+    }
+
+    pub async fn expunge(&self, id: i64, reason: &str) {
+        let sql = "WITH b AS (UPDATE mailboxes SET highestmodseq = highestmodseq + 1
+                              WHERE id = (SELECT mailbox_id FROM messages WHERE id = $1) RETURNING highestmodseq),
+                   gone AS (DELETE FROM messages WHERE id = $1 RETURNING mailbox_id, uid, id, saved_at, size)
+                   INSERT INTO expunged (mailbox_id, uid, modseq, message_id, saved_at, size, reason)
+                   SELECT mailbox_id, uid, highestmodseq, id, saved_at, size, $2 FROM gone, b";
+        self.client.execute(sql, &[&id, &reason]).await.unwrap();
+    }
+
+    pub async fn copy(&self, id: i64, to: i64, minute: i64) -> i64 {
+        let sql = "WITH b AS (UPDATE mailboxes SET uidnext = uidnext + 1, highestmodseq = highestmodseq + 1 WHERE id = $2
+                              RETURNING uidnext - 1 AS uid, highestmodseq AS modseq)
+                   INSERT INTO messages (mailbox_id, uid, modseq, received_at, saved_at, size, message_id, seen, body)
+                   SELECT $2, b.uid, b.modseq, received_at, '2026-01-01'::timestamptz + make_interval(mins => $3::int8::int), size,
+                       message_id, seen, body FROM messages, b WHERE id = $1 RETURNING id";
+        let copy: i64 = self.client.query_one(sql, &[&id, &to, &minute]).await.unwrap().get(0);
+        let sql = "INSERT INTO message_attachments SELECT $2, ordinal, position, hash, filename, content_type
+                   FROM message_attachments WHERE message_id = $1";
+        self.client.execute(sql, &[&id, &copy]).await.unwrap();
+        copy
+    }
+
+    pub async fn delete_mailbox(&self, mailbox: i64) {
+        let sql = "WITH gone AS (DELETE FROM messages WHERE mailbox_id = $1 RETURNING mailbox_id, uid, modseq, id, saved_at, size)
+                   INSERT INTO expunged (mailbox_id, uid, modseq, message_id, saved_at, size, reason)
+                   SELECT mailbox_id, uid, modseq + 1, id, saved_at, size, 'mailbox' FROM gone";
+        self.client.execute(sql, &[&mailbox]).await.unwrap();
+        self.client.execute("UPDATE mailboxes SET deleted_at = now() WHERE id = $1", &[&mailbox]).await.unwrap();
+    }
+
+    /// Rows vanish and no trigger sees it. `roll` takes the counters back to what is left.
+    pub async fn lose(&self, messages: &[i64], mailboxes: &[i64], roll: bool) {
+        self.client
+            .execute("SELECT set_config('session_replication_role', 'replica', false)", &[])
+            .await
+            .unwrap();
+        for sql in [
+            "DELETE FROM message_attachments WHERE message_id = ANY($1)",
+            "DELETE FROM keywords WHERE message_id = ANY($1)",
+            "DELETE FROM messages WHERE id = ANY($1)",
+        ] {
+            self.client.execute(sql, &[&messages]).await.unwrap();
+        }
+        for sql in ["DELETE FROM mailbox_stats WHERE mailbox_id = ANY($1)", "DELETE FROM mailboxes WHERE id = ANY($1)"] {
+            self.client.execute(sql, &[&mailboxes]).await.unwrap();
+        }
+        let mut sql = "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash);".to_owned();
+        if roll {
+            sql += "SELECT setval('messages_id_seq', greatest(1, (SELECT max(id) FROM messages)));
+                    SELECT setval('mailboxes_id_seq', greatest(1, (SELECT max(id) FROM mailboxes)));
+                    UPDATE mailboxes b SET
+                        uidnext = 1 + greatest((SELECT coalesce(max(uid), 0) FROM messages m WHERE m.mailbox_id = b.id),
+                                               (SELECT coalesce(max(uid), 0) FROM expunged e WHERE e.mailbox_id = b.id)),
+                        highestmodseq = greatest(1, (SELECT coalesce(max(modseq), 0) FROM messages m WHERE m.mailbox_id = b.id));";
+        }
+        sql += "UPDATE mailbox_stats s SET messages = (SELECT count(*) FROM messages m WHERE m.mailbox_id = s.mailbox_id),
+                    bytes = (SELECT coalesce(sum(size), 0) FROM messages m WHERE m.mailbox_id = s.mailbox_id);
+                UPDATE accounts a SET used_bytes = (SELECT coalesce(sum(size), 0) FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id
+                    WHERE b.account_id = a.id);
+                RESET session_replication_role";
+        self.client.batch_execute(&sql).await.unwrap();
+    }
+
+    /// Living messages lose their attachments.
+    pub async fn lose_parts(&self, messages: &[i64]) {
+        self.client.execute("DELETE FROM message_attachments WHERE message_id = ANY($1)", &[&messages]).await.unwrap();
+        self.client
+            .batch_execute("DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash)")
+            .await
+            .unwrap();
+    }
+
+    /// Everything in the store, by the hash of the mail put together.
+    pub async fn found(&self) -> Vec<Found> {
+        let sql = "SELECT b.id, b.name, coalesce(raw_mail(m.id), ''), m.id, m.uid, b.uidvalidity, m.seen,
+                       EXISTS (SELECT FROM keywords k WHERE k.message_id = m.id AND k.keyword = '$Restored')
+                   FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id ORDER BY b.id, m.uid";
+        let rows = self.client.query(sql, &[]).await.unwrap();
+        rows.iter()
+            .map(|row| Found {
+                mailbox: row.get(0),
+                name: row.get(1),
+                content: self.contents.get(&sha256(row.get(2))).copied(),
+                id: row.get(3),
+                uid: row.get(4),
+                uidvalidity: row.get(5),
+                seen: row.get(6),
+                restored: row.get(7),
+            })
+            .collect()
+    }
+
+    /// Counters that triggers keep, and counters of UIDs, agree with the rows.
+    pub async fn check_counters(&self) {
+        let sql = "SELECT
+            (SELECT count(*) FROM mailboxes b LEFT JOIN mailbox_stats s ON s.mailbox_id = b.id
+                WHERE (coalesce(s.messages, 0), coalesce(s.bytes, 0)) IS DISTINCT FROM
+                (SELECT (count(*), coalesce(sum(size), 0)::int8) FROM messages m WHERE m.mailbox_id = b.id)),
+            (SELECT count(*) FROM accounts a WHERE used_bytes IS DISTINCT FROM (SELECT coalesce(sum(size), 0)::int8
+                FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id WHERE b.account_id = a.id)),
+            (SELECT count(*) FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id WHERE m.uid >= b.uidnext OR m.modseq > b.highestmodseq)";
+        let row = self.client.query_one(sql, &[]).await.unwrap();
+        let wrong: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+        assert_eq!(wrong, (0, 0, 0), "mailbox_stats, used_bytes, UIDNEXT or MODSEQ are wrong");
+    }
+
+    pub async fn compare(&self, source: &MemorySource, damaged_at: Option<i64>) -> Comparison {
+        let session = self.session().await;
+        let damaged_at = damaged_at.map(clock);
+        compare::compare(&session, source, &self.profile, &compare::Options { damaged_at }).await.unwrap()
+    }
+
+    pub async fn restore(&self, source: &MemorySource, damaged_at: Option<i64>) -> ReplayReport {
+        self.restore_with(source, damaged_at, &PlanOptions::default(), ApplyOptions::default()).await
+    }
+
+    /// Runs a restore and lets go of it after so many microseconds: its connections break wherever they are.
+    pub async fn crash(&self, source: &MemorySource, damaged_at: Option<i64>, after: u64) -> bool {
+        let options = ApplyOptions { batch_messages: 1, ..Default::default() };
+        let plan = PlanOptions::default();
+        let work = self.restore_with(source, damaged_at, &plan, options);
+        let finished = tokio::time::timeout(std::time::Duration::from_micros(after), work).await.is_ok();
+        // The server may still be at the last statement.
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
+        while self.client.query_one(others, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        finished
+    }
+
+    pub async fn restore_with(
+        &self,
+        source: &MemorySource,
+        damaged_at: Option<i64>,
+        plan: &PlanOptions,
+        options: ApplyOptions,
+    ) -> ReplayReport {
+        let comparison = self.compare(source, damaged_at).await;
+        let session = self.session().await;
+        let apply = Apply::new(Plan::new(comparison, plan), options);
+        apply.run(&session, source, &self.profile, &Silent).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// The store's clock.
+pub fn clock(minute: i64) -> jiff::Timestamp {
+    let begin: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    begin.checked_add(jiff::SignedDuration::from_mins(minute)).unwrap()
+}
