@@ -1,5 +1,6 @@
 //! Behaviour against real PostgreSQL servers and real storages.
 
+mod independent;
 mod postgres;
 mod restore;
 #[cfg(feature = "s3")]
