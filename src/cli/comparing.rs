@@ -61,7 +61,9 @@ impl Live {
                 }
             },
             None => fit::recognise(&session, &catalog).await?.ok_or_else(|| {
-                UsageError("no built-in profile fits this store: give `--profile FILE`, or `profile` in restante.toml".into())
+                UsageError(
+                    "no built-in profile fits this store: give `--profile FILE`, or `profile` in restante.toml".into(),
+                )
             })?,
         };
         let findings = fit::findings(&profile, &catalog);
@@ -102,7 +104,9 @@ impl Comparing {
             candidates.push((snapshot.clone(), source));
         }
         let Some((first, _)) = candidates.first() else {
-            return Err(snapshots::select(&all, "latest").err().map_or_else(|| anyhow::anyhow!("no snapshot"), Into::into));
+            return Err(snapshots::select(&all, "latest")
+                .err()
+                .map_or_else(|| anyhow::anyhow!("no snapshot"), Into::into));
         };
         let store = first.manifest.store.clone();
         candidates.retain(|(snapshot, _)| snapshot.manifest.store == store);

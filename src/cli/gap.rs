@@ -90,7 +90,10 @@ pub fn show(context: &Context, report: &GapReport, short: &str) {
     }
     out.line("");
     for sequence in &report.sequences {
-        out.line(format!("sequence {} is at {}, and must be at least {}", sequence.name, sequence.live, sequence.least));
+        out.line(format!(
+            "sequence {} is at {}, and must be at least {}",
+            sequence.name, sequence.live, sequence.least
+        ));
     }
     if report.low_mailboxes > 0 {
         out.line(format!(

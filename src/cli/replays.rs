@@ -74,7 +74,9 @@ impl Undo {
         context.output.json("undone", &report)?;
         context.output.line(format!("{} messages taken back", units::count(report.undone)));
         if report.touched > 0 {
-            context.output.line(format!("{} were read, flagged or changed since: they stay", units::count(report.touched)));
+            context
+                .output
+                .line(format!("{} were read, flagged or changed since: they stay", units::count(report.touched)));
         }
         if report.gone > 0 {
             context.output.line(format!("{} were gone already", units::count(report.gone)));

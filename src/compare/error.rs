@@ -14,7 +14,9 @@ pub enum CompareError {
     Postgres(#[from] PostgresError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    #[error("the profile names the table {table}, which is not in the {place}: correct the profile, or choose another snapshot")]
+    #[error(
+        "the profile names the table {table}, which is not in the {place}: correct the profile, or choose another snapshot"
+    )]
     NoTable { table: String, place: &'static str },
     #[error("the profile names the column {column} of {table}, which is not in the {place}: correct the profile")]
     NoColumn { table: String, column: String, place: &'static str },
@@ -33,7 +35,9 @@ pub enum CompareError {
     NothingToCompare { table: String },
     #[error("the time zone {zone:?} of the profile is not known")]
     UnknownZone { zone: String },
-    #[error("the store's journal of replays cannot be read ({message}); without it mail could be doubled. Give the role SELECT on it: see `restante grants --for gap`")]
+    #[error(
+        "the store's journal of replays cannot be read ({message}); without it mail could be doubled. Give the role SELECT on it: see `restante grants --for gap`"
+    )]
     Journal { message: String },
 }
 

@@ -55,7 +55,8 @@ pub async fn recognise(session: &Session, catalog: &Catalog) -> Result<Option<Pr
         let mut fits = !(marks.columns.is_empty() && marks.sql.is_none()) && marks.columns.iter().all(has);
         if let (true, Some(sql)) = (fits, &marks.sql) {
             // A store of another kind may not even have the tables that are asked.
-            fits = session.client().query_one(sql, &[]).await.is_ok_and(|row| row.try_get::<_, bool>(0).unwrap_or(false));
+            fits =
+                session.client().query_one(sql, &[]).await.is_ok_and(|row| row.try_get::<_, bool>(0).unwrap_or(false));
         }
         if fits {
             return Ok(Some(profile));

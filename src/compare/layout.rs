@@ -243,14 +243,25 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     for table in written.chain(children.iter().map(|child| &child.table)) {
         let Some(facts) = catalog.table(&table.source.name.schema, &table.source.name.name) else { continue };
-        triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(|trigger| {
-            Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() }
-        }));
+        triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(
+            |trigger| Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() },
+        ));
     }
     let buried = profile.tombstone.iter().find_map(|tombstone| tombstone.predicate.clone());
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
-    Ok(Layout { schema: profile.schema.clone(), owner, mailbox, message, parts, children, keyword, tombstones, buried, triggers })
+    Ok(Layout {
+        schema: profile.schema.clone(),
+        owner,
+        mailbox,
+        message,
+        parts,
+        children,
+        keyword,
+        tombstones,
+        buried,
+        triggers,
+    })
 }
 
 /// Lays the profile over the live store alone, for work that needs no snapshot.
@@ -358,7 +369,11 @@ impl Lay<'_> {
         name.map(|name| self.column(table, name)).transpose()
     }
 
-    fn assignments(&self, table: &Table, of: &BTreeMap<String, String>) -> Result<BTreeMap<usize, String>, CompareError> {
+    fn assignments(
+        &self,
+        table: &Table,
+        of: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<usize, String>, CompareError> {
         of.iter().map(|(name, sql)| Ok((self.column(table, name)?, sql.clone()))).collect()
     }
 
@@ -492,7 +507,9 @@ impl Lay<'_> {
     }
 
     fn part(&self, part: &profile::Part) -> Result<Part, CompareError> {
-        let Some(via) = &part.via else { return Err(CompareError::NotYet { what: "parts lie in the table that names them" }) };
+        let Some(via) = &part.via else {
+            return Err(CompareError::NotYet { what: "parts lie in the table that names them" });
+        };
         if part.external.is_some() {
             return Err(CompareError::NotYet { what: "parts lie outside the database" });
         }

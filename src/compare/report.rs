@@ -134,7 +134,12 @@ impl GapReport {
                 .into_iter()
                 .map(|((account, mailbox), gap)| MailboxGap { account, mailbox, ..gap })
                 .collect(),
-            lost_accounts: parents.owners.iter().filter(|one| lost_parent(one.fate)).map(|one| one.label.clone()).collect(),
+            lost_accounts: parents
+                .owners
+                .iter()
+                .filter(|one| lost_parent(one.fate))
+                .map(|one| one.label.clone())
+                .collect(),
             lost_mailboxes: parents.mailboxes.iter().filter(|one| lost_parent(one.fate)).count() as u64,
             sequences: comparison.counters.low_sequences().into_iter().cloned().collect(),
             collisions: low.iter().filter(|counter| counter.collided.is_some()).count() as u64,

@@ -148,7 +148,8 @@ impl Plan {
         let owners: Vec<usize> = (0..parents.owners.len())
             .filter(|at| lost(parents.owners[*at].fate))
             .filter(|at| {
-                !filtered || mailboxes.iter().chain(&aside).any(|mailbox| parents.mailboxes[*mailbox].owner == Some(*at))
+                !filtered
+                    || mailboxes.iter().chain(&aside).any(|mailbox| parents.mailboxes[*mailbox].owner == Some(*at))
             })
             .collect();
         let mut counters = comparison.counters.low(&comparison.layout.mailbox, parents);

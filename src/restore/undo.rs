@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::batch::lock_mailboxes;
+use super::look::lock_mailboxes;
 use super::error::ReplayError;
 use super::{journal, staging};
 use crate::compare::compare::row_print;
@@ -74,7 +74,8 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
     let mut after = 0_i64;
     loop {
         let (last, part) =
-            staging::transaction(session, "undoing", async || batch(session, layout, options, &wanted, after).await).await?;
+            staging::transaction(session, "undoing", async || batch(session, layout, options, &wanted, after).await)
+                .await?;
         report.undone += part.undone;
         report.touched += part.touched;
         report.gone += part.gone;
@@ -86,13 +87,18 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
 }
 
 /// Live keys of the mailboxes asked for, as text.
-async fn mailboxes(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<Option<Vec<String>>, ReplayError> {
+async fn mailboxes(
+    session: &Session,
+    layout: &Layout,
+    options: &UndoOptions,
+) -> Result<Option<Vec<String>>, ReplayError> {
     if options.accounts.is_empty() && options.mailboxes.is_empty() {
         return Ok(None);
     }
     let (mailbox, owner) = (&layout.mailbox, layout.owner.as_ref());
     let name = |alias: &str, table: &Table, natural: &[usize], not: Option<usize>| {
-        let names = natural.iter().filter(|at| Some(**at) != not).map(|at| format!("{alias}.{}::text", table.ident(*at)));
+        let names =
+            natural.iter().filter(|at| Some(**at) != not).map(|at| format!("{alias}.{}::text", table.ident(*at)));
         format!("concat_ws(' / ', {})", names.collect::<Vec<_>>().join(", "))
     };
     let mut join = String::new();
@@ -126,7 +132,11 @@ async fn batch(
         "SELECT entry, mailbox, key, state FROM {JOURNAL} WHERE replay = $1 AND undone IS NULL AND entry > $2 \
          AND ($3::text[] IS NULL OR mailbox = ANY($3)) ORDER BY entry LIMIT {BATCH}"
     );
-    let entries = session.client().query(&sql, &[&options.replay, &after, wanted]).await.map_err(failed("reading the journal"))?;
+    let entries = session
+        .client()
+        .query(&sql, &[&options.replay, &after, wanted])
+        .await
+        .map_err(failed("reading the journal"))?;
     let Some(last) = entries.last().map(|row| row.get::<_, i64>(0)) else { return Ok((None, UndoReport::default())) };
     let message = &layout.message;
     let key = message.table.single_key()?;
@@ -143,14 +153,17 @@ async fn batch(
         message.table.quoted()
     );
     let rows = session.client().query(&sql, &[&keys]).await.map_err(failed("reading restored mail"))?;
-    let now: BTreeMap<String, (String, String)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+    let now: BTreeMap<String, (String, String)> =
+        rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     let mut report = UndoReport::default();
     let mut doomed: Vec<(i64, String, String)> = Vec::new();
     for entry in &entries {
         let (key, recorded): (String, Option<String>) = (entry.get(2), entry.get(3));
         match now.get(&key) {
             None => report.gone += 1,
-            Some((state, mailbox)) if Some(state) == recorded.as_ref() => doomed.push((entry.get(0), key, mailbox.clone())),
+            Some((state, mailbox)) if Some(state) == recorded.as_ref() => {
+                doomed.push((entry.get(0), key, mailbox.clone()))
+            }
             Some(_) => report.touched += 1,
         }
     }
@@ -197,7 +210,7 @@ async fn bury(
     session: &Session,
     layout: &Layout,
     keys: &[&str],
-    locked: &std::collections::HashMap<bytes::Bytes, super::batch::Locked>,
+    locked: &std::collections::HashMap<bytes::Bytes, super::look::Locked>,
 ) -> Result<BTreeMap<String, Vec<u8>>, ReplayError> {
     let message = &layout.message;
     let table = &message.table;
@@ -244,7 +257,11 @@ async fn bury(
         let evidence: Vec<usize> = tombstone.evidence.iter().map(|(_, at)| *at).collect();
         let mut fields = vec![key];
         fields.extend(&evidence);
-        let select = format!("SELECT m.{ident}::text, {} FROM {} m WHERE {condition}", table.select(&fields, "m"), table.quoted());
+        let select = format!(
+            "SELECT m.{ident}::text, {} FROM {} m WHERE {condition}",
+            table.select(&fields, "m"),
+            table.quoted()
+        );
         live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
             let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
             prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());
