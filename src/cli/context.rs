@@ -105,7 +105,11 @@ impl Context {
             )
             .into());
         }
-        Ok(Repository::open(self.storage().await?, Access::Reader(identities), self.expected()?).await?)
+        let repository = Repository::open(self.storage().await?, Access::Reader(identities), self.expected()?).await?;
+        for (name, problem) in &repository.passed_over {
+            self.monitor().warn(&format!("key ring {name} was passed over: {problem}"));
+        }
+        Ok(repository)
     }
 
     /// For commands that only look at structure: with whichever key is there.

@@ -9,6 +9,7 @@ mod context;
 mod dump;
 mod exit;
 mod gap;
+mod heads;
 mod init;
 mod key;
 mod output;
