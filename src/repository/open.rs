@@ -96,18 +96,18 @@ fn config_name() -> Result<ObjectName, RepositoryError> {
 }
 
 impl Repository {
-    /// `expected` is the fingerprint that the caller knows, if any; a writer key brings its own.
+    /// `expected` is the fingerprint that the caller knows, if any; a writer key brings its own, and both must fit.
     pub async fn open(
         storage: Arc<dyn Storage>,
         access: Access,
         expected: Option<Fingerprint>,
     ) -> Result<Self, RepositoryError> {
         let (config, fingerprint) = load_config(&*storage).await?.into_parts();
-        let expected = match &access {
+        let known = match &access {
             Access::Writer(key) => Some(key.fingerprint),
-            Access::Reader(_) => expected,
+            Access::Reader(_) => None,
         };
-        if let Some(expected) = expected.filter(|expected| *expected != fingerprint) {
+        if let Some(expected) = known.into_iter().chain(expected).find(|expected| *expected != fingerprint) {
             let (found, expected) = (fingerprint.to_string(), expected.to_string());
             return Err(RepositoryError::AnotherRepository { found, expected });
         }
