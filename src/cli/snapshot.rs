@@ -1,6 +1,5 @@
 //! `restante snapshot`
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,10 +10,11 @@ use serde::Serialize;
 use super::context::{Context, heads_path, read_optional};
 use super::exit::{Exit, UsageError};
 use super::units;
+use crate::postgres::PostgresError;
 use crate::postgres::reading::ReadingOptions;
 use crate::repository::manifest::{NotCovered, StoreIdentity};
 use crate::repository::snapshots::Snapshot;
-use crate::snapshot::{SnapshotOptions, TablePattern, take};
+use crate::snapshot::{Head, SnapshotError, SnapshotOptions, TablePattern, take};
 
 /// Take a snapshot of the whole store
 ///
@@ -45,6 +45,9 @@ pub struct Take {
     /// Rows that may vanish from a table before the snapshot is called suspect
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     suspect_percent: u8,
+    /// What is gone since the last good snapshot was removed on purpose: do not call this one suspect
+    #[arg(long)]
+    accept_loss: bool,
     /// The pg_dump to save the schema with
     #[arg(long, value_name = "PROGRAM")]
     pg_dump: Option<PathBuf>,
@@ -73,7 +76,7 @@ impl Take {
         let dsn = context.dsn()?;
         let repository = context.open_as_writer().await?;
         let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
-        let options = SnapshotOptions { expected_sequence: heads.newest(), ..options };
+        let options = SnapshotOptions { heads: heads.heads.clone(), ..options };
         if context.global.dry_run {
             context.output.line(format!("would take a snapshot of {dsn} into {}", repository.storage.address()));
             return Ok(Exit::Done);
@@ -83,8 +86,12 @@ impl Take {
         let snapshot = loop {
             attempt += 1;
             match take(&repository, &dsn, &options, &monitor).await {
-                Err(crate::snapshot::SnapshotError::Postgres(e))
-                    if e.is_retryable() && attempt <= self.retries && !context.cancel.is_cancelled() =>
+                // A server that was never reached is rather a mistake in the connection string.
+                Err(SnapshotError::Postgres(e))
+                    if e.is_retryable()
+                        && attempt <= self.retries
+                        && !(attempt == 1 && matches!(e, PostgresError::Unreachable { .. }))
+                        && !context.cancel.is_cancelled() =>
                 {
                     monitor.warn(&format!("{e}; beginning again (what is stored is not stored twice)"));
                     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -121,8 +128,9 @@ impl Take {
                 ..Default::default()
             },
             pg_dump: self.pg_dump.clone().or_else(|| config.pg_dump.clone()).unwrap_or_else(|| "pg_dump".into()),
-            expected_sequence: None,
+            heads: Vec::new(),
             suspect_percent: self.suspect_percent,
+            accept_loss: self.accept_loss,
         })
     }
 }
@@ -171,29 +179,24 @@ fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
 /// cannot roll this back with it.
 struct Heads {
     path: PathBuf,
-    numbers: BTreeMap<String, u64>,
+    heads: Vec<Head>,
 }
 
 impl Heads {
     fn load(path: &Path) -> anyhow::Result<Self> {
-        let numbers = match read_optional(path)? {
+        let heads = match read_optional(path)? {
             Some(text) => serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?,
-            None => BTreeMap::new(),
+            None => Vec::new(),
         };
-        Ok(Self { path: path.to_owned(), numbers })
-    }
-
-    /// With a single store its number; several are told apart once the server was asked.
-    fn newest(&self) -> Option<u64> {
-        (self.numbers.len() == 1).then(|| self.numbers.values().copied().next()).flatten()
+        Ok(Self { path: path.to_owned(), heads })
     }
 
     fn record(mut self, store: &StoreIdentity, sequence: u64) -> anyhow::Result<()> {
-        let system = store.system_identifier.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
-        self.numbers.insert(format!("{system}/{}", store.database), sequence);
+        self.heads.retain(|head| head.store != *store);
+        self.heads.push(Head { store: store.clone(), sequence });
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, &self.numbers)?;
+        serde_json::to_writer_pretty(&mut file, &self.heads)?;
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
         Ok(())
