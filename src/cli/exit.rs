@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::postgres::PostgresError;
 use crate::repository::RepositoryError;
+use crate::restore::RestoreError;
 use crate::snapshot::SnapshotError;
 use crate::storage::StorageError;
 
@@ -78,27 +79,43 @@ fn text(error: &anyhow::Error) -> String {
 }
 
 fn classify(error: &anyhow::Error) -> Exit {
+    // Added as context it is no link of its own.
+    if error.downcast_ref::<Interrupted>().is_some() {
+        return Exit::Interrupted;
+    }
     for link in error.chain() {
         if link.is::<UsageError>() {
             return Exit::Usage;
         }
-        if link.is::<Interrupted>() {
-            return Exit::Interrupted;
+        if matches!(link.downcast_ref(), Some(SnapshotError::Memory(..))) {
+            return Exit::Usage;
         }
+        // Wrapped transparently, an inner error is no link of its own.
         let repository = link.downcast_ref::<RepositoryError>().or_else(|| match link.downcast_ref() {
             Some(SnapshotError::Repository(e)) => Some(e),
-            _ => None,
+            _ => match link.downcast_ref() {
+                Some(RestoreError::Repository(e)) => Some(e),
+                _ => None,
+            },
         });
         match repository {
             Some(e) if e.is_wrong_key() => return Exit::WrongKey,
             Some(e) if e.is_not_found() => return Exit::NotFound,
-            Some(RepositoryError::KeyObjectsChanged { .. } | RepositoryError::RolledBack { .. }) => {
-                return Exit::Refused;
-            }
+            Some(
+                RepositoryError::KeyObjectsChanged { .. }
+                | RepositoryError::RolledBack { .. }
+                | RepositoryError::NotCertified { .. },
+            ) => return Exit::Refused,
             _ => {}
         }
         if matches!(link.downcast_ref(), Some(StorageError::NotFound { .. })) {
             return Exit::NotFound;
+        }
+        if matches!(link.downcast_ref(), Some(RestoreError::NoSuchTable { .. })) {
+            return Exit::NotFound;
+        }
+        if matches!(link.downcast_ref(), Some(RestoreError::Interrupted)) {
+            return Exit::Interrupted;
         }
         if matches!(link.downcast_ref(), Some(PostgresError::Dsn(_))) {
             return Exit::Usage;

@@ -16,10 +16,6 @@ impl Output {
         Self { json, quiet }
     }
 
-    pub fn is_json(&self) -> bool {
-        self.json
-    }
-
     /// A JSON line of the given type; nothing in text mode.
     pub fn json<T: Serialize>(&self, kind: &str, value: &T) -> anyhow::Result<()> {
         if self.json {
