@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::context::Context;
 use super::exit::{Exit, UsageError};
-use crate::repository::RepositoryError;
+use super::restore::find_table;
 use crate::repository::snapshots::SnapshotReader;
 use crate::repository::table_rows::TableRows;
 
@@ -29,11 +29,7 @@ impl Dump {
         }
         let repository = context.open_as_reader().await?;
         let snapshot = context.snapshot(&repository, &self.snapshot).await?;
-        let (schema, name) = self.table.split_once('.').unwrap_or(("public", &self.table));
-        let table = snapshot
-            .manifest
-            .table(schema, name)
-            .ok_or_else(|| RepositoryError::SnapshotNotFound { wanted: format!("table {schema}.{name}") })?;
+        let table = find_table(&snapshot, &self.table)?;
         let reader = SnapshotReader::open(&repository, &snapshot).await?;
         let mut rows = TableRows::open(&reader, table).await?;
         let mut out = std::io::BufWriter::with_capacity(1 << 18, std::io::stdout().lock());

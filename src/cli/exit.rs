@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::compare::CompareError;
 use crate::postgres::PostgresError;
 use crate::repository::RepositoryError;
-use crate::restore::ReplayError;
+use crate::restore::{ReplayError, RestoreError};
 use crate::snapshot::SnapshotError;
 use crate::storage::StorageError;
 
@@ -80,12 +80,16 @@ fn text(error: &anyhow::Error) -> String {
 }
 
 fn classify(error: &anyhow::Error) -> Exit {
+    // Added as context it is no link of its own.
+    if error.downcast_ref::<Interrupted>().is_some() {
+        return Exit::Interrupted;
+    }
     for link in error.chain() {
         if link.is::<UsageError>() {
             return Exit::Usage;
         }
-        if link.is::<Interrupted>() {
-            return Exit::Interrupted;
+        if matches!(link.downcast_ref(), Some(SnapshotError::Memory(..))) {
+            return Exit::Usage;
         }
         if link.downcast_ref::<CompareError>().is_some_and(CompareError::is_refusal) {
             return Exit::Refused;
@@ -93,27 +97,40 @@ fn classify(error: &anyhow::Error) -> Exit {
         if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_not_found) {
             return Exit::NotFound;
         }
-        let repository = link.downcast_ref::<RepositoryError>().or_else(|| match link.downcast_ref() {
-            Some(SnapshotError::Repository(e)) => Some(e),
-            _ => match link.downcast_ref() {
-                Some(CompareError::Repository(e)) => Some(e),
-                _ => None,
-            },
-        });
+        let repository = repository_error(link);
         match repository {
             Some(e) if e.is_wrong_key() => return Exit::WrongKey,
             Some(e) if e.is_not_found() => return Exit::NotFound,
-            Some(RepositoryError::KeyObjectsChanged { .. } | RepositoryError::RolledBack { .. }) => {
-                return Exit::Refused;
-            }
+            Some(
+                RepositoryError::KeyObjectsChanged { .. }
+                | RepositoryError::RolledBack { .. }
+                | RepositoryError::NotCertified { .. },
+            ) => return Exit::Refused,
             _ => {}
         }
         if matches!(link.downcast_ref(), Some(StorageError::NotFound { .. })) {
             return Exit::NotFound;
+        }
+        if matches!(link.downcast_ref(), Some(RestoreError::NoSuchTable { .. })) {
+            return Exit::NotFound;
+        }
+        if matches!(link.downcast_ref(), Some(RestoreError::Interrupted)) {
+            return Exit::Interrupted;
         }
         if matches!(link.downcast_ref(), Some(PostgresError::Dsn(_))) {
             return Exit::Usage;
         }
     }
     Exit::Failed
+}
+
+/// Wrapped transparently, an inner error is no link of its own.
+fn repository_error<'a>(link: &'a (dyn std::error::Error + 'static)) -> Option<&'a RepositoryError> {
+    let wrapped = match (link.downcast_ref(), link.downcast_ref(), link.downcast_ref()) {
+        (Some(SnapshotError::Repository(e)), ..)
+        | (_, Some(RestoreError::Repository(e)), _)
+        | (.., Some(CompareError::Repository(e))) => Some(e),
+        _ => None,
+    };
+    link.downcast_ref().or(wrapped)
 }

@@ -37,7 +37,7 @@ impl Init {
                 let message = "--reader takes a recipient (age1…), not an identity: keep that one secret".to_owned();
                 return Err(UsageError(message).into());
             }
-            ring::parse_recipient(reader)?;
+            ring::parse_recipient(reader).map_err(|e| UsageError(e.to_string()))?;
         }
         if self.readers.len() < 2 && !self.single_reader {
             let message = "one reader only: if his identity is lost, so is all mail. Give a second `--reader`, or say \

@@ -132,11 +132,11 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         }
     };
     progress::start_logging(cli.global.verbose);
+    let json = cli.global.json;
     let context = match Context::new(cli.global) {
         Ok(context) => context,
-        Err(e) => return exit::report(&e, false),
+        Err(e) => return exit::report(&e, json),
     };
-    let json = context.output.is_json();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return exit::report(&anyhow::Error::new(e).context("cannot start threads"), json),

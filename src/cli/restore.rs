@@ -8,6 +8,7 @@ use super::context::{self, Context};
 use super::exit::{Exit, UsageError};
 use super::units;
 use super::window::{self, WindowArgs};
+use crate::repository::manifest::Table;
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
 use crate::restore::{RestoreError, full, rescue};
 
@@ -76,14 +77,18 @@ impl Restore {
         let report = full::restore(reader, dsn, &options, &context.monitor()).await?;
         context.progress.finish();
         context.output.json("restored_full", &report)?;
+        for problem in &report.problems {
+            context.output.line(format!("NOT MADE  {problem}"));
+        }
+        let checked = if report.problems.is_empty() { "every constraint was checked" } else { "see what was not made" };
         context.output.line(format!(
-            "restored {} rows of {} tables and {} sequences from {}; every constraint was checked",
+            "restored {} rows of {} tables and {} sequences from {}; {checked}",
             units::count(report.rows),
             report.tables,
             report.sequences,
             snapshot.short()
         ));
-        Ok(Exit::Done)
+        Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Findings })
     }
 
     async fn rescue(
@@ -94,14 +99,10 @@ impl Restore {
         dsn: &crate::postgres::dsn::Dsn,
         wanted: &str,
     ) -> anyhow::Result<Exit> {
-        let (schema, name) = wanted.split_once('.').unwrap_or(("public", wanted));
-        let table = snapshot.manifest.table(schema, name).ok_or_else(|| {
-            let known: Vec<String> = snapshot.manifest.tables.iter().map(|t| t.label()).take(20).collect();
-            RestoreError::NoSuchTable { table: wanted.to_owned(), known: known.join(", ") }
-        })?;
+        let table = find_table(snapshot, wanted)?;
         if context.global.dry_run {
             let rows = units::count(table.rows);
-            context.output.line(format!("would restore {rows} rows into {}.{name} of {dsn}", self.schema));
+            context.output.line(format!("would restore {rows} rows into {}.{} of {dsn}", self.schema, table.name));
             return Ok(Exit::Done);
         }
         let report = rescue::rescue(reader, table, dsn, &self.schema, &context.monitor(), &context.cancel).await?;
@@ -114,4 +115,15 @@ impl Restore {
         context.output.line(format!("restored {} rows into {}", units::count(report.rows), report.table));
         Ok(Exit::Done)
     }
+}
+
+/// `schema.table`, or the table alone where no other schema has one of that name. Names may hold dots themselves.
+pub fn find_table<'a>(snapshot: &'a Snapshot, wanted: &str) -> Result<&'a Table, RestoreError> {
+    let tables = &snapshot.manifest.tables;
+    let mut named = tables.iter().filter(|table| table.name == wanted);
+    let only = named.next().filter(|_| named.next().is_none());
+    tables.iter().find(|table| table.label() == wanted).or(only).ok_or_else(|| {
+        let known: Vec<String> = tables.iter().map(Table::label).take(20).collect();
+        RestoreError::NoSuchTable { table: wanted.to_owned(), known: known.join(", ") }
+    })
 }

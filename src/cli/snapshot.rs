@@ -10,10 +10,11 @@ use super::context::{Context, heads_path};
 use super::exit::{Exit, UsageError};
 use super::heads::Heads;
 use super::units;
+use crate::postgres::PostgresError;
 use crate::postgres::reading::ReadingOptions;
 use crate::repository::manifest::NotCovered;
 use crate::repository::snapshots::Snapshot;
-use crate::snapshot::{SnapshotOptions, TablePattern, take};
+use crate::snapshot::{SnapshotError, SnapshotOptions, TablePattern, take};
 
 /// Take a snapshot of the whole store
 ///
@@ -44,6 +45,9 @@ pub struct Take {
     /// Rows that may vanish from a table before the snapshot is called suspect
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     suspect_percent: u8,
+    /// What is gone since the last good snapshot was removed on purpose: do not call this one suspect
+    #[arg(long)]
+    accept_loss: bool,
     /// The pg_dump to save the schema with
     #[arg(long, value_name = "PROGRAM")]
     pg_dump: Option<PathBuf>,
@@ -72,7 +76,7 @@ impl Take {
         let dsn = context.dsn()?;
         let repository = context.open_as_writer().await?;
         let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
-        let options = SnapshotOptions { expected_sequence: heads.newest(), ..options };
+        let options = SnapshotOptions { heads: heads.heads.clone(), ..options };
         if context.global.dry_run {
             context.output.line(format!("would take a snapshot of {dsn} into {}", repository.storage.address()));
             return Ok(Exit::Done);
@@ -82,8 +86,12 @@ impl Take {
         let snapshot = loop {
             attempt += 1;
             match take(&repository, &dsn, &options, &monitor).await {
-                Err(crate::snapshot::SnapshotError::Postgres(e))
-                    if e.is_retryable() && attempt <= self.retries && !context.cancel.is_cancelled() =>
+                // A server that was never reached is rather a mistake in the connection string.
+                Err(SnapshotError::Postgres(e))
+                    if e.is_retryable()
+                        && attempt <= self.retries
+                        && !(attempt == 1 && matches!(e, PostgresError::Unreachable { .. }))
+                        && !context.cancel.is_cancelled() =>
                 {
                     monitor.warn(&format!("{e}; beginning again (what is stored is not stored twice)"));
                     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -120,8 +128,9 @@ impl Take {
                 ..Default::default()
             },
             pg_dump: self.pg_dump.clone().or_else(|| config.pg_dump.clone()).unwrap_or_else(|| "pg_dump".into()),
-            expected_sequence: None,
+            heads: Vec::new(),
             suspect_percent: self.suspect_percent,
+            accept_loss: self.accept_loss,
         })
     }
 }

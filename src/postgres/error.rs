@@ -79,6 +79,15 @@ impl PostgresError {
         }
     }
 
+    /// Is it about the data of a row or block, so that others can be read all the same? Rows over 1 GiB (54000, 53200, XX000),
+    /// damaged pages, TOAST and transaction status (XX001, XX002, 58030, 58P01), values that cannot be shown (class 22).
+    pub fn is_about_data(&self) -> bool {
+        self.sqlstate().is_some_and(|code| {
+            ["XX", "22", "54"].iter().any(|class| code.starts_with(class))
+                || matches!(code, "53200" | "58030" | "58P01")
+        })
+    }
+
     /// Is it worth while to begin again with a new snapshot?
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -141,7 +141,8 @@ pub struct ReadingSet {
     pub catalog: Catalog,
     pub facts: ServerFacts,
     pub visibility: Visibility,
-    /// `now()` of the exporting transaction, in UTC as `2026-11-21T20:00:00.123456Z`.
+    /// When the snapshot was taken, by the server's clock, in UTC as `2026-11-21T20:00:00.123456Z`. Not `now()`, which is when
+    /// the transaction began: the wait for the locks lies between.
     pub taken_at: String,
     /// For `pg_dump --snapshot`; valid while the first reader's transaction is open.
     pub exported: String,
@@ -368,7 +369,7 @@ async fn protocol(
     // From here on no locked table can be dropped, renamed, truncated or rewritten.
     let first = &sessions[0];
     let export = "SELECT pg_export_snapshot(), pg_current_snapshot()::text, \
-         to_char(now(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+         to_char(statement_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let row = first.client().query_one(export, &[]).await.map_err(PostgresError::server("exporting the snapshot"))?;
     let (exported, snapshot, taken_at): (String, String, String) = (row.get(0), row.get(1), row.get(2));
     let visibility = parse_visibility(&snapshot).ok_or_else(|| PostgresError::Answer {

@@ -121,17 +121,21 @@ fn config_name() -> Result<ObjectName, RepositoryError> {
 }
 
 impl Repository {
-    /// `expected` is the fingerprint that the caller knows, if any; a writer key brings its own.
+    /// `expected` is the fingerprint that the caller knows, if any; a writer key brings its own, and both must fit.
     pub async fn open(
         storage: Arc<dyn Storage>,
         access: Access,
         expected: Option<Fingerprint>,
     ) -> Result<Self, RepositoryError> {
-        let expected = match &access {
+        let known = match &access {
             Access::Writer(key) => Some(key.fingerprint),
-            Access::Reader(_) => expected,
+            Access::Reader(_) => None,
         };
-        let (config, fingerprint) = load_config(&*storage, expected).await?.into_parts();
+        let (config, fingerprint) = load_config(&*storage, known.or(expected)).await?.into_parts();
+        if let Some(expected) = expected.filter(|expected| *expected != fingerprint) {
+            let (found, expected) = (fingerprint.to_string(), expected.to_string());
+            return Err(RepositoryError::AnotherRepository { found, expected });
+        }
         config.check_features(Operation::Read)?;
         let (secrets, writer, passed_over) = match access {
             Access::Writer(key) => (key.secrets()?, Some(key), Vec::new()),

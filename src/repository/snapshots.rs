@@ -18,6 +18,7 @@ use super::rows::{Field, RowHasher, RowReader, ValueHash};
 use super::segment::{self, Descriptor, Increment, MapRow, MapValue, Page, SegmentEntry};
 use super::writer::certificate_name;
 use super::zone::Zone;
+use crate::postgres::catalog::Catalog;
 use crate::storage::{ObjectName, StorageError};
 
 /// A snapshot that was found, its manifest checked and opened.
@@ -149,6 +150,11 @@ impl SnapshotReader {
 
     pub fn manifest(&self) -> &Manifest {
         &self.snapshot.manifest
+    }
+
+    /// The catalog of the store as it was; needs a reader.
+    pub async fn catalog(&self) -> Result<Catalog, RepositoryError> {
+        Ok(cbor::decode("catalog", &self.chunks.fetch_joined(&self.manifest().schema.catalog).await?)?)
     }
 
     /// The segments of a table, in order.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -33,6 +34,8 @@ use crate::storage::{ObjectName, PutMode, Storage, StorageError};
 const QUEUE: usize = 1;
 /// Packs that are being put and read back at a time.
 const UPLOADS: usize = 2;
+/// So much work at most is lost by a run that dies.
+const FRAGMENT_EVERY: Duration = Duration::from_secs(60);
 /// Packs in memory at a time: one of each kind open, those above, and each upload's copy that was fetched back.
 pub const PACKS_IN_MEMORY: usize = 3 + 1 + QUEUE + 2 * UPLOADS;
 
@@ -215,11 +218,13 @@ impl RepositoryWriter {
         Ok(Stored { storage: self.storage, sink: self.sink, hits, fragments, added: uploaded.added })
     }
 
-    /// The error that stopped the uploads, if the sink said [`RepositoryError::Interrupted`].
-    pub async fn into_error(self) -> Option<RepositoryError> {
-        lock(&self.sink.0.uploads).take();
+    /// Gives up, but keeps what is there: what was stored is indexed, so that the next run finds it. The error that stopped
+    /// the uploads, if one did.
+    pub async fn abandon(self) -> Option<RepositoryError> {
+        let sink = self.sink.clone();
+        let closed = run_blocking(move || sink.close()).await;
         match self.uploader.await {
-            Ok(result) => result.err(),
+            Ok(result) => result.err().or(closed.err()),
             Err(_) => Some(RepositoryError::Interrupted),
         }
     }
@@ -230,7 +235,8 @@ async fn present_packs(storage: &dyn Storage) -> Result<HashMap<PackId, u64>, Re
     Ok(listed.try_filter_map(async |meta| Ok(pack_of(&meta.name).map(|id| (id, meta.size)))).try_collect().await?)
 }
 
-/// Puts packs, reads them back, and writes index fragments.
+/// Puts packs, reads them back, and writes index fragments: at the end, on the way, and when it fails, because a pack that
+/// no fragment names is stored again by the next run.
 async fn upload_all(
     storage: Arc<dyn Storage>,
     sink: ChunkSink,
@@ -242,13 +248,28 @@ async fn upload_all(
     );
     let mut result = Uploaded { fragments: Vec::new(), added: Added::default() };
     let mut waiting: Vec<PackInfo> = Vec::new();
-    while let Some(info) = done.try_next().await? {
-        result.added.packs += 1;
-        result.added.chunks += info.entries.len() as u64;
-        result.added.stored_bytes += u64::from(info.size);
-        waiting.push(info);
-        if waiting.iter().map(|info| info.entries.len()).sum::<usize>() >= FRAGMENT_CHUNKS {
+    let mut written = Instant::now();
+    loop {
+        match done.try_next().await {
+            Ok(Some(info)) => {
+                result.added.packs += 1;
+                result.added.chunks += info.entries.len() as u64;
+                result.added.stored_bytes += u64::from(info.size);
+                waiting.push(info);
+            }
+            Ok(None) => break,
+            Err(e) => {
+                if !waiting.is_empty() {
+                    // The first error counts.
+                    let _ = write_fragment(&*storage, &sink, &mut waiting).await;
+                }
+                return Err(e);
+            }
+        }
+        let chunks: usize = waiting.iter().map(|info| info.entries.len()).sum();
+        if chunks >= FRAGMENT_CHUNKS || written.elapsed() >= FRAGMENT_EVERY {
             result.fragments.push(write_fragment(&*storage, &sink, &mut waiting).await?);
+            written = Instant::now();
         }
     }
     if !waiting.is_empty() {

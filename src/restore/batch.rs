@@ -215,4 +215,3 @@ impl<'a> Batch<'a> {
         lock_mailboxes(session, &self.plan.comparison.layout, keys).await
     }
 }
-

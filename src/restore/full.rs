@@ -10,14 +10,13 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::RestoreError;
-use super::load::{load_table, use_encoding};
+use super::load::load_table;
 use crate::monitor::{SharedMonitor, Unit};
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{Catalog, TableKind, TableName};
 use crate::postgres::dsn::Dsn;
 use crate::postgres::session::{Session, SessionOptions};
 use crate::postgres::sql;
-use crate::repository::cbor;
 use crate::repository::snapshots::SnapshotReader;
 
 #[derive(Debug, Clone)]
@@ -34,10 +33,12 @@ pub struct FullReport {
     pub rows: u64,
     pub sequences: u64,
     pub materialized_views: u64,
+    /// What could not be made, in the server's words: a foreign key to a table that was left out, for one.
+    pub problems: Vec<String>,
 }
 
 /// Restores everything. The database must be empty; afterwards it holds the very rows of the snapshot, and every
-/// constraint was checked by the server.
+/// constraint was checked by the server. Rows that do not arrive are an error; what stands around them is told in the report.
 pub async fn restore(
     reader: &SnapshotReader,
     dsn: &Dsn,
@@ -52,36 +53,49 @@ pub async fn restore(
     let session = Session::connect(dsn, SessionOptions::default()).await?;
     refuse_unless_empty(&session, dsn).await?;
     let archive = reader.chunks.fetch_joined(&manifest.schema.dump).await?;
-    let catalog: Catalog = cbor::decode("catalog", &reader.chunks.fetch_joined(&manifest.schema.catalog).await?)
-        .map_err(crate::repository::RepositoryError::from)?;
+    let catalog = reader.catalog().await?;
 
     let mut report = FullReport::default();
-    pg_restore(dsn, &session, options, "pre-data", &archive).await?;
-    use_encoding(&session, &manifest.server.encoding).await?;
+    pg_restore(dsn, &session, options, "pre-data", &archive, manifest.complete, &mut report).await?;
     monitor.stage("rows", Unit::Rows, Some(manifest.totals.rows));
     for table in &manifest.tables {
         let name = TableName { schema: table.schema.clone(), name: table.name.clone() };
         let described = catalog.table(&table.schema, &table.name);
+        if described.is_some_and(|table| table.extension.is_some()) {
+            let clear = format!("DELETE FROM ONLY {}", name.quoted());
+            session.execute("removing the rows that an extension brings", &clear).await?;
+        }
         let generated: Vec<String> = described
             .into_iter()
             .flat_map(|table| table.live_columns())
             .filter(|column| column.generated.is_some())
             .map(|column| column.name.clone())
             .collect();
-        report.rows += load_table(&session, reader, table, &name, &generated, monitor, &options.cancel).await?;
+        match load_table(&session, reader, table, &name, &generated, monitor, &options.cancel).await {
+            Ok(rows) => report.rows += rows,
+            // Why the table is not there is the better answer.
+            Err(RestoreError::Postgres(_)) if !report.problems.is_empty() => {
+                let message = report.problems.join("; ");
+                return Err(RestoreError::PgRestore { section: "pre-data", message });
+            }
+            Err(e) => return Err(e),
+        }
         report.tables += 1;
     }
-    session.execute("setting the encoding", "SET client_encoding = 'UTF8'").await?;
     for sequence in &catalog.sequences {
         if let Some(value) = &sequence.value {
             let name = sql::literal(&sequence.name.quoted());
             let set = format!("SELECT setval({name}::regclass, {}, {})", value.last_value, value.is_called);
-            session.execute("setting a sequence", &set).await?;
-            report.sequences += 1;
+            match session.execute(&format!("setting the sequence {}", sequence.name), &set).await {
+                Ok(()) => report.sequences += 1,
+                // It went with the table that owns it, which the snapshot does not cover.
+                Err(e) if !manifest.complete => report.problems.push(e.to_string()),
+                Err(e) => return Err(e.into()),
+            }
         }
     }
-    pg_restore(dsn, &session, options, "post-data", &archive).await?;
-    report.materialized_views = refresh(&session, &catalog).await?;
+    pg_restore(dsn, &session, options, "post-data", &archive, false, &mut report).await?;
+    refresh(&session, &catalog, &mut report).await;
     Ok(report)
 }
 
@@ -104,10 +118,17 @@ async fn pg_restore(
     options: &FullOptions,
     section: &'static str,
     archive: &[u8],
+    strict: bool,
+    report: &mut FullReport,
 ) -> Result<(), RestoreError> {
     let fail = |message: String| RestoreError::PgRestore { section, message };
     let mut command = Command::new(&options.pg_restore);
-    command.args(["--exit-on-error", "--no-password", "--format=custom"]).arg(format!("--section={section}"));
+    command.args(["--no-password", "--format=custom"]).arg(format!("--section={section}"));
+    if strict {
+        command.arg("--exit-on-error");
+    }
+    // Ctrl-C is ours to pass on.
+    command.process_group(0);
     command.arg(format!("--dbname={}", dsn.database));
     if !options.owners {
         command.args(["--no-owner", "--no-privileges"]);
@@ -124,35 +145,43 @@ async fn pg_restore(
         // A program that ended early tells why below.
         let _ = input.write_all(archive).await;
     }
-    let output = child.wait_with_output().await.map_err(|e| fail(e.to_string()))?;
+    let output = tokio::select! {
+        output = child.wait_with_output() => output.map_err(|e| fail(e.to_string()))?,
+        () = options.cancel.cancelled() => return Err(RestoreError::Interrupted),
+    };
     if output.status.success() {
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
-    Err(fail(message.lines().take(4).collect::<Vec<_>>().join("; ")))
+    let mut errors: Vec<&str> = message.lines().filter_map(|line| line.strip_prefix("pg_restore: error: ")).collect();
+    if strict || errors.is_empty() || !message.contains("errors ignored on restore") {
+        errors.truncate(4);
+        let shown = if errors.is_empty() { message.trim().to_owned() } else { errors.join("; ") };
+        return Err(fail(shown));
+    }
+    report.problems.extend(errors.into_iter().map(str::to_owned));
+    Ok(())
 }
 
 /// Views that build on others come after them: as long as a round refreshes some, another is worth it.
-async fn refresh(session: &Session, catalog: &Catalog) -> Result<u64, RestoreError> {
+async fn refresh(session: &Session, catalog: &Catalog, report: &mut FullReport) {
     let mut waiting: Vec<_> = catalog.tables.iter().filter(|t| t.kind == TableKind::MaterializedView).collect();
-    let mut done = 0;
-    while !waiting.is_empty() {
-        let (mut later, mut failure) = (Vec::new(), None);
-        let before = waiting.len();
+    loop {
+        let (mut later, mut failures, before) = (Vec::new(), Vec::new(), waiting.len());
         for view in waiting {
             let refresh = format!("REFRESH MATERIALIZED VIEW {}", view.name.quoted());
-            match session.execute("refreshing a materialized view", &refresh).await {
-                Ok(()) => done += 1,
+            match session.execute(&format!("refreshing {}", view.name), &refresh).await {
+                Ok(()) => report.materialized_views += 1,
                 Err(e) => {
-                    failure = Some(e);
+                    failures.push(e.to_string());
                     later.push(view);
                 }
             }
         }
-        match failure {
-            Some(e) if later.len() == before => return Err(e.into()),
-            _ => waiting = later,
+        if later.is_empty() || later.len() == before {
+            report.problems.extend(failures);
+            return;
         }
+        waiting = later;
     }
-    Ok(done)
 }

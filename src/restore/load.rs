@@ -43,8 +43,13 @@ pub async fn load_table(
         target.clone()
     };
 
+    // Text comes as it was stored in the snapshot's server: the server converts it, or says that it cannot.
+    let encoding = match reader.manifest().server.encoding.as_str() {
+        "" => "UTF8",
+        encoding => encoding,
+    };
     let mut rows = TableRows::open(reader, table).await?;
-    let mut writer = CopyInWriter::begin(session.client(), &into, &names).await?;
+    let mut writer = CopyInWriter::begin_encoded(session.client(), &into, &names, encoding).await?;
     while let Some(batch) = rows.next_batch().await? {
         if cancel.is_cancelled() {
             return Err(RestoreError::Interrupted);
@@ -55,6 +60,9 @@ pub async fn load_table(
         monitor.advance(batch.len() as u64);
     }
     let mut written = writer.finish().await?;
+    if encoding != "UTF8" {
+        session.execute("setting the encoding back", "SET client_encoding = 'UTF8'").await?;
+    }
 
     if staged {
         let list = names.iter().map(|name| sql::identifier(name)).collect::<Vec<_>>().join(", ");
@@ -79,16 +87,4 @@ pub async fn load_table(
     } else {
         Err(RestoreError::RowCount { table: target.to_string(), found: written, wanted: table.rows })
     }
-}
-
-/// Text comes as it was stored in the snapshot's server: no conversion that could fail or change a byte.
-pub async fn use_encoding(session: &Session, encoding: &str) -> Result<(), RestoreError> {
-    if encoding.is_empty() || encoding == "UTF8" {
-        return Ok(());
-    }
-    let set = format!("SET client_encoding = {}", sql::literal(encoding));
-    session
-        .execute("setting the encoding", &set)
-        .await
-        .map_err(|_| RestoreError::Encoding { encoding: encoding.to_owned() })
 }

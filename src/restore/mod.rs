@@ -70,8 +70,6 @@ pub enum RestoreError {
     TableExists { schema: String, table: String },
     #[error("{table}: {found} rows arrived, the snapshot has {wanted}")]
     RowCount { table: String, found: u64, wanted: u64 },
-    #[error("the server cannot show its text in {encoding}, the encoding of the snapshot")]
-    Encoding { encoding: String },
     #[error("interrupted; drop the half-filled database and begin again")]
     Interrupted,
 }

@@ -16,7 +16,11 @@ use crate::repository::zone;
 
 impl Batch<'_> {
     /// Reads every row back, column by column; content must be equal, other columns are reported.
-    pub(super) async fn read_again(&self, session: &Session, messages: usize) -> Result<BTreeMap<String, u64>, ReplayError> {
+    pub(super) async fn read_again(
+        &self,
+        session: &Session,
+        messages: usize,
+    ) -> Result<BTreeMap<String, u64>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let mut changed = BTreeMap::new();

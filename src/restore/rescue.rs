@@ -4,10 +4,10 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::RestoreError;
-use super::load::{load_table, use_encoding};
+use super::load::load_table;
 use crate::monitor::{SharedMonitor, Unit};
 use crate::postgres::PostgresError;
-use crate::postgres::catalog::TableName;
+use crate::postgres::catalog::{TableName, TypeFacts, TypeKind};
 use crate::postgres::dsn::Dsn;
 use crate::postgres::session::{Session, SessionOptions};
 use crate::postgres::sql;
@@ -26,7 +26,7 @@ pub struct RescueReport {
 pub struct Substitution {
     pub column: String,
     pub wanted: String,
-    pub used: &'static str,
+    pub used: String,
 }
 
 /// Makes `schema.table` with the columns of the snapshot and copies all its rows; no keys, no defaults, no triggers.
@@ -44,12 +44,17 @@ pub async fn rescue(
         return Err(RestoreError::TableExists { schema: target.schema, table: target.name });
     }
     let (mut columns, mut substituted) = (Vec::new(), Vec::new());
+    let types = reader.catalog().await?.types;
     for column in &table.columns {
-        let used = match substitute(&session, column).await? {
+        let used = match substitute(&session, column, &types).await? {
             None => column.type_name.clone(),
             Some(used) => {
-                substituted.push(Substitution { column: column.name.clone(), wanted: column.type_name.clone(), used });
-                used.to_owned()
+                substituted.push(Substitution {
+                    column: column.name.clone(),
+                    wanted: column.type_name.clone(),
+                    used: used.clone(),
+                });
+                used
             }
         };
         columns.push(format!("{} {used}", sql::identifier(&column.name)));
@@ -57,9 +62,13 @@ pub async fn rescue(
     // One transaction: an interrupted rescue leaves nothing half filled.
     session.execute("beginning", "BEGIN").await?;
     let doing = format!("making {target}");
-    session.execute(&doing, &format!("CREATE SCHEMA IF NOT EXISTS {}", sql::identifier(schema))).await?;
+    let known = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
+    let known = session.client().query_one(known, &[&schema]).await.map_err(PostgresError::server(&*doing))?;
+    // `IF NOT EXISTS` asks for the right to create schemas even where there is nothing to create.
+    if !known.get::<_, bool>(0) {
+        session.execute(&doing, &format!("CREATE SCHEMA {}", sql::identifier(schema))).await?;
+    }
     session.execute(&doing, &format!("CREATE TABLE {} ({})", target.quoted(), columns.join(", "))).await?;
-    use_encoding(&session, &reader.manifest().server.encoding).await?;
     monitor.stage("rows", Unit::Rows, Some(table.rows));
     // Every column has a type that takes the bytes as they are.
     let as_sent = Table {
@@ -81,16 +90,44 @@ async fn exists(session: &Session, target: &TableName) -> Result<bool, RestoreEr
     Ok(row.get(0))
 }
 
-/// `text` for what was read as text, `bytea` for types that the database does not know.
-async fn substitute(session: &Session, column: &Column) -> Result<Option<&'static str>, RestoreError> {
+/// What takes the bytes of a column in place of its type: `text` for what was read as text; for types that the database does
+/// not know the type beneath them, where the bytes mean the same, else `bytea`.
+async fn substitute(session: &Session, column: &Column, types: &[TypeFacts]) -> Result<Option<String>, RestoreError> {
     if column.wire == Wire::Text {
-        return Ok(Some("text"));
+        return Ok(Some("text".into()));
     }
-    let doing = format!("looking for the type {}", column.type_name);
-    let row = session
-        .client()
-        .query_one("SELECT to_regtype($1) IS NOT NULL", &[&column.type_name])
-        .await
-        .map_err(|source| PostgresError::Server { doing, source })?;
-    Ok(if row.get(0) { None } else { Some("bytea") })
+    if known(session, &column.type_name).await? {
+        return Ok(None);
+    }
+    // `format_type` writes an array as its element and `[]`.
+    let element = column.type_name.strip_suffix("[]");
+    let mut name = element.unwrap_or(&column.type_name).to_owned();
+    // Domains may stand on domains; they cannot stand on themselves, but a damaged catalog could say so.
+    for _ in 0..types.len() {
+        let facts = types.iter().find(|facts| sql::qualified(&facts.schema, &facts.name) == quoted(&name));
+        name = match facts {
+            Some(TypeFacts { kind: TypeKind::Enum, .. }) => "text".to_owned(),
+            Some(TypeFacts { kind: TypeKind::Domain, base_type: Some(base), .. }) => base.clone(),
+            _ => break,
+        };
+        let used = if element.is_some() { format!("{name}[]") } else { name.clone() };
+        if known(session, &used).await? {
+            return Ok(Some(used));
+        }
+    }
+    Ok(Some("bytea".into()))
+}
+
+/// `format_type` quotes only where it must.
+fn quoted(name: &str) -> String {
+    let parts = name.split_once('.').unwrap_or(("", name));
+    let unquote =
+        |part: &str| part.strip_prefix('"').and_then(|p| p.strip_suffix('"')).unwrap_or(part).replace("\"\"", "\"");
+    sql::qualified(&unquote(parts.0), &unquote(parts.1))
+}
+
+async fn known(session: &Session, type_name: &str) -> Result<bool, RestoreError> {
+    let doing = format!("looking for the type {type_name}");
+    let row = session.client().query_one("SELECT to_regtype($1) IS NOT NULL", &[&type_name]).await;
+    Ok(row.map_err(PostgresError::server(doing))?.get(0))
 }

@@ -8,6 +8,7 @@
 //!
 //! Uses `postgres` for reading and `repository` for writing; `cli` calls [`take`].
 
+mod gaps;
 mod layout;
 mod pipeline;
 mod schema;
@@ -17,6 +18,7 @@ mod suspect;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::monitor::SharedMonitor;
 use crate::postgres::PostgresError;
@@ -46,10 +48,19 @@ pub struct SnapshotOptions {
     pub reading: ReadingOptions,
     /// `pg_dump` to call for the schema.
     pub pg_dump: PathBuf,
-    /// Number of the last snapshot that this writer remembers; an older newest one means that the storage was rolled back.
-    pub expected_sequence: Option<u64>,
+    /// The last snapshot of each store that this writer remembers; an older newest one means that the storage was rolled back.
+    pub heads: Vec<Head>,
     /// Rows that may vanish from a table, in percent, before a snapshot is suspect.
     pub suspect_percent: u8,
+    /// Somebody says that what is gone was removed on purpose: nothing is suspect.
+    pub accept_loss: bool,
+}
+
+/// The number of a store's newest snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub store: StoreIdentity,
+    pub sequence: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +94,14 @@ pub async fn take(
         monitor.warn(&format!("an earlier snapshot is left out of account: {problem}"));
     }
 
-    let set = ReadingSet::open(dsn, options.jobs, options.reading.clone(), monitor).await?;
+    let mut set = ReadingSet::open(dsn, options.jobs, options.reading.clone(), monitor).await?;
     let layout = layout::plan(&set.catalog, &set.facts, &options.exclude);
     let store = identity(&set);
-    let previous = earlier.iter().rev().find(|s| s.manifest.store == store);
+    let of_store = || earlier.iter().rev().filter(|s| s.manifest.store == store);
+    let previous = of_store().next();
     let found = previous.map_or(0, |s| s.manifest.sequence);
-    if let Some(expected) = options.expected_sequence.filter(|expected| *expected > found) {
+    let remembered = options.heads.iter().find(|head| head.store == store).map(|head| head.sequence);
+    if let Some(expected) = remembered.filter(|expected| *expected > found) {
         return Err(RepositoryError::RolledBack { expected, found }.into());
     }
 
@@ -97,24 +110,34 @@ pub async fn take(
         monitor.warn(&format!("what this index fragment names is stored again: {problem}"));
     }
     let work = async {
-        let dump = schema::dump(dsn, &set, &options.pg_dump);
+        let dump = schema::dump(dsn, &set, &options.pg_dump, options.reading.yield_after);
         let tables = pipeline::read_tables(&set, &layout, repository, &writer, monitor);
         // The first reader's transaction keeps the exported snapshot alive for both.
         let (dump, tables) = futures_util::try_join!(dump, tables)?;
         let schema = schema::store(&set.catalog, dump, writer.sink()).await?;
         Ok::<_, SnapshotError>((tables, schema))
     };
-    let (tables, schema) = match work.await {
+    let worked = work.await;
+    // Gives the locks back, and VACUUM its freedom, before the last uploads.
+    set.readers.clear();
+    let ((tables, unread), schema) = match worked {
         Ok(done) => done,
-        // A closed queue is only the consequence of an upload that failed: tell that.
-        Err(SnapshotError::Repository(RepositoryError::Interrupted)) => {
-            return Err(writer.into_error().await.map_or(SnapshotError::Interrupted, Into::into));
+        Err(error) => {
+            let upload = writer.abandon().await;
+            return Err(match (error, upload) {
+                // A closed queue is only the consequence of an upload that failed: tell that.
+                (SnapshotError::Repository(RepositoryError::Interrupted), Some(cause)) => cause.into(),
+                (SnapshotError::Repository(RepositoryError::Interrupted), None) => SnapshotError::Interrupted,
+                (error, _) => error,
+            });
         }
-        Err(e) => return Err(e),
     };
     let stored = writer.finish_chunks().await?;
 
-    let not_covered = not_covered(&set.catalog, &layout, schema.dump.is_empty());
+    let mut not_covered = not_covered(&set.catalog, &layout, schema.dump.is_empty());
+    not_covered.extend(unread);
+    // A suspect one is no measure: the next would call the same hole sound.
+    let base = of_store().find(|s| s.certificate.is_some() && s.manifest.suspect.is_empty());
     let mut manifest = Manifest {
         version: 1,
         repository: repository.secrets.repository,
@@ -122,7 +145,7 @@ pub async fn take(
         features: vec!["rows-1".into()],
         critical: Vec::new(),
         program: concat!("restante ", env!("CARGO_PKG_VERSION")).into(),
-        store,
+        store: store.clone(),
         sequence: found + 1,
         previous: previous.map(|s| s.id),
         parent: None,
@@ -146,9 +169,9 @@ pub async fn take(
         tags: options.tags.clone(),
         fragments: stored.fragments.clone(),
     };
-    let base = earlier.iter().rev().find(|s| s.manifest.store == manifest.store && s.certificate.is_some());
-    if let Some(base) = base {
-        manifest.suspect = suspect::findings(&base.manifest, &manifest, options.suspect_percent);
+    if let Some(base) = base.filter(|_| !options.accept_loss) {
+        manifest.suspect =
+            suspect::findings(dsn, &base.manifest, &manifest, options.suspect_percent, &set.catalog).await?;
     }
     let signer = repository.writer_key()?.signer().map_err(SnapshotError::Repository)?.id();
     let (id, certificate) = stored.commit(&manifest).await?;

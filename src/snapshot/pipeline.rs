@@ -1,5 +1,6 @@
 //! Readers take segments from one list, largest tables first, and hand rows to a thread each.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -7,16 +8,18 @@ use futures_util::{TryStreamExt, stream::FuturesUnordered};
 use tokio::sync::mpsc;
 
 use super::SnapshotError;
+use super::gaps::{self, Detour, Gap, RELEASE, SAVEPOINT};
 use super::layout::{Layout, TableLayout};
 use super::segment::{BuiltSegment, SegmentBuilder};
 use crate::monitor::{SharedMonitor, Unit};
+use crate::postgres::PostgresError;
 use crate::postgres::catalog;
-use crate::postgres::copy::{BlockRange, FieldBounds, Tid};
+use crate::postgres::copy::{FieldBounds, Tid};
 use crate::postgres::reading::{Reader, ReadingSet};
 use crate::repository::cbor;
 use crate::repository::chunk::ChunkKind;
 use crate::repository::id::ChunkId;
-use crate::repository::manifest::{Column, Table, Wire};
+use crate::repository::manifest::{Column, NotCovered, Table, Wire};
 use crate::repository::reader::run_blocking;
 use crate::repository::rows::{MultisetDigest, RowHasher};
 use crate::repository::segment::{PAGE_SEGMENTS, Page, TupleId};
@@ -37,6 +40,13 @@ struct Batch {
     bytes: usize,
 }
 
+/// What goes to the thread.
+enum Part {
+    Rows(Batch),
+    /// All rows came. Without this word a segment is not finished: its reader failed.
+    End,
+}
+
 struct Task<'a> {
     layout: &'a TableLayout,
     position: usize,
@@ -50,7 +60,7 @@ pub async fn read_tables(
     repository: &Repository,
     writer: &RepositoryWriter,
     monitor: &SharedMonitor,
-) -> Result<Vec<Table>, SnapshotError> {
+) -> Result<(Vec<Table>, Vec<NotCovered>), SnapshotError> {
     let epoch = repository.writer_key()?.epoch;
     let id_secret = repository.secrets.epoch(epoch)?.id.as_ref().ok_or(RepositoryError::WriterNeeded)?;
     let hasher = RowHasher::new(id_secret);
@@ -75,16 +85,24 @@ pub async fn read_tables(
             while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let table = &set.catalog.tables[task.layout.table];
                 let builder = SegmentBuilder::new(writer.sink(), hasher.clone(), epoch, &task.layout.zones);
-                let segment = read_segment(reader, table, task, builder, monitor).await?;
-                built.push((task.position, task.segment, segment));
+                let (segment, unread) = read_segment(reader, table, task, builder, monitor).await?;
+                built.push((task.position, task.segment, segment, unread));
             }
             Ok::<_, SnapshotError>(built)
         })
         .collect();
     let mut segments: Vec<Vec<(u32, BuiltSegment)>> = layout.tables.iter().map(|_| Vec::new()).collect();
-    for (position, number, built) in readers.try_concat().await? {
+    let mut gaps: BTreeMap<usize, Vec<Gap>> = BTreeMap::new();
+    for (position, number, built, unread) in readers.try_concat().await? {
         segments[position].push((number, built));
+        if !unread.is_empty() {
+            gaps.entry(position).or_default().extend(unread);
+        }
     }
+    let not_covered = gaps
+        .into_iter()
+        .flat_map(|(position, gaps)| gaps::not_covered(&set.catalog.tables[layout.tables[position].table].name, gaps))
+        .collect();
 
     let mut tables = Vec::with_capacity(layout.tables.len());
     for (table_layout, mut built) in layout.tables.iter().zip(segments) {
@@ -93,7 +111,7 @@ pub async fn read_tables(
         let built = built.into_iter().map(|(_, segment)| segment).collect();
         tables.push(finish_table(&set.catalog, table, table_layout, layout.block_size, built, writer.sink()).await?);
     }
-    Ok(tables)
+    Ok((tables, not_covered))
 }
 
 async fn read_segment(
@@ -102,50 +120,77 @@ async fn read_segment(
     task: &Task<'_>,
     builder: SegmentBuilder,
     monitor: &SharedMonitor,
-) -> Result<BuiltSegment, SnapshotError> {
+) -> Result<(BuiltSegment, Vec<Gap>), SnapshotError> {
     let first = task.segment * task.layout.blocks_per_segment;
     let end = (task.segment + 1 < task.layout.segments()).then(|| first + task.layout.blocks_per_segment);
     let columns: Vec<&catalog::Column> = task.layout.columns.iter().collect();
     let (sender, receiver) = mpsc::channel(QUEUE);
     let worker = tokio::spawn(run_blocking(move || build(builder, receiver, first, end)));
 
-    let pumped = async {
-        let mut rows = reader.copy_range(&table.name, &columns, BlockRange { from: first, to: end }).await?;
-        let (mut batch, mut bounds) = (Batch::default(), Vec::with_capacity(columns.len()));
-        while let Some(row) = rows.next(&mut bounds).await? {
-            batch.bytes += row.bytes.len();
-            batch.rows.push((row.tid, row.xmin, row.bytes));
-            batch.bounds.append(&mut bounds);
-            if batch.bytes >= BATCH_BYTES || batch.rows.len() >= BATCH_ROWS {
-                monitor.advance(batch.bytes as u64);
-                if sender.send(std::mem::take(&mut batch)).await.is_err() {
-                    // The thread stopped with an error of its own, which is told below.
-                    rows.cancel().await;
-                    return Ok(());
-                }
+    let mut from = Tid { block: first, offset: 0 };
+    let mut gaps = Vec::new();
+    let mut detour = Detour::new(reader, table, &columns, end);
+    reader.session().execute("reading", SAVEPOINT).await.map_err(|e| reader.explain(e))?;
+    while let Err(error) = pump(reader, table, &columns, &mut from, end, &sender, monitor).await {
+        if !error.is_about_data() {
+            return Err(error.into());
+        }
+        let (unread, next) = detour.around(from, error).await?;
+        gaps.extend(unread);
+        from = next;
+    }
+    reader.session().execute("reading", RELEASE).await.map_err(|e| reader.explain(e))?;
+    // Closed: the thread stopped with an error of its own, which is told below.
+    let _ = sender.send(Part::End).await;
+    let built = worker.await.map_err(|_| RepositoryError::Interrupted)??;
+    Ok((built, gaps))
+}
+
+/// Hands the rows from `from` on to the thread and moves `from` behind the last that was handed on.
+async fn pump(
+    reader: &Reader,
+    table: &catalog::Table,
+    columns: &[&catalog::Column],
+    from: &mut Tid,
+    end: Option<u32>,
+    sender: &mpsc::Sender<Part>,
+    monitor: &SharedMonitor,
+) -> Result<(), PostgresError> {
+    let mut rows = reader.copy_from(&table.name, columns, *from, end).await?;
+    let (mut batch, mut bounds) = (Batch::default(), Vec::with_capacity(columns.len()));
+    let ended = loop {
+        let row = match rows.next(&mut bounds).await {
+            Ok(Some(row)) => row,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        *from = gaps::after(row.tid);
+        batch.bytes += row.bytes.len();
+        batch.rows.push((row.tid, row.xmin, row.bytes));
+        batch.bounds.append(&mut bounds);
+        if batch.bytes >= BATCH_BYTES || batch.rows.len() >= BATCH_ROWS {
+            monitor.advance(batch.bytes as u64);
+            if sender.send(Part::Rows(std::mem::take(&mut batch))).await.is_err() {
+                rows.cancel().await;
+                return Ok(());
             }
         }
-        monitor.advance(batch.bytes as u64);
-        let _ = sender.send(batch).await;
-        Ok::<_, SnapshotError>(())
     };
-    let pumped = pumped.await;
-    drop(sender);
-    if pumped.is_err() {
-        worker.abort();
-    }
-    pumped?;
-    Ok(worker.await.map_err(|_| RepositoryError::Interrupted)??)
+    monitor.advance(batch.bytes as u64);
+    let _ = sender.send(Part::Rows(batch)).await;
+    ended
 }
 
 /// The thread's part.
 fn build(
     mut builder: SegmentBuilder,
-    mut receiver: mpsc::Receiver<Batch>,
+    mut receiver: mpsc::Receiver<Part>,
     first: u32,
     end: Option<u32>,
 ) -> Result<BuiltSegment, RepositoryError> {
-    while let Some(batch) = receiver.blocking_recv() {
+    while let Some(part) = receiver.blocking_recv() {
+        let Part::Rows(batch) = part else { return builder.finish(first, end) };
+        // A table without columns has rows all the same.
         let columns = batch.bounds.len().checked_div(batch.rows.len()).unwrap_or(0);
         let mut bounds = batch.bounds.chunks(columns.max(1));
         for (tid, xmin, bytes) in &batch.rows {
@@ -154,7 +199,7 @@ fn build(
             builder.row(place, *xmin, fields.iter().map(|field| field.of(bytes)))?;
         }
     }
-    builder.finish(first, end)
+    Err(RepositoryError::Interrupted)
 }
 
 /// Stores the pages of a table and describes it for the manifest.

@@ -4,10 +4,12 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::process::Command;
 
 use super::SnapshotError;
+use crate::postgres::PostgresError;
 use crate::postgres::catalog::{Catalog, OWN_SCHEMA};
 use crate::postgres::dsn::Dsn;
 use crate::postgres::reading::ReadingSet;
@@ -27,7 +29,12 @@ pub struct Dump {
 
 /// Runs `pg_dump`. A missing program, or one older than the server, gives an empty dump: the snapshot is then incomplete
 /// and says so.
-pub async fn dump(dsn: &Dsn, set: &ReadingSet, program: &Path) -> Result<Dump, SnapshotError> {
+pub async fn dump(
+    dsn: &Dsn,
+    set: &ReadingSet,
+    program: &Path,
+    yield_after: Option<Duration>,
+) -> Result<Dump, SnapshotError> {
     let none = Dump { archive: Vec::new(), version: None };
     let Ok(output) = Command::new(program).arg("--version").stdin(Stdio::null()).output().await else {
         return Ok(none);
@@ -37,10 +44,18 @@ pub async fn dump(dsn: &Dsn, set: &ReadingSet, program: &Path) -> Result<Dump, S
         return Ok(none);
     }
     let Some(reader) = set.readers.first() else { return Ok(none) };
+    // An ALTER that waits behind our locks makes pg_dump wait too. The watcher ends that; this only ends a wait that it missed.
+    let wait = yield_after.unwrap_or(Duration::from_secs(60)) + Duration::from_secs(5);
+    // It cannot lock what the role cannot read, and would give up altogether. The snapshot names those tables.
+    let unreadable = set.catalog.unreadable(&set.facts.role);
     let output = Command::new(program)
-        .args(["--schema-only", "--format=custom", "--compress=0", "--no-password", "--lock-wait-timeout=10s"])
+        .args(["--schema-only", "--format=custom", "--compress=0", "--no-password"])
+        .arg(format!("--lock-wait-timeout={}", wait.as_millis()))
         .arg(format!("--snapshot={}", set.exported))
         .arg(format!("--exclude-schema={OWN_SCHEMA}"))
+        .args(unreadable.iter().map(|found| format!("--exclude-table={}", found.table.quoted())))
+        // Ctrl-C is ours to pass on: its own complaint would come before our answer.
+        .process_group(0)
         .envs(dsn.variables(reader.session().endpoint()))
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -51,6 +66,9 @@ pub async fn dump(dsn: &Dsn, set: &ReadingSet, program: &Path) -> Result<Dump, S
         Ok(Dump { archive: output.stdout, version: Some(version) })
     } else {
         let message = String::from_utf8_lossy(&output.stderr);
+        if message.contains("lock timeout") {
+            return Err(PostgresError::LockTimeout { waited: wait }.into());
+        }
         Err(SnapshotError::PgDump { message: message.lines().take(4).collect::<Vec<_>>().join("; ") })
     }
 }

@@ -1,33 +1,109 @@
 //! Does a snapshot show mail, or damage? Zeroed pages and truncated files read as fewer rows with no error (tried on a real
 //! server), so rows that vanished without a DELETE are a finding.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::postgres::PostgresError;
+use crate::postgres::catalog::Catalog;
+use crate::postgres::dsn::Dsn;
+use crate::postgres::session::{Session, SessionOptions};
 use crate::repository::manifest::{Manifest, Table};
 
-/// So few rows may always vanish: statistics lag behind.
-const TOLERANCE: u64 = 100;
+/// So few rows are no share of a table.
+const FEW: u64 = 100;
+/// A session tells what it deleted up to a second after its transaction (`PGSTAT_MIN_INTERVAL`).
+const LAG: Duration = Duration::from_secs(1);
+const PATIENCE: u32 = 3;
 
-/// Compares with an earlier snapshot of the same store; each finding is a sentence for people.
-pub fn findings(before: &Manifest, now: &Manifest, percent: u8) -> Vec<String> {
+/// Rows deleted since the statistics began, by the table's oid.
+type Deleted = HashMap<u32, u64>;
+
+/// Compares with an earlier snapshot of the same store; each finding is a sentence for people. Before rows count as
+/// vanished, the server's statistics get time to arrive.
+pub async fn findings(
+    dsn: &Dsn,
+    before: &Manifest,
+    now: &Manifest,
+    percent: u8,
+    catalog: &Catalog,
+) -> Result<Vec<String>, PostgresError> {
+    let mut deleted: Deleted = now.tables.iter().filter_map(|table| Some((table.oid, table.deleted?))).collect();
+    let mut session = None;
+    for _ in 0..PATIENCE {
+        if compare(before, now, &deleted, percent, catalog).is_empty() {
+            break;
+        }
+        tokio::time::sleep(LAG).await;
+        let session = match &mut session {
+            Some(session) => session,
+            none => none.insert(Session::connect(dsn, SessionOptions::default()).await?),
+        };
+        deleted.extend(statistics(session).await?);
+    }
+    Ok(compare(before, now, &deleted, percent, catalog))
+}
+
+async fn statistics(session: &Session) -> Result<Deleted, PostgresError> {
+    let sql = "SELECT relid, n_tup_del FROM pg_stat_all_tables";
+    let rows = session.client().query(sql, &[]).await.map_err(PostgresError::server("reading the statistics"))?;
+    Ok(rows.iter().map(|row| (row.get(0), u64::try_from(row.get::<_, i64>(1)).unwrap_or(0))).collect())
+}
+
+fn compare(before: &Manifest, now: &Manifest, deleted: &Deleted, percent: u8, catalog: &Catalog) -> Vec<String> {
+    // A standby counts none of the rows that it deletes for its primary.
+    let counted = !before.server.standby && !now.server.standby;
     let mut findings = Vec::new();
     for old in &before.tables {
         let label = old.label();
         match now.table(&old.schema, &old.name) {
+            // It is there, but was excluded or could not be read, which is told elsewhere.
+            None if catalog.table(&old.schema, &old.name).is_some() => {}
             None if old.rows > 0 => findings.push(format!("table {label} with {} rows is gone", old.rows)),
             None => {}
-            Some(table) => findings.extend(shrunk(old, table, percent).map(|why| format!("table {label} {why}"))),
+            Some(table) => {
+                let explained = explained(old, table, deleted).filter(|_| counted);
+                findings
+                    .extend(shrunk(old.rows, table.rows, explained, percent).map(|why| format!("table {label} {why}")));
+            }
         }
     }
     findings
 }
 
-fn shrunk(old: &Table, now: &Table, percent: u8) -> Option<String> {
-    let lost = old.rows.saturating_sub(now.rows);
-    // Counters that went back were reset, by a crash for one: then nothing is explained.
-    let deleted = now.deleted.zip(old.deleted).and_then(|(now, old)| now.checked_sub(old)).unwrap_or(0);
-    if lost > deleted + TOLERANCE {
-        return Some(format!("lost {lost} rows, of which the server's statistics explain {deleted} as deleted"));
+/// How many rows were deleted between the two, or `None` when nobody can say: another table of the same name, or counters
+/// that went back because they were reset.
+fn explained(old: &Table, now: &Table, deleted: &Deleted) -> Option<u64> {
+    let counter = deleted.get(&now.oid).filter(|_| old.oid == now.oid)?;
+    counter.checked_sub(old.deleted?)
+}
+
+fn shrunk(old: u64, now: u64, explained: Option<u64>, percent: u8) -> Option<String> {
+    let lost = old.saturating_sub(now);
+    if let Some(explained) = explained.filter(|explained| lost > *explained) {
+        return Some(format!("lost {lost} rows, of which the server's statistics explain {explained} as deleted"));
     }
-    let share = lost * 100 / old.rows.max(1);
-    (lost > TOLERANCE && share > u64::from(percent))
-        .then(|| format!("lost {lost} of {} rows, more than {percent} %", old.rows))
+    let share = lost * 100 / old.max(1);
+    (lost > FEW && share > u64::from(percent)).then(|| format!("lost {lost} of {old} rows, more than {percent} %"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shrunk;
+
+    #[test]
+    fn one_row_that_nobody_deleted_is_a_finding_and_any_number_that_somebody_did_is_none() {
+        assert!(shrunk(1000, 999, Some(0), 20).is_some());
+        assert!(shrunk(1000, 999, Some(1), 20).is_none());
+        assert!(shrunk(1000, 850, Some(150), 20).is_none());
+        assert!(shrunk(1000, 2000, Some(0), 20).is_none());
+    }
+
+    #[test]
+    fn more_than_the_share_is_a_finding_whoever_deleted_it() {
+        assert!(shrunk(1000, 700, Some(300), 20).is_some());
+        assert!(shrunk(1000, 700, None, 20).is_some());
+        assert!(shrunk(1000, 900, None, 20).is_none());
+        assert!(shrunk(50, 0, Some(50), 20).is_none());
+    }
 }

@@ -9,4 +9,5 @@ mod s3_server;
 #[cfg(feature = "s3")]
 mod seaweedfs;
 mod server;
+mod snapshot;
 mod storage;

@@ -255,12 +255,16 @@ impl TestServer {
 
     /// A fresh database, from `template` (another [`TestDatabase`]'s name) or empty. Nobody but the superuser may even connect.
     pub async fn database(self: &Arc<Self>, template: Option<&str>) -> TestDatabase {
+        self.database_with(&format!("TEMPLATE {}", template.unwrap_or("template0"))).await
+    }
+
+    /// A fresh database with other options of CREATE DATABASE.
+    pub async fn database_with(self: &Arc<Self>, options: &str) -> TestDatabase {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let template = template.unwrap_or("template0");
         let admin = connect(&self.superuser_dsn("postgres")).await;
         admin
-            .batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}"))
+            .batch_execute(&format!("CREATE DATABASE {name} {options}"))
             .await
             .unwrap_or_else(|error| panic!("cannot create a test database: {error:?}"));
         admin.batch_execute(&format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await.unwrap();

@@ -72,8 +72,19 @@ impl Reader {
         columns: &[&Column],
         range: BlockRange,
     ) -> Result<CopyRows<'_>, PostgresError> {
-        let mut condition = format!("ctid >= '({},0)'", range.from);
-        if let Some(to) = range.to {
+        self.copy_from(table, columns, Tid { block: range.from, offset: 0 }, range.to).await
+    }
+
+    /// As [`Reader::copy_range`], but from a place within a block on.
+    pub async fn copy_from(
+        &self,
+        table: &TableName,
+        columns: &[&Column],
+        from: Tid,
+        to: Option<u32>,
+    ) -> Result<CopyRows<'_>, PostgresError> {
+        let mut condition = format!("ctid >= '{from}'");
+        if let Some(to) = to {
             // Writing to a String cannot fail.
             let _ = write!(condition, " AND ctid < '({to},0)'");
         }

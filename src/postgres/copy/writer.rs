@@ -23,12 +23,31 @@ pub struct CopyInWriter {
 }
 
 impl CopyInWriter {
-    /// Begins `COPY table (columns) FROM STDIN (FORMAT binary)`.
+    /// Begins `COPY table (columns) FROM STDIN (FORMAT binary)`. No column: a table that has none to be written.
     pub async fn begin(client: &Client, table: &TableName, columns: &[&str]) -> Result<Self, PostgresError> {
+        Self::begin_encoded(client, table, columns, "UTF8").await
+    }
+
+    /// As [`CopyInWriter::begin`], for text in the given encoding. The session keeps that encoding: set it back after
+    /// [`CopyInWriter::finish`].
+    pub async fn begin_encoded(
+        client: &Client,
+        table: &TableName,
+        columns: &[&str],
+        encoding: &str,
+    ) -> Result<Self, PostgresError> {
         let doing = format!("writing into {table}");
+        let fail = || PostgresError::server(doing.clone());
         let list: Vec<String> = columns.iter().map(|column| sql::identifier(column)).collect();
-        let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table.quoted(), list.join(", "));
-        let sink = client.copy_in(&copy).await.map_err(PostgresError::server(doing.clone()))?;
+        let list = if list.is_empty() { String::new() } else { format!(" ({})", list.join(", ")) };
+        let copy = format!("COPY {}{list} FROM STDIN (FORMAT binary)", table.quoted());
+        let statement = client.prepare(&copy).await.map_err(fail())?;
+        if encoding != "UTF8" {
+            // Names went as UTF-8; values go as they were stored.
+            let set = format!("SET client_encoding = {}", sql::literal(encoding));
+            client.batch_execute(&set).await.map_err(fail())?;
+        }
+        let sink = client.copy_in(&statement).await.map_err(fail())?;
         let mut buffer = BytesMut::with_capacity(SEND_BYTES + (16 << 10));
         buffer.put_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
         // A table has at most 1,600 columns.
@@ -48,7 +67,13 @@ impl CopyInWriter {
                     let length =
                         i32::try_from(field.len()).map_err(|_| self.answer("a value is over 2 GiB".to_owned()))?;
                     self.buffer.put_i32(length);
-                    self.buffer.put_slice(field);
+                    // In pieces: two more copies of a value of 200 MB are two too many.
+                    for piece in field.chunks(SEND_BYTES) {
+                        self.buffer.put_slice(piece);
+                        if self.buffer.len() >= SEND_BYTES {
+                            self.send().await?;
+                        }
+                    }
                 }
             }
         }

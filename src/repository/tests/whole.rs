@@ -116,7 +116,7 @@ pub async fn snapshot(repository: &Repository, salt: u8) -> Result<(ObjectId, St
     });
     let stored = match work.await.unwrap() {
         Ok(stored) => stored,
-        Err(e) => return Err(writer.into_error().await.unwrap_or(e)),
+        Err(e) => return Err(writer.abandon().await.unwrap_or(e)),
     };
     let done = writer.finish_chunks().await?;
     let added = done.added.chunks;

@@ -161,8 +161,9 @@ impl Keys {
             exclude: Vec::new(),
             reading: ReadingOptions::default(),
             pg_dump: self.pg_dump(),
-            expected_sequence: None,
             suspect_percent: 20,
+            heads: Vec::new(),
+            accept_loss: false,
         };
         take(&repository, &dsn(dsn_text), &options, &monitor()).await
     }

@@ -1,0 +1,99 @@
+//! How much memory a snapshot and a restore take: the kernel's word about a process of its own.
+
+use std::process::Command;
+
+use restante_fixtures::{load, store};
+
+use super::support::{Place, snapshot_role, text};
+use crate::server::{TestDatabase, TestServer};
+
+const MIB: u64 = 1 << 20;
+
+/// What `--memory 64MiB` may take in all with two readers: the buffers, the program, its threads' stacks and compressors, and
+/// what malloc keeps.
+const BOUND: u64 = 112 * MIB;
+
+/// Runs the program and asks the kernel for its largest resident set; `wait4` cannot be called without `unsafe`, so Python does.
+fn peak(program: &Command) -> u64 {
+    let script = "import resource, subprocess, sys\ncode = subprocess.call(sys.argv[1:])\n\
+                  print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\nsys.exit(code)";
+    let mut wrapped = Command::new("python3");
+    wrapped.args(["-c", script]).arg(program.get_program()).args(program.get_args());
+    wrapped.current_dir(program.get_current_dir().unwrap());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    let output = wrapped.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let kib: u64 = said.lines().find_map(|line| line.strip_prefix("PEAK ")).unwrap().parse().unwrap();
+    kib << 10
+}
+
+fn taking(place: &Place, store: &str) -> u64 {
+    let mut program = place.program(store);
+    program.args(["snapshot", "--memory", "64MiB", "--jobs", "2"]);
+    peak(&program)
+}
+
+async fn filled(messages: u64) -> TestDatabase {
+    let database = TestServer::shared().database(None).await;
+    let client = database.superuser().await;
+    store::create(&client).await.unwrap();
+    let options = load::Options { messages, max_size: 2_000_000, ..Default::default() };
+    load::load(&client, &options).await.unwrap();
+    database
+}
+
+async fn size(database: &TestDatabase) -> i64 {
+    let sql = "SELECT pg_database_size(current_database())";
+    database.superuser().await.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_twice_as_large_takes_no_more_memory() {
+    let mut peaks = Vec::new();
+    for messages in [5_000, 10_000] {
+        let database = filled(messages).await;
+        let role = snapshot_role(&database).await;
+        // The smaller of two: what a peak has by chance is not what it has by the size of the store.
+        let mut peaks_of_two = Vec::new();
+        for _ in 0..2 {
+            peaks_of_two.push(taking(&Place::new().await, &database.dsn_as(&role)));
+        }
+        peaks.push((size(&database).await >> 20, peaks_of_two.into_iter().min().unwrap_or_default() / MIB));
+    }
+    println!("(size of the database, peak), MiB: {peaks:?}");
+    let [(small, low), (large, high)] = peaks[..] else { unreachable!() };
+    assert!(small >= 190 && large >= 380, "{peaks:?}");
+    assert!(high <= BOUND / MIB, "{peaks:?}");
+    assert!(high * 100 <= low * 110, "{peaks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_of_200_mb_takes_at_most_twice_its_size_on_top() {
+    let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
+    database
+        .execute(
+            "CREATE TABLE t (id int, body bytea); ALTER TABLE t ALTER body SET STORAGE EXTERNAL;
+             INSERT INTO t SELECT 1, decode(repeat(string_agg(md5(g::text), ''), 125), 'hex') FROM generate_series(1, 100000) g",
+        )
+        .await;
+    let role = snapshot_role(&database).await;
+    let taking = taking(&place, &database.dsn_as(&role));
+    let target = TestServer::shared().database(None).await;
+    let mut program = place.program("");
+    program
+        .args(["restore", "latest", "--full", "--into", &target.superuser_dsn(), "-i"])
+        .arg(place.path("reader.key"));
+    let restoring = peak(&program);
+    println!("peak while taking {} MiB, while restoring {} MiB", taking / MIB, restoring / MIB);
+    let limit = BOUND + 2 * 200_000_000;
+    assert!(taking <= limit, "{}", taking / MIB);
+    assert!(restoring <= limit, "{}", restoring / MIB);
+    let same = "SELECT length(body) = 200000000 AND body = (SELECT decode(repeat(string_agg(md5(g::text), ''), 125), 'hex') FROM generate_series(1, 100000) g) FROM t";
+    assert!(target.superuser().await.query_one(same, &[]).await.unwrap().get::<_, bool>(0));
+}

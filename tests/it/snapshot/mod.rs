@@ -1,0 +1,11 @@
+//! Snapshots of real servers: that they hold what the store held at their instant, say what they do not hold, tell nobody
+//! without a reader's identity anything of it, and come back whole.
+
+mod command;
+mod coverage;
+mod keys;
+mod memory;
+mod oracle;
+mod repeated;
+mod support;
+mod types;
