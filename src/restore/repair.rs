@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 
 use super::batch::staged;
-use super::look::lock_mailboxes;
-use super::write::insert_parts;
 use super::error::ReplayError;
+use super::look::lock_mailboxes;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
+use super::write::insert_parts;
 use crate::compare::live;
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;

@@ -6,7 +6,7 @@ use super::batch::Batch;
 use super::error::ReplayError;
 use super::staging::Stage;
 use super::write::live_type;
-use crate::compare::compare::row_print;
+use crate::compare::classify::row_print;
 use crate::compare::layout::{Body, Table};
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
@@ -16,7 +16,11 @@ use crate::repository::zone;
 
 impl Batch<'_> {
     /// Reads every row back, column by column; content must be equal, other columns are reported.
-    pub(super) async fn read_again(&self, session: &Session, messages: usize) -> Result<BTreeMap<String, u64>, ReplayError> {
+    pub(super) async fn read_again(
+        &self,
+        session: &Session,
+        messages: usize,
+    ) -> Result<BTreeMap<String, u64>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let mut changed = BTreeMap::new();
