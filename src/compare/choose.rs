@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::compare::row_print;
+use super::classify::row_print;
 use super::error::CompareError;
 use super::layout::{Layout, layout};
 use super::parents::inline;
@@ -75,7 +75,7 @@ async fn scan(
     let mut messages = 0;
     source
         .scan(&message.table.source, None, &mut |cells| {
-            if holds(super::compare::instant(&message.clocks, cells)) {
+            if holds(super::classify::instant(&message.clocks, cells)) {
                 messages += 1;
                 each(row_print(inline(cells, key), message.evidence.iter().map(|at| inline(cells, *at))));
             }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::compare::LiveMessage;
+use super::classify::LiveMessage;
 use super::layout::{Layout, Parent};
 use super::parents::{Fate, Parents};
 use super::source::Facts;

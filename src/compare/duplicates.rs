@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::compare::{Comparison, Leftover, LiveMessage, Options};
+use super::classify::{Comparison, Leftover, LiveMessage, Options};
 use super::content::{self, PartRows};
 use super::error::CompareError;
 use super::layout::Layout;

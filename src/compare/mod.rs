@@ -16,13 +16,13 @@
 //! | [`content`] | the mail as its sender wrote it, and its fingerprint, from either side |
 //! | [`tombstones`] | what users deleted themselves |
 //! | [`past`] | what earlier replays put back |
-//! | [`compare`](mod@compare) | all of it in order: the classes |
+//! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
 //! | [`choose`] | which snapshot was taken before the damage |
 //! | [`report`] | what may be printed of it: no subjects, no content |
 
 pub mod choose;
-pub mod compare;
+pub mod classify;
 pub mod content;
 pub mod counters;
 mod duplicates;
@@ -39,6 +39,6 @@ pub mod row;
 pub mod source;
 pub mod tombstones;
 
-pub use compare::{Comparison, Leftover, Options, compare};
+pub use classify::{Comparison, Leftover, Options, compare};
 pub use error::CompareError;
 pub use row::{Class, Reason};

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
-use super::compare::Comparison;
+use super::classify::Comparison;
 use super::counters::SequenceCounter;
 use super::layout::Trigger;
 use super::parents::Fate;

@@ -172,11 +172,11 @@ impl RepositorySource {
     }
 
     async fn value_map(&self, number: u32) -> Result<Arc<Vec<MapValue>>, CompareError> {
-        let kept = |maps: &Mutex<Vec<(u32, Arc<Vec<MapValue>>)>>| {
-            let maps = maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
             maps.iter().find(|(of, _)| *of == number).map(|(_, map)| map.clone())
         };
-        if let Some(map) = kept(&self.maps) {
+        if let Some(map) = kept {
             return Ok(map);
         }
         let map = Arc::new(self.reader.value_map(&*self.increment(number)?).await?);

@@ -163,7 +163,7 @@ impl<'a> Batch<'a> {
         // UIDs ascend with the time of arrival (RFC 9051 §2.3.1.1 asks for ascending, clients show by it).
         let uid =
             |item: &Item<'_>| layout.message.uid.and_then(|at| zone::integer(item.leftover.row[at].bytes()?, false));
-        items.sort_by(|one, other| (one.leftover.instant, uid(one)).cmp(&(other.leftover.instant, uid(other))));
+        items.sort_by_key(|item| (item.leftover.instant, uid(item)));
         Ok(Self { plan, replay, items, parts, found, skipped })
     }
 

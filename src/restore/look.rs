@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::batch::{Batch, Item, Taken};
 use super::error::ReplayError;
-use crate::compare::compare::{LiveMessage, live_fields, live_message, live_select};
+use crate::compare::classify::{LiveMessage, live_fields, live_message, live_select};
 use crate::compare::content::{self, Made};
 use crate::compare::layout::Layout;
 use crate::compare::live;

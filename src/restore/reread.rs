@@ -6,7 +6,7 @@ use super::batch::Batch;
 use super::error::ReplayError;
 use super::staging::Stage;
 use super::write::live_type;
-use crate::compare::compare::row_print;
+use crate::compare::classify::row_print;
 use crate::compare::layout::{Body, Table};
 use crate::compare::live;
 use crate::compare::past::JOURNAL;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::error::ReplayError;
 use super::look::lock_mailboxes;
 use super::{journal, staging};
-use crate::compare::compare::row_print;
+use crate::compare::classify::row_print;
 use crate::compare::layout::{Layout, Table};
 use crate::compare::live;
 use crate::compare::past::JOURNAL;

@@ -228,7 +228,8 @@ impl<'a> History<'a> {
                 let name = format!("folder {}", self.mailboxes.len());
                 self.make_mailbox(account, &name).await;
             }
-            19 if mailbox > 3 => {
+            // Archives and folders: not the inboxes.
+            19 if mailbox > 3 || mailbox % 2 == 1 => {
                 self.store.delete_mailbox(to).await;
                 self.tell("delete mailbox", format!("{to}"));
                 self.mailboxes[mailbox].state = State::Deleted;

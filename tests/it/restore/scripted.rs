@@ -5,7 +5,7 @@ use restante::compare::{choose, layout};
 use restante::postgres::catalog;
 use restante::postgres::grants::{self, GrantsFor, Purpose};
 use restante::restore::undo::{UndoOptions, undo};
-use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, Window, rights};
+use restante::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, Window, rights};
 
 use super::memory::MemorySource;
 use super::store::{Content, Store, clock};
@@ -312,4 +312,35 @@ async fn a_uid_that_was_issued_twice_changes_uidvalidity_once() {
     assert_eq!(after.1, before.1, "nothing was issued there since");
     store.restore(&snapshot, None).await;
     assert_eq!(uidvalidity(inbox).await, after.0);
+}
+
+#[tokio::test]
+async fn what_nobody_can_tell_is_its_own_class_and_goes_where_it_is_told() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let archive = store.mailbox(account, "Archive", 0).await;
+    let gone = store.mailbox(account, "gone", 0).await;
+    let ids = [store.deliver(inbox, Content(2), 5, 0).await, store.deliver(gone, Content(5), 6, 0).await];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[], true).await;
+    // An equal mail elsewhere, and no tombstone: copied, moved while nobody wrote it down, or sent again.
+    store.deliver(archive, Content(2), 50, 0).await;
+    store.delete_mailbox(gone).await;
+    let comparison = store.compare(&snapshot, None).await;
+    let classes: Vec<Class> = comparison.leftovers.iter().map(|one| one.class).collect();
+    assert_eq!(classes, [Class::CannotTell, Class::Orphan]);
+    assert!(matches!(comparison.leftovers[0].reason, Reason::CopyElsewhere(_)));
+
+    let plan = |doubtful, orphans| PlanOptions { doubtful, orphans, ..Default::default() };
+    let skipped = store.restore_with(&snapshot, None, &plan(Doubtful::Skip, false), ApplyOptions::default()).await;
+    assert_eq!((skipped.mail.restored, skipped.left_out), (0, 2));
+    let aside = store.restore_with(&snapshot, None, &plan(Doubtful::SideFolder, true), ApplyOptions::default()).await;
+    assert_eq!(aside.mail.restored, 2, "{aside:?}");
+    let found = store.found().await;
+    let name = |content: u32| &found.iter().rfind(|one| one.content == Some(Content(content))).unwrap().name;
+    assert_eq!((&**name(2), &**name(5)), ("Recovered/INBOX", "Recovered/gone"));
+    store.check_counters().await;
+    let again = store.restore_with(&snapshot, None, &plan(Doubtful::SideFolder, true), ApplyOptions::default()).await;
+    assert_eq!(again.mail.restored, 0);
 }
