@@ -1,6 +1,7 @@
 //! What every command has: settings from flags, environment and file, in this order; the output; the way to an
 //! open repository and a live store.
 
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -130,6 +131,21 @@ impl Context {
     pub async fn snapshot(&self, repository: &Repository, wanted: &str) -> anyhow::Result<Snapshot> {
         let all = self.snapshots(repository).await?;
         Ok(snapshots::select(&all, wanted)?.clone())
+    }
+
+    /// Asks on the terminal; `-y` answers. Without either it is refused.
+    pub fn confirm(&self, question: &str) -> anyhow::Result<bool> {
+        if self.global.yes {
+            return Ok(true);
+        }
+        if !std::io::stdin().is_terminal() || self.global.json {
+            return Err(UsageError(format!("{question} There is no terminal to ask: say `--yes` if so")).into());
+        }
+        eprint!("{question} [y/N] ");
+        std::io::stderr().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 }
 

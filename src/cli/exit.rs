@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
+use crate::compare::CompareError;
 use crate::postgres::PostgresError;
+use crate::profile::ProfileError;
 use crate::repository::RepositoryError;
+use crate::restore::ReplayError;
 use crate::snapshot::SnapshotError;
 use crate::storage::StorageError;
 
@@ -96,6 +99,15 @@ fn classify(error: &anyhow::Error) -> Exit {
                 return Exit::Refused;
             }
             _ => {}
+        }
+        if link.downcast_ref().is_some_and(CompareError::is_refusal) {
+            return Exit::Refused;
+        }
+        if link.downcast_ref().is_some_and(ReplayError::is_not_found) {
+            return Exit::NotFound;
+        }
+        if link.is::<ProfileError>() {
+            return Exit::Usage;
         }
         if matches!(link.downcast_ref(), Some(StorageError::NotFound { .. })) {
             return Exit::NotFound;

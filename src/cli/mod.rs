@@ -9,8 +9,10 @@ mod dump;
 mod exit;
 mod init;
 mod key;
+mod live;
 mod output;
 mod progress;
+mod replays;
 mod restore;
 mod show;
 mod snapshot;
@@ -94,8 +96,12 @@ enum Command {
     Show(show::Show),
     /// Print the rows of a table from a snapshot
     Dump(dump::Dump),
-    /// Put a snapshot, or a table of it, into a database
-    Restore(restore::Restore),
+    /// Put lost mail back into live mailboxes; or a snapshot, or a table of it, into a database
+    Restore(Box<restore::Restore>),
+    /// List what was put back into the live store
+    Replays(replays::Replays),
+    /// Take a replay back
+    Undo(replays::Undo),
     /// Check that snapshots are there and sound
     Verify(verify::Verify),
     /// Manage keys and readers
@@ -141,6 +147,8 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Show(command) => command.run(&context).await,
                 Command::Dump(command) => command.run(&context).await,
                 Command::Restore(command) => command.run(&context).await,
+                Command::Replays(command) => command.run(&context).await,
+                Command::Undo(command) => command.run(&context).await,
                 Command::Verify(command) => command.run(&context).await,
                 Command::Key(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
