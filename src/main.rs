@@ -1,4 +1,4 @@
-//! The `restante` program: everything is in the library.
+//! The `restante` program: everything is in the library, but for the allocator's settings, which must be there when a process begins.
 
 use std::process::ExitCode;
 

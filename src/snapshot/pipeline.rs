@@ -1,11 +1,12 @@
 //! Readers take segments from one list, largest tables first, and hand rows to a thread each.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::SnapshotError;
 use super::gaps::{self, Detour, Gap, RELEASE, SAVEPOINT};
@@ -31,6 +32,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 4096;
 /// Batches between a reader and its thread.
 const QUEUE: usize = 2;
+/// Bytes between a reader and its thread, the batch in work included. Rows of 20 MB would otherwise queue up three deep.
+const QUEUE_BYTES: usize = (QUEUE + 2) * BATCH_BYTES;
 
 /// Rows with the bounds of their fields, one after the other.
 #[derive(Default)]
@@ -38,6 +41,14 @@ struct Batch {
     rows: Vec<(Tid, u32, Bytes)>,
     bounds: Vec<FieldBounds>,
     bytes: usize,
+    /// Its share of [`QUEUE_BYTES`]; a larger batch has all of it.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// The way to the thread, bounded by batches and by bytes.
+struct Queue {
+    sender: mpsc::Sender<Part>,
+    room: Arc<Semaphore>,
 }
 
 /// What goes to the thread.
@@ -126,12 +137,14 @@ async fn read_segment(
     let columns: Vec<&catalog::Column> = task.layout.columns.iter().collect();
     let (sender, receiver) = mpsc::channel(QUEUE);
     let worker = tokio::spawn(run_blocking(move || build(builder, receiver, first, end)));
+    let room = Arc::new(Semaphore::new(QUEUE_BYTES));
 
     let mut from = Tid { block: first, offset: 0 };
     let mut gaps = Vec::new();
     let mut detour = Detour::new(reader, table, &columns, end);
     reader.session().execute("reading", SAVEPOINT).await.map_err(|e| reader.explain(e))?;
-    while let Err(error) = pump(reader, table, &columns, &mut from, end, &sender, monitor).await {
+    let queue = Queue { sender, room };
+    while let Err(error) = pump(reader, table, &columns, &mut from, end, &queue, monitor).await {
         if !error.is_about_data() {
             return Err(error.into());
         }
@@ -141,7 +154,7 @@ async fn read_segment(
     }
     reader.session().execute("reading", RELEASE).await.map_err(|e| reader.explain(e))?;
     // Closed: the thread stopped with an error of its own, which is told below.
-    let _ = sender.send(Part::End).await;
+    let _ = queue.sender.send(Part::End).await;
     let built = worker.await.map_err(|_| RepositoryError::Interrupted)??;
     Ok((built, gaps))
 }
@@ -153,7 +166,7 @@ async fn pump(
     columns: &[&catalog::Column],
     from: &mut Tid,
     end: Option<u32>,
-    sender: &mpsc::Sender<Part>,
+    queue: &Queue,
     monitor: &SharedMonitor,
 ) -> Result<(), PostgresError> {
     let mut rows = reader.copy_from(&table.name, columns, *from, end).await?;
@@ -170,14 +183,15 @@ async fn pump(
         batch.bounds.append(&mut bounds);
         if batch.bytes >= BATCH_BYTES || batch.rows.len() >= BATCH_ROWS {
             monitor.advance(batch.bytes as u64);
-            if sender.send(Part::Rows(std::mem::take(&mut batch))).await.is_err() {
+            batch.room = queue.room.clone().acquire_many_owned(batch.bytes.min(QUEUE_BYTES) as u32).await.ok();
+            if queue.sender.send(Part::Rows(std::mem::take(&mut batch))).await.is_err() {
                 rows.cancel().await;
                 return Ok(());
             }
         }
     };
     monitor.advance(batch.bytes as u64);
-    let _ = sender.send(Part::Rows(batch)).await;
+    let _ = queue.sender.send(Part::Rows(batch)).await;
     ended
 }
 
