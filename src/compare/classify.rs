@@ -53,6 +53,8 @@ pub struct Leftover {
     pub reason: Reason,
     /// Another mail lives under its Message-ID with other content.
     pub same_id_other_mail: bool,
+    /// It was put back once and that was undone: only mail with at least this UID can stand for it.
+    pub stands_from: Option<i64>,
     /// For each kind of part, the rows that name its parts; then the rows of each kind of child.
     pub via: Vec<Vec<Row>>,
     pub children: Vec<Vec<Row>>,
@@ -244,6 +246,7 @@ impl Scan<'_> {
                         class: Class::Absent,
                         reason: Reason::NoTrace,
                         same_id_other_mail: false,
+                        stands_from: None,
                         via: vec![Vec::new(); layout.parts.len()],
                         children: vec![Vec::new(); layout.children.len()],
                     }),
@@ -471,6 +474,7 @@ async fn decide_by_record(
     let mut tombstones = Tombstones::read(session, layout, &asked, past).await?;
     let restored: HashMap<Print, bool> = still_there(session, layout, past, leftovers).await?;
     for (leftover, wanted) in leftovers.iter_mut().zip(&wanted) {
+        leftover.stands_from = past.stands_from(&leftover.source);
         if let Some(print) = past.restored_as(&leftover.source) {
             (leftover.class, leftover.reason) = if restored.get(print).copied().unwrap_or(false) {
                 (Class::Duplicate, Reason::RestoredBefore)

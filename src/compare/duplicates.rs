@@ -52,17 +52,24 @@ pub(super) async fn decide(
         let keys: Vec<&str> = near.live.iter().map(|at| &*live[*at].key_text).collect();
         content::live_prints(session, layout, &keys).await?
     };
-    // By mailbox first, then by account.
-    for in_mailbox in [true, false] {
+    // By mailbox first, then by account. What was taken back once has fewer candidates, so it asks before the others.
+    let mut bounds: Vec<Option<i64>> = near.lost.iter().map(|at| leftovers[*at].stands_from).collect();
+    bounds.sort_unstable_by(|one, other| other.cmp(one));
+    bounds.dedup();
+    let rounds = bounds.into_iter().filter(Option::is_some).map(|bound| (true, bound));
+    for (in_mailbox, bound) in rounds.chain([(true, None), (false, None)]) {
         let mut scopes: HashMap<Bytes, (Vec<usize>, Vec<usize>)> = HashMap::new();
-        for at in near.lost.iter().filter(|at| leftovers[**at].class == Class::Absent) {
+        for at in
+            near.lost.iter().filter(|at| leftovers[**at].class == Class::Absent && leftovers[**at].stands_from == bound)
+        {
             let Some(mailbox) = leftovers[*at].mailbox else { continue };
             let target = if in_mailbox { parents.target(mailbox) } else { parents.target_owner(mailbox) };
             if let Some(target) = target {
                 scopes.entry(target.key.clone()).or_default().0.push(*at);
             }
         }
-        for at in near.live.iter().filter(|at| !live[**at].taken) {
+        let late = |one: &LiveMessage| bound.is_none_or(|bound| one.uid.is_none_or(|uid| uid >= bound));
+        for at in near.live.iter().filter(|at| !live[**at].taken && late(&live[**at])) {
             let scope = if in_mailbox { live[*at].mailbox.clone() } else { owner_of(&live[*at]) };
             if let Some((_, list)) = scopes.get_mut(&scope) {
                 list.push(*at);

@@ -8,6 +8,7 @@ use super::error::CompareError;
 use super::live;
 use super::row::Print;
 use crate::postgres::session::Session;
+use crate::repository::zone;
 
 /// The table of the journal, in Restante's own schema.
 pub const JOURNAL: &str = "\"restante\".\"journal\"";
@@ -18,6 +19,8 @@ pub struct Past {
     active: HashMap<Print, Print>,
     restored: HashSet<Print>,
     undone: HashSet<Print>,
+    /// Source identity → UIDNEXT of the mailbox when its replay was undone last.
+    taken_back: HashMap<Print, i64>,
 }
 
 impl Past {
@@ -31,12 +34,16 @@ impl Past {
             return Ok(Self::default());
         }
         let mut past = Self::default();
-        let select = format!("SELECT source, restored, buried, undone IS NOT NULL FROM {JOURNAL}");
+        let select = format!("SELECT source, restored, buried, undone IS NOT NULL, next_uid FROM {JOURNAL}");
         let mut row = |row: &[Option<&[u8]>]| {
             let print = |field: Option<&[u8]>| Some(Print(field?.try_into().ok()?));
             if let (Some(source), Some(restored)) = (print(row[0]), print(row[1])) {
                 if row[3] == Some(&[1]) {
                     past.undone.extend(print(row[2]));
+                    if let Some(next) = row[4].and_then(|bytes| zone::integer(bytes, false)) {
+                        let last = past.taken_back.entry(source).or_insert(next);
+                        *last = next.max(*last);
+                    }
                 } else {
                     past.active.insert(source, restored);
                     past.restored.insert(restored);
@@ -44,7 +51,7 @@ impl Past {
             }
             Ok(())
         };
-        let read = live::copy(session, "reading the journal of replays", &select, 4, &mut row).await;
+        let read = live::copy(session, "reading the journal of replays", &select, 5, &mut row).await;
         read.map_err(|error| CompareError::Journal { message: error.to_string() })?;
         Ok(past)
     }
@@ -52,6 +59,11 @@ impl Past {
     /// The print of the row that stands for this one since an earlier replay.
     pub fn restored_as(&self, source: &Print) -> Option<&Print> {
         self.active.get(source)
+    }
+
+    /// The first UID of what arrived after this message was taken back again: older mail in its mailbox stood beside it.
+    pub fn stands_from(&self, source: &Print) -> Option<i64> {
+        self.taken_back.get(source).copied()
     }
 
     /// Was this live row put back by a replay? Then it stands for its own source and for nobody else.

@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS restante.journal (
     restored bytea,
     state text,
     undone timestamptz,
+    next_uid bigint,
     buried bytea
 );
 CREATE UNIQUE INDEX IF NOT EXISTS journal_once ON restante.journal (source, copy) WHERE undone IS NULL;

@@ -194,13 +194,19 @@ async fn batch(
             session.execute("undoing", &sql).await?;
         }
     }
-    let (entries, tombs): (Vec<i64>, Vec<Option<Vec<u8>>>) =
-        doomed.iter().map(|(entry, key, _)| (*entry, buried.get(key).cloned())).unzip();
+    // What arrived up to here stood beside the message, and what comes now may stand for it.
+    let next_uid = |mailbox: &str| {
+        let state = locked.values().find(|state| state.key_text == mailbox)?;
+        layout.mailbox.uid.map(|_| state.uid + i64::from(!layout.mailbox.uid_is_next))
+    };
+    let entries: Vec<i64> = doomed.iter().map(|(entry, ..)| *entry).collect();
+    let tombs: Vec<Option<Vec<u8>>> = doomed.iter().map(|(_, key, _)| buried.get(key).cloned()).collect();
+    let next: Vec<Option<i64>> = doomed.iter().map(|(.., mailbox)| next_uid(mailbox)).collect();
     let sql = format!(
-        "UPDATE {JOURNAL} j SET undone = clock_timestamp(), buried = v.b \
-         FROM unnest($1::int8[], $2::bytea[]) v(e, b) WHERE j.entry = v.e"
+        "UPDATE {JOURNAL} j SET undone = clock_timestamp(), buried = v.b, next_uid = v.n \
+         FROM unnest($1::int8[], $2::bytea[], $3::int8[]) v(e, b, n) WHERE j.entry = v.e"
     );
-    session.client().execute(&sql, &[&entries, &tombs]).await.map_err(failed("writing the journal"))?;
+    session.client().execute(&sql, &[&entries, &tombs, &next]).await.map_err(failed("writing the journal"))?;
     report.undone = doomed.len() as u64;
     Ok((Some(last), report))
 }

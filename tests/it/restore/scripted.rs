@@ -344,3 +344,26 @@ async fn what_nobody_can_tell_is_its_own_class_and_goes_where_it_is_told() {
     let again = store.restore_with(&snapshot, None, &plan(Doubtful::SideFolder, true), ApplyOptions::default()).await;
     assert_eq!(again.mail.restored, 0);
 }
+
+#[tokio::test]
+async fn mail_that_came_beside_a_restored_one_does_not_stand_for_it_after_undo() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let id = store.deliver(inbox, Content(9), 5, 0).await;
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&[id], &[], true).await;
+    let report = store.restore(&snapshot, None).await;
+    store.deliver(inbox, Content(9), 50, 0).await;
+    let layout = store.compare(&snapshot, None).await.layout;
+    let options = UndoOptions { replay: report.replay.unwrap(), ..Default::default() };
+    assert_eq!(undo(&store.session().await, &layout, &options).await.unwrap().undone, 1);
+    let redone = store.restore(&snapshot, None).await;
+    assert_eq!(redone.mail.restored, 1);
+    // Taken back again; now an equal mail comes, and it does stand for the lost one.
+    let options = UndoOptions { replay: redone.replay.unwrap(), ..Default::default() };
+    assert_eq!(undo(&store.session().await, &layout, &options).await.unwrap().undone, 1);
+    store.deliver(inbox, Content(9), 60, 0).await;
+    assert_eq!(store.restore(&snapshot, None).await.mail.restored, 0);
+    assert_eq!(contents(&store, inbox).await, [9, 9]);
+}
