@@ -1,10 +1,11 @@
 //! Readers take segments from one list, largest tables first, and hand rows to a thread each.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::SnapshotError;
 use super::layout::{Layout, TableLayout};
@@ -28,6 +29,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 4096;
 /// Batches between a reader and its thread.
 const QUEUE: usize = 2;
+/// Bytes between a reader and its thread, the batch in work included. Rows of 20 MB would otherwise queue up three deep.
+const QUEUE_BYTES: usize = (QUEUE + 2) * BATCH_BYTES;
 
 /// Rows with the bounds of their fields, one after the other.
 #[derive(Default)]
@@ -35,6 +38,8 @@ struct Batch {
     rows: Vec<(Tid, u32, Bytes)>,
     bounds: Vec<FieldBounds>,
     bytes: usize,
+    /// Its share of [`QUEUE_BYTES`]; a larger batch has all of it.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 struct Task<'a> {
@@ -108,6 +113,7 @@ async fn read_segment(
     let columns: Vec<&catalog::Column> = task.layout.columns.iter().collect();
     let (sender, receiver) = mpsc::channel(QUEUE);
     let worker = tokio::spawn(run_blocking(move || build(builder, receiver, first, end)));
+    let room = Arc::new(Semaphore::new(QUEUE_BYTES));
 
     let pumped = async {
         let mut rows = reader.copy_range(&table.name, &columns, BlockRange { from: first, to: end }).await?;
@@ -118,6 +124,7 @@ async fn read_segment(
             batch.bounds.append(&mut bounds);
             if batch.bytes >= BATCH_BYTES || batch.rows.len() >= BATCH_ROWS {
                 monitor.advance(batch.bytes as u64);
+                batch.room = room.clone().acquire_many_owned(batch.bytes.min(QUEUE_BYTES) as u32).await.ok();
                 if sender.send(std::mem::take(&mut batch)).await.is_err() {
                     // The thread stopped with an error of its own, which is told below.
                     rows.cancel().await;
