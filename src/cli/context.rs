@@ -1,7 +1,6 @@
 //! What every command has: settings from flags, environment and file, in this order; the output; the way to an
 //! open repository and a live store.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,12 +105,32 @@ impl Context {
             )
             .into());
         }
-        Ok(Repository::open(self.storage().await?, Access::Reader(identities), self.expected()?).await?)
+        let repository = Repository::open(self.storage().await?, Access::Reader(identities), self.expected()?).await?;
+        for (name, problem) in &repository.passed_over {
+            self.monitor().warn(&format!("key ring {name} was passed over: {problem}"));
+        }
+        Ok(repository)
     }
 
     /// For commands that only look at structure: with whichever key is there.
     pub async fn open_to_look(&self) -> anyhow::Result<Repository> {
         if self.identities().is_empty() { self.open_as_writer().await } else { self.open_as_reader().await }
+    }
+
+    /// Asks before something is written. Without a terminal and without `-y` the answer is no.
+    pub fn confirm(&self, question: &str) -> anyhow::Result<()> {
+        use std::io::IsTerminal;
+        if self.global.yes {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() || self.output.is_json() {
+            return Err(UsageError(format!("{question} There is nobody to ask: say `-y`")).into());
+        }
+        eprint!("{question} [y/N] ");
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).context("no answer")?;
+        let yes = matches!(answer.trim(), "y" | "Y" | "yes");
+        if yes { Ok(()) } else { Err(Interrupted.into()) }
     }
 
     pub fn dsn(&self) -> anyhow::Result<Dsn> {
@@ -131,21 +150,6 @@ impl Context {
     pub async fn snapshot(&self, repository: &Repository, wanted: &str) -> anyhow::Result<Snapshot> {
         let all = self.snapshots(repository).await?;
         Ok(snapshots::select(&all, wanted)?.clone())
-    }
-
-    /// Asks on the terminal; `-y` answers. Without either it is refused.
-    pub fn confirm(&self, question: &str) -> anyhow::Result<bool> {
-        if self.global.yes {
-            return Ok(true);
-        }
-        if !std::io::stdin().is_terminal() || self.global.json {
-            return Err(UsageError(format!("{question} There is no terminal to ask: say `--yes` if so")).into());
-        }
-        eprint!("{question} [y/N] ");
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 }
 

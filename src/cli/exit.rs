@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use crate::compare::CompareError;
 use crate::postgres::PostgresError;
-use crate::profile::ProfileError;
 use crate::repository::RepositoryError;
 use crate::restore::ReplayError;
 use crate::snapshot::SnapshotError;
@@ -88,9 +87,18 @@ fn classify(error: &anyhow::Error) -> Exit {
         if link.is::<Interrupted>() {
             return Exit::Interrupted;
         }
+        if link.downcast_ref::<CompareError>().is_some_and(CompareError::is_refusal) {
+            return Exit::Refused;
+        }
+        if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_not_found) {
+            return Exit::NotFound;
+        }
         let repository = link.downcast_ref::<RepositoryError>().or_else(|| match link.downcast_ref() {
             Some(SnapshotError::Repository(e)) => Some(e),
-            _ => None,
+            _ => match link.downcast_ref() {
+                Some(CompareError::Repository(e)) => Some(e),
+                _ => None,
+            },
         });
         match repository {
             Some(e) if e.is_wrong_key() => return Exit::WrongKey,
@@ -99,15 +107,6 @@ fn classify(error: &anyhow::Error) -> Exit {
                 return Exit::Refused;
             }
             _ => {}
-        }
-        if link.downcast_ref().is_some_and(CompareError::is_refusal) {
-            return Exit::Refused;
-        }
-        if link.downcast_ref().is_some_and(ReplayError::is_not_found) {
-            return Exit::NotFound;
-        }
-        if link.is::<ProfileError>() {
-            return Exit::Usage;
         }
         if matches!(link.downcast_ref(), Some(StorageError::NotFound { .. })) {
             return Exit::NotFound;

@@ -3,13 +3,15 @@
 //! One file a command. Each opens what it needs through `Context`, calls the library, and says the outcome through
 //! `output::Output` as text for people or as JSON lines (`docs/json.md`).
 
+mod comparing;
 mod completions;
 mod context;
 mod dump;
 mod exit;
+mod gap;
+mod heads;
 mod init;
 mod key;
-mod live;
 mod output;
 mod progress;
 mod replays;
@@ -20,6 +22,7 @@ mod snapshots;
 mod store;
 mod units;
 mod verify;
+mod window;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -96,9 +99,11 @@ enum Command {
     Show(show::Show),
     /// Print the rows of a table from a snapshot
     Dump(dump::Dump),
-    /// Put lost mail back into live mailboxes; or a snapshot, or a table of it, into a database
-    Restore(Box<restore::Restore>),
-    /// List what was put back into the live store
+    /// Show what the live store has lost since a snapshot
+    Gap(gap::Gap),
+    /// Put lost mail back into the live store; or a whole snapshot, or a table, into a database
+    Restore(restore::Restore),
+    /// List the replays that put mail back
     Replays(replays::Replays),
     /// Take a replay back
     Undo(replays::Undo),
@@ -146,9 +151,10 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Snapshots(command) => command.run(&context).await,
                 Command::Show(command) => command.run(&context).await,
                 Command::Dump(command) => command.run(&context).await,
-                Command::Restore(command) => command.run(&context).await,
+                Command::Gap(command) => command.run(&context).await,
                 Command::Replays(command) => command.run(&context).await,
                 Command::Undo(command) => command.run(&context).await,
+                Command::Restore(command) => command.run(&context).await,
                 Command::Verify(command) => command.run(&context).await,
                 Command::Key(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),

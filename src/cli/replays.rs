@@ -2,38 +2,38 @@
 
 use clap::Args;
 
+use super::comparing::Live;
 use super::context::Context;
 use super::exit::Exit;
-use super::live::{Choice, Sides};
-use super::output::{inert, table};
+use super::output::table;
 use super::units;
+use crate::compare::layout::layout_of_live;
 use crate::postgres::session::{Session, SessionOptions};
-use crate::repository::snapshots;
-use crate::restore::journal;
 use crate::restore::undo::{UndoOptions, undo};
+use crate::restore::{apply, journal};
 
-/// List what was put back into the live store, and by which replay
+/// List the replays that put mail back into the store
 #[derive(Args)]
 pub struct Replays {}
 
 impl Replays {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let session = Session::connect(&context.dsn()?, SessionOptions::default()).await?;
-        let mut lines = table(&["replay", "begun", "ended", "snapshot", "in place", "undone"], &[4, 5]);
         let replays = journal::replays(&session).await?;
+        let mut lines = table(&["replay", "begun", "snapshot", "restored", "undone", "state"], &[3, 4]);
         for replay in &replays {
             context.output.json("replay", replay)?;
             lines.add_row([
-                inert(&replay.id),
-                inert(&replay.begun),
-                inert(replay.ended.as_deref().unwrap_or("cut short: run the restore again")),
-                inert(&replay.snapshot.chars().take(12).collect::<String>()),
+                replay.id.clone(),
+                replay.begun.clone(),
+                replay.snapshot.chars().take(12).collect(),
                 units::count(replay.restored.unsigned_abs()),
                 units::count(replay.undone.unsigned_abs()),
+                if replay.ended.is_some() { "done".to_owned() } else { "cut short: run the restore again".to_owned() },
             ]);
         }
         if replays.is_empty() {
-            context.output.note("nothing was ever put back into this store");
+            context.output.note("no replays");
         } else {
             context.output.table(&lines);
         }
@@ -41,63 +41,46 @@ impl Replays {
     }
 }
 
-/// Take a replay back
-///
-/// Restored mail is expunged as the store itself does it, but only where nobody has touched it since. Accounts, mailboxes and
-/// shared parts stay. What was undone can be restored again.
+/// Take back what a replay restored, where nobody touched it since
 #[derive(Args)]
 pub struct Undo {
     /// As `restante replays` lists it
     replay: String,
-    /// What the tables mean: the name of a built-in profile, or a file
-    #[arg(short, long, env = "RESTANTE_PROFILE", value_name = "PROFILE")]
+    /// Built-in profile or a TOML file; found out if left out
+    #[arg(long, value_name = "NAME|FILE")]
     profile: Option<String>,
     /// Only this account; may be repeated
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "ADDRESS")]
     account: Vec<String>,
-    /// Only this mailbox; may be repeated
+    /// Only mailboxes of this name; may be repeated
     #[arg(long, value_name = "NAME")]
     mailbox: Vec<String>,
 }
 
 impl Undo {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let choice = Choice {
-            profile: self.profile,
-            from: None,
-            to: None,
-            account: self.account,
-            mailbox: self.mailbox,
-            damaged_at: None,
-        };
-        let repository = context.open_as_reader().await?;
-        let session = Session::connect(&context.dsn()?, SessionOptions::default()).await?;
-        let replays = journal::replays(&session).await?;
-        let Some(replay) = replays.iter().find(|replay| replay.id == self.replay) else {
-            return Err(crate::restore::ReplayError::NoSuchReplay { replay: self.replay }.into());
-        };
-        let all = context.snapshots(&repository).await?;
-        let snapshot = snapshots::select(&all, &replay.snapshot)?.clone();
-        let sides = Sides::open(context, &choice, &repository, &snapshot).await?;
+        let live = Live::open(context, self.profile.as_deref()).await?;
+        let layout = layout_of_live(&live.profile, &live.catalog)?;
         if context.global.dry_run {
-            let text = format!("would take back up to {} messages of {}", replay.restored, replay.id);
-            context.output.line(text);
+            let replays = journal::replays(&live.session).await?;
+            let found = replays.iter().find(|replay| replay.id == self.replay);
+            let found = found.ok_or_else(|| apply::no_such_replay(&self.replay))?;
+            context.output.line(format!("would take back up to {} messages", found.restored));
             return Ok(Exit::Done);
         }
-        if !context.confirm(&format!("Take back {} restored messages?", replay.restored))? {
-            return Ok(Exit::Refused);
-        }
-        let layout = sides.compare(&choice).await?.layout;
-        let options =
-            UndoOptions { replay: self.replay, accounts: choice.account.clone(), mailboxes: choice.mailbox.clone() };
-        let report = undo(&sides.session, &layout, &options).await?;
+        context.confirm(&format!("take back what replay {} restored?", self.replay))?;
+        let options = UndoOptions { replay: self.replay, accounts: self.account, mailboxes: self.mailbox };
+        let report = undo(&live.session, &layout, &options).await?;
         context.output.json("undone", &report)?;
-        context.output.line(format!(
-            "took back {}; {} stay because somebody touched them since, {} were gone already",
-            units::count(report.undone),
-            units::count(report.touched),
-            units::count(report.gone)
-        ));
+        context.output.line(format!("{} messages taken back", units::count(report.undone)));
+        if report.touched > 0 {
+            context
+                .output
+                .line(format!("{} were read, flagged or changed since: they stay", units::count(report.touched)));
+        }
+        if report.gone > 0 {
+            context.output.line(format!("{} were gone already", units::count(report.gone)));
+        }
         Ok(if report.touched > 0 { Exit::Findings } else { Exit::Done })
     }
 }

@@ -1,18 +1,17 @@
 //! `restante snapshot`
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::context::{Context, heads_path, read_optional};
+use super::context::{Context, heads_path};
 use super::exit::{Exit, UsageError};
+use super::heads::Heads;
 use super::units;
 use crate::postgres::reading::ReadingOptions;
-use crate::repository::manifest::{NotCovered, StoreIdentity};
+use crate::repository::manifest::NotCovered;
 use crate::repository::snapshots::Snapshot;
 use crate::snapshot::{SnapshotOptions, TablePattern, take};
 
@@ -165,37 +164,4 @@ fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
         output.line(format!("SUSPECT  {why}"));
     }
     Ok(if manifest.complete && manifest.suspect.is_empty() { Exit::Done } else { Exit::Findings })
-}
-
-/// The number of the last snapshot of each store that this writer made, kept beside its key: whoever rolls the bucket back
-/// cannot roll this back with it.
-struct Heads {
-    path: PathBuf,
-    numbers: BTreeMap<String, u64>,
-}
-
-impl Heads {
-    fn load(path: &Path) -> anyhow::Result<Self> {
-        let numbers = match read_optional(path)? {
-            Some(text) => serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?,
-            None => BTreeMap::new(),
-        };
-        Ok(Self { path: path.to_owned(), numbers })
-    }
-
-    /// With a single store its number; several are told apart once the server was asked.
-    fn newest(&self) -> Option<u64> {
-        (self.numbers.len() == 1).then(|| self.numbers.values().copied().next()).flatten()
-    }
-
-    fn record(mut self, store: &StoreIdentity, sequence: u64) -> anyhow::Result<()> {
-        let system = store.system_identifier.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
-        self.numbers.insert(format!("{system}/{}", store.database), sequence);
-        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, &self.numbers)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        Ok(())
-    }
 }

@@ -3,10 +3,13 @@
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::comparing::Live;
 use super::context::Context;
 use super::exit::Exit;
+use crate::compare::layout::layout_of_live;
 use crate::postgres::grants::{self, Check, GrantsFor, Outcome};
 use crate::postgres::session::{Session, SessionOptions};
+use crate::restore::rights;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Purpose {
@@ -108,6 +111,9 @@ pub struct Grants {
     /// The role that Restante connects as
     #[arg(long, default_value = "restante")]
     role: String,
+    /// With `--for restore`: built-in profile or a TOML file; found out if left out
+    #[arg(long, value_name = "NAME|FILE")]
+    profile: Option<String>,
 }
 
 impl Grants {
@@ -115,6 +121,17 @@ impl Grants {
         let dsn = context.dsn()?;
         let session = Session::connect(&dsn, SessionOptions::default()).await?;
         let (schemas, owners) = grants::schemas_and_owners(&session).await?;
+        let (mut written, mut journal) = (Vec::new(), String::new());
+        match self.purpose {
+            Purpose::Snapshot => {}
+            Purpose::Gap => journal = rights::gap_sql(&self.role),
+            Purpose::Restore => {
+                let live = Live::open(context, self.profile.as_deref()).await?;
+                let layout = layout_of_live(&live.profile, &live.catalog)?;
+                written = rights::written(&layout, &live.profile);
+                journal = rights::restore_sql(&layout, &self.role);
+            }
+        }
         let text = grants::sql(
             self.purpose.into(),
             &GrantsFor {
@@ -122,8 +139,8 @@ impl Grants {
                 database: &dsn.database,
                 schemas: &schemas,
                 owners: &owners,
-                written: &[],
-                journal: "",
+                written: &written,
+                journal: &journal,
             },
         );
         context.output.json("grants", &serde_json::json!({ "role": self.role, "sql": text }))?;

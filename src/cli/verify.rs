@@ -2,11 +2,12 @@
 
 use clap::Args;
 
-use super::context::Context;
+use super::context::{Context, heads_path};
 use super::exit::Exit;
+use super::heads::Heads;
 use super::units;
 use crate::repository::snapshots;
-use crate::verify::{Level, verify};
+use crate::verify::{Finding, FindingKind, Level, verify};
 
 /// Check that snapshots are there and sound
 ///
@@ -25,10 +26,12 @@ pub struct Verify {
 impl Verify {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let repository = context.open_to_look().await?;
-        let (all, problems) = snapshots::list(&repository).await?;
         let chosen = match &self.snapshot {
-            Some(wanted) => vec![snapshots::select(&all, wanted)?.clone()],
-            None => all,
+            Some(wanted) => {
+                let (all, _) = snapshots::list(&repository).await?;
+                Some(snapshots::select(&all, wanted)?.clone())
+            }
+            None => None,
         };
         let reader = repository.writer.is_none();
         let level = match (self.data, reader) {
@@ -36,15 +39,20 @@ impl Verify {
             (true, false) => Level::Hashes,
             (true, true) => Level::Rows,
         };
-        let mut report = verify(&repository, &chosen, level, &context.monitor()).await?;
-        if self.snapshot.is_none() {
-            report.findings.extend(problems.iter().map(ToString::to_string));
+        let mut report = verify(&repository, chosen.as_ref(), level, &context.monitor()).await?;
+        if let Some(key) = context.key_path().filter(|_| !reader && chosen.is_none()) {
+            let (all, _) = snapshots::list(&repository).await?;
+            let behind = Heads::load(&heads_path(&key))?.behind(&all);
+            report.findings.extend(behind.into_iter().map(|message| Finding::new(FindingKind::Missing, message)));
         }
         context.progress.finish();
         let output = &context.output;
         output.json("verified", &report)?;
         for finding in &report.findings {
-            output.line(format!("DAMAGED  {finding}"));
+            output.line(format!("DAMAGED  {}{}", finding.message, hurt(finding)));
+        }
+        for note in &report.notes {
+            output.line(format!("note     {}", note.message));
         }
         output.line(format!(
             "{} snapshots, {} packs, {} fetched, {} rows compared: {}",
@@ -54,10 +62,16 @@ impl Verify {
             units::count(report.rows),
             if report.findings.is_empty() { "sound".to_owned() } else { format!("{} findings", report.findings.len()) }
         ));
-        if chosen.is_empty() {
+        if report.snapshots == 0 {
             output.line("there is no snapshot to verify");
             return Ok(Exit::Findings);
         }
         Ok(if report.findings.is_empty() { Exit::Done } else { Exit::Findings })
     }
+}
+
+/// Which snapshots a finding hurts.
+fn hurt(finding: &Finding) -> String {
+    let hurt: Vec<String> = finding.snapshots.iter().map(|id| id.to_hex()[..12].to_owned()).collect();
+    if hurt.is_empty() { String::new() } else { format!(" (hurts {})", hurt.join(", ")) }
 }

@@ -157,7 +157,20 @@ async fn read(
         pairs.take(live.identity);
     }
     let damaged_at = options.damaged_at;
-    Ok(Comparison { facts, layout, parents, leftovers, live, incomplete, parts, counters, same, changed, damaged_at, pairs })
+    Ok(Comparison {
+        facts,
+        layout,
+        parents,
+        leftovers,
+        live,
+        incomplete,
+        parts,
+        counters,
+        same,
+        changed,
+        damaged_at,
+        pairs,
+    })
 }
 
 struct Scan<'a> {
@@ -180,7 +193,8 @@ impl Scan<'_> {
         let numbers = columns.len();
         columns.extend(message.uid.iter().chain(&message.modseq));
         let shown = self.shown();
-        let select = format!("SELECT {} FROM {} m WHERE {shown}", message.table.select(&columns, "m"), message.table.quoted());
+        let select =
+            format!("SELECT {} FROM {} m WHERE {shown}", message.table.select(&columns, "m"), message.table.quoted());
         live::copy(session, "reading the live messages", &select, columns.len(), &mut |row| {
             let identity = identity(row[0], row[1], row[2..2 + evidence].iter().copied());
             self.pairs.live(identity, state(row[2 + evidence..numbers].iter().copied()));
@@ -212,7 +226,12 @@ impl Scan<'_> {
                 let evidence = message.evidence.iter().map(|at| inline(cells, *at));
                 let identity = identity(key, target, evidence.clone());
                 let number = |at: Option<usize>| inline(cells, at?).and_then(|bytes| zone::integer(bytes, false));
-                self.counters.snapshot_row(key, target.unwrap_or_default(), number(message.uid), number(message.modseq));
+                self.counters.snapshot_row(
+                    key,
+                    target.unwrap_or_default(),
+                    number(message.uid),
+                    number(message.modseq),
+                );
                 match self.pairs.snapshot(identity, state(message.flags.iter().map(|at| inline(cells, *at)))) {
                     Paired::Same => self.same += 1,
                     Paired::Changed => self.changed += 1,
@@ -327,7 +346,7 @@ fn state<'a>(fields: impl Iterator<Item = Option<&'a [u8]>>) -> u32 {
 }
 
 /// The first clock that says something.
-fn instant(clocks: &[Clock], cells: &[Cell<'_>]) -> Option<Timestamp> {
+pub(super) fn instant(clocks: &[Clock], cells: &[Cell<'_>]) -> Option<Timestamp> {
     clocks.iter().find_map(|clock| time(clock, inline(cells, clock.column)?))
 }
 
@@ -337,7 +356,9 @@ const EPOCH_OFFSET: i64 = 946_684_800_000_000;
 fn time(clock: &Clock, field: &[u8]) -> Option<Timestamp> {
     match clock.time {
         TimeType::Epoch => Timestamp::from_second(zone::integer(field, false)?).ok(),
-        TimeType::Timestamptz => Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok(),
+        TimeType::Timestamptz => {
+            Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok()
+        }
         TimeType::Timestamp => {
             let local = Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok()?;
             let local = local.to_zoned(jiff::tz::TimeZone::UTC).datetime();
@@ -460,7 +481,8 @@ async fn decide_by_record(
             (leftover.class, leftover.reason) = (Class::DeletedByUser, reason);
         }
     }
-    for (leftover, wanted) in leftovers.iter_mut().zip(&wanted).filter(|(leftover, _)| leftover.class == Class::Absent) {
+    for (leftover, wanted) in leftovers.iter_mut().zip(&wanted).filter(|(leftover, _)| leftover.class == Class::Absent)
+    {
         if let Some(reason) = wanted.and_then(|wanted| tombstones.take_by_evidence(&wanted)) {
             (leftover.class, leftover.reason) = (Class::DeletedByUser, reason);
             continue;
@@ -486,7 +508,8 @@ async fn still_there(
     past: &Past,
     leftovers: &[Leftover],
 ) -> Result<HashMap<Print, bool>, CompareError> {
-    let asked: HashSet<Print> = leftovers.iter().filter_map(|leftover| past.restored_as(&leftover.source)).copied().collect();
+    let asked: HashSet<Print> =
+        leftovers.iter().filter_map(|leftover| past.restored_as(&leftover.source)).copied().collect();
     let mut found = HashMap::with_capacity(asked.len());
     if asked.is_empty() {
         return Ok(found);

@@ -62,7 +62,10 @@ pub struct MailboxCounter {
 
 impl Counters {
     pub(super) fn new(facts: &Facts, catalog: &Catalog, layout: &Layout, parents: &Parents) -> Self {
-        let owner = layout.owner.as_ref().map(|owner| (&owner.table, highest(&parents.owners.iter().map(|one| &one.key[..]).collect::<Vec<_>>())));
+        let owner = layout
+            .owner
+            .as_ref()
+            .map(|owner| (&owner.table, highest(&parents.owners.iter().map(|one| &one.key[..]).collect::<Vec<_>>())));
         let mailbox = highest(&parents.mailboxes.iter().map(|one| &one.key[..]).collect::<Vec<_>>());
         let tables = [(&layout.message.table, 0), (&layout.mailbox.table, mailbox)].into_iter().chain(owner);
         let mut sequences = Vec::new();
@@ -74,7 +77,8 @@ impl Counters {
                     && by.is_some_and(|by| by.table == table.source.name && by.column == table.columns[column].name)
             });
             let Some(sequence) = owned else { continue };
-            let live = sequence.value.map_or(0, |value| if value.is_called { value.last_value } else { value.last_value - 1 });
+            let live =
+                sequence.value.map_or(0, |value| if value.is_called { value.last_value } else { value.last_value - 1 });
             let least = facts.sequences.get(&sequence.name).copied().unwrap_or(0).max(key);
             let of_messages = std::ptr::eq(table, &layout.message.table);
             sequences.push(SequenceCounter { name: sequence.name.clone(), live, least, of_messages });
@@ -112,7 +116,9 @@ impl Counters {
             .mailboxes
             .iter()
             .filter_map(|mailbox| match mailbox.fate {
-                Fate::Alive(at) => Some((&parents.live_mailboxes[at].key[..], (at, mailbox.uid?, mailbox.uidvalidity?))),
+                Fate::Alive(at) => {
+                    Some((&parents.live_mailboxes[at].key[..], (at, mailbox.uid?, mailbox.uidvalidity?)))
+                }
                 _ => None,
             })
             .collect();

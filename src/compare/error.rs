@@ -14,7 +14,9 @@ pub enum CompareError {
     Postgres(#[from] PostgresError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    #[error("the profile names the table {table}, which is not in the {place}: correct the profile, or choose another snapshot")]
+    #[error(
+        "the profile names the table {table}, which is not in the {place}: correct the profile, or choose another snapshot"
+    )]
     NoTable { table: String, place: &'static str },
     #[error("the profile names the column {column} of {table}, which is not in the {place}: correct the profile")]
     NoColumn { table: String, column: String, place: &'static str },
@@ -25,15 +27,17 @@ pub enum CompareError {
     #[error("this version cannot put mail back into a store whose {what}: take `restore --table` and do it by hand")]
     NotYet { what: &'static str },
     #[error(
-        "the snapshot {chosen} was taken after the damage: it has {chosen_rows} messages of the window, {better} has {better_rows}. \
+        "the newest snapshot {chosen} was taken after the damage: {lost} messages of {better} are neither in it nor deleted by their users. \
          Name {better}, or leave the snapshot out"
     )]
-    TakenAfterDamage { chosen: String, chosen_rows: u64, better: String, better_rows: u64 },
+    TakenAfterDamage { chosen: String, better: String, lost: u64 },
     #[error("no certified snapshot of this repository has the table {table}")]
     NothingToCompare { table: String },
     #[error("the time zone {zone:?} of the profile is not known")]
     UnknownZone { zone: String },
-    #[error("the store's journal of replays cannot be read ({message}); without it mail could be doubled. Give the role SELECT on it: see `restante grants --for gap`")]
+    #[error(
+        "the store's journal of replays cannot be read ({message}); without it mail could be doubled. Give the role SELECT on it: see `restante grants --for gap`"
+    )]
     Journal { message: String },
 }
 

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::error::CompareError;
-use super::source::{Facts, SourceTable};
-use crate::postgres::catalog::{Catalog, TableName};
+use super::source::{Facts, SourceColumn, SourceTable};
+use crate::postgres::catalog::{self, Catalog, TableName};
 use crate::postgres::sql;
 use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, TimeType};
-use crate::repository::manifest::Wire;
+use crate::repository::manifest::{StoreIdentity, Wire};
 
 /// A table on both sides.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct Table {
     pub source: SourceTable,
     pub columns: Vec<Column>,
     pub key: Vec<usize>,
+    /// All columns of the live table with their types, by name; also those that are newer than the snapshot.
+    pub live: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone)]
@@ -241,14 +243,52 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     for table in written.chain(children.iter().map(|child| &child.table)) {
         let Some(facts) = catalog.table(&table.source.name.schema, &table.source.name.name) else { continue };
-        triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(|trigger| {
-            Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() }
-        }));
+        triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(
+            |trigger| Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() },
+        ));
     }
     let buried = profile.tombstone.iter().find_map(|tombstone| tombstone.predicate.clone());
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
-    Ok(Layout { schema: profile.schema.clone(), owner, mailbox, message, parts, children, keyword, tombstones, buried, triggers })
+    Ok(Layout {
+        schema: profile.schema.clone(),
+        owner,
+        mailbox,
+        message,
+        parts,
+        children,
+        keyword,
+        tombstones,
+        buried,
+        triggers,
+    })
+}
+
+/// Lays the profile over the live store alone, for work that needs no snapshot.
+pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, CompareError> {
+    let tables = catalog.tables.iter().map(|table| SourceTable {
+        name: table.name.clone(),
+        columns: table
+            .live_columns()
+            .map(|column| SourceColumn {
+                number: column.number,
+                name: column.name.clone(),
+                type_name: column.type_name.clone(),
+                wire: if column.wire == catalog::Wire::Text { Wire::Text } else { Wire::Binary },
+            })
+            .collect(),
+        leaves: vec![table.name.clone()],
+        rows: 0,
+    });
+    let facts = Facts {
+        repository: String::new(),
+        snapshot: String::new(),
+        store: StoreIdentity { system_identifier: None, database: String::new(), database_oid: 0 },
+        taken: jiff::Timestamp::UNIX_EPOCH,
+        tables: tables.collect(),
+        sequences: Default::default(),
+    };
+    layout(profile, &facts, catalog)
 }
 
 struct Lay<'a> {
@@ -289,7 +329,10 @@ impl Lay<'_> {
                 }),
             })
             .collect();
-        let mut table = Table { source, columns, key: Vec::new() };
+        let mut all: Vec<(String, String)> =
+            live.live_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
+        all.sort();
+        let mut table = Table { source, columns, key: Vec::new(), live: all };
         table.key = match (key, live.primary_key()) {
             (Some(key), _) => self.columns(&table, key)?,
             (None, Some(key)) => key.columns.iter().map(|name| self.column(&table, name)).collect::<Result<_, _>>()?,
@@ -326,7 +369,11 @@ impl Lay<'_> {
         name.map(|name| self.column(table, name)).transpose()
     }
 
-    fn assignments(&self, table: &Table, of: &BTreeMap<String, String>) -> Result<BTreeMap<usize, String>, CompareError> {
+    fn assignments(
+        &self,
+        table: &Table,
+        of: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<usize, String>, CompareError> {
         of.iter().map(|(name, sql)| Ok((self.column(table, name)?, sql.clone()))).collect()
     }
 
@@ -460,7 +507,9 @@ impl Lay<'_> {
     }
 
     fn part(&self, part: &profile::Part) -> Result<Part, CompareError> {
-        let Some(via) = &part.via else { return Err(CompareError::NotYet { what: "parts lie in the table that names them" }) };
+        let Some(via) = &part.via else {
+            return Err(CompareError::NotYet { what: "parts lie in the table that names them" });
+        };
         if part.external.is_some() {
             return Err(CompareError::NotYet { what: "parts lie outside the database" });
         }

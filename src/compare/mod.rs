@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`source`] | the rows and large values of a snapshot |
 //! | [`live`] | the same of the live store |
+//! | [`fit`] | which profile is the store's, and what of it does not fit |
 //! | [`layout`] | which columns play which part: the profile, laid over the snapshot's tables and the live catalog |
 //! | [`parents`] | which live account and mailbox a lost message belongs to |
 //! | [`pairing`] | rows that are the same on both sides, 24 bytes for each live row |
@@ -16,20 +17,24 @@
 //! | [`tombstones`] | what users deleted themselves |
 //! | [`past`] | what earlier replays put back |
 //! | [`compare`](mod@compare) | all of it in order: the classes |
+//! | [`counters`] | numbers that would be issued again |
+//! | [`choose`] | which snapshot was taken before the damage |
 //! | [`report`] | what may be printed of it: no subjects, no content |
 
-
+pub mod choose;
 pub mod compare;
 pub mod content;
 pub mod counters;
 mod duplicates;
 mod error;
+pub mod fit;
 pub mod layout;
 pub mod live;
 pub mod pairing;
 pub mod parents;
 pub mod past;
 
+pub mod report;
 pub mod row;
 pub mod source;
 pub mod tombstones;

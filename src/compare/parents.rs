@@ -190,7 +190,8 @@ async fn live(session: &Session, parent: &Parent) -> Result<Vec<LiveParent>, Com
         let mut number = |at| place(at).and_then(|bytes| zone::integer(bytes, false));
         let (uid, modseq, uidvalidity) = (number(parent.uid), number(parent.modseq), number(parent.uidvalidity));
         let text = row[columns.len()].unwrap_or_default();
-        let named: HashMap<usize, Option<Bytes>> = parent.natural.iter().copied().zip(natural.iter().map(keep)).collect();
+        let named: HashMap<usize, Option<Bytes>> =
+            parent.natural.iter().copied().zip(natural.iter().map(keep)).collect();
         found.push(LiveParent {
             key: keep(&row[0]).unwrap_or_default(),
             key_text: String::from_utf8_lossy(text).into_owned(),
@@ -220,7 +221,9 @@ fn label(parent: &Parent, field: impl Fn(usize) -> Option<Vec<u8>>) -> String {
 pub fn shown(table: &Table, column: usize, field: Option<&[u8]>) -> String {
     let Some(bytes) = field else { return String::new() };
     match &*table.columns[column].type_name {
-        "smallint" | "integer" | "bigint" => zone::integer(bytes, false).map(|number| number.to_string()).unwrap_or_default(),
+        "smallint" | "integer" | "bigint" => {
+            zone::integer(bytes, false).map(|number| number.to_string()).unwrap_or_default()
+        }
         "bytea" | "uuid" => data_encoding::HEXLOWER.encode(bytes),
         _ => String::from_utf8_lossy(bytes).into_owned(),
     }

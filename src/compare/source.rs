@@ -81,7 +81,12 @@ pub trait Source: Send + Sync {
     fn facts(&self) -> &Facts;
 
     /// Gives every row of a table, or only those asked for, in no order that counts.
-    async fn scan(&self, table: &SourceTable, only: Option<Only<'_>>, sink: &mut RowSink<'_>) -> Result<(), CompareError>;
+    async fn scan(
+        &self,
+        table: &SourceTable,
+        only: Option<Only<'_>>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError>;
 
     /// How long large values are, in bytes; nothing of the payload is fetched.
     async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError>;
@@ -199,7 +204,12 @@ impl Source for RepositorySource {
         &self.facts
     }
 
-    async fn scan(&self, table: &SourceTable, only: Option<Only<'_>>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+    async fn scan(
+        &self,
+        table: &SourceTable,
+        only: Option<Only<'_>>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError> {
         for leaf in &table.leaves {
             let Some(stored) = self.reader.manifest().table(&leaf.schema, &leaf.name) else { continue };
             // The columns of a partition may stand in another order than its parent's.
@@ -228,7 +238,11 @@ impl Source for RepositorySource {
                             }
                         };
                         let cells: Vec<Cell<'_>> = places.iter().map(cell).collect();
-                        if only.is_none_or(|only| only.holds(&cells)) { sink(&cells) } else { Ok::<(), CompareError>(()) }
+                        if only.is_none_or(|only| only.holds(&cells)) {
+                            sink(&cells)
+                        } else {
+                            Ok::<(), CompareError>(())
+                        }
                     })?;
                 }
             }

@@ -46,7 +46,12 @@ impl Wanted {
 
 impl Tombstones {
     /// Reads all tombstones and keeps those that somebody asks for.
-    pub async fn read(session: &Session, layout: &Layout, wanted: &[Wanted], past: &Past) -> Result<Self, CompareError> {
+    pub async fn read(
+        session: &Session,
+        layout: &Layout,
+        wanted: &[Wanted],
+        past: &Past,
+    ) -> Result<Self, CompareError> {
         let exact: HashSet<Print> = wanted.iter().map(|wanted| wanted.exact).collect();
         let loose: HashSet<Print> = wanted.iter().map(|wanted| wanted.loose).collect();
         let mut found = Self::default();

@@ -58,7 +58,10 @@ pub fn sql(purpose: Purpose, grants: &GrantsFor<'_>) -> String {
             lines.push(format!("CREATE SCHEMA IF NOT EXISTS {own};"));
             lines.push(format!("GRANT USAGE, CREATE ON SCHEMA {own} TO {role};"));
         }
-        Purpose::Gap => lines.push(format!("GRANT TEMPORARY ON DATABASE {} TO {role};", identifier(grants.database))),
+        Purpose::Gap => {
+            lines.push(format!("GRANT TEMPORARY ON DATABASE {} TO {role};", identifier(grants.database)));
+            lines.extend((!grants.journal.trim().is_empty()).then(|| grants.journal.trim().to_owned()));
+        }
         Purpose::Restore => {
             lines.push(format!("GRANT TEMPORARY ON DATABASE {} TO {role};", identifier(grants.database)));
             lines.push(format!("CREATE SCHEMA IF NOT EXISTS {own};"));

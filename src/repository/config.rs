@@ -138,7 +138,7 @@ impl Config {
             return Err(damaged("this is not the head of a Restante repository".into()));
         }
         if head.format != FORMAT {
-            let operation = "open the repository";
+            let operation = "open the repository (says its repository.json)";
             return Err(RepositoryError::Unsupported { format: head.format, feature: String::new(), operation });
         }
         let config: Self = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;

@@ -182,7 +182,8 @@ pub fn read<T: DeserializeOwned>(
     signer.copy_from_slice(&object[body_end..body_end + 32]);
     let signer = SignerId(signer);
     let epoch = Epoch(epoch);
-    let known = secrets.epoch(epoch)?;
+    let unknown = |_| RepositoryError::SealedInUnknownEpoch { name: name.clone(), epoch };
+    let known = secrets.epoch(epoch).map_err(unknown)?;
     seal::verify(&signer, &kind.signed_message(signed), &object[body_end + 32..])
         .map_err(|_| damaged("its signature does not fit its bytes"))?;
     if !known.signers.contains(&signer) {

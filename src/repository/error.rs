@@ -17,7 +17,7 @@ pub enum RepositoryError {
     #[error(transparent)]
     Cbor(#[from] CborError),
 
-    #[error("there is no repository in {address}: make one with `restante init`")]
+    #[error("there is no repository in {address} (repository.json is missing): make one with `restante init`")]
     NoRepository { address: String },
     #[error("there is a repository in {address} already; `init` never touches one")]
     AlreadyInitialised { address: String },
@@ -31,7 +31,7 @@ pub enum RepositoryError {
     )]
     Unsupported { format: u32, feature: String, operation: &'static str },
     #[error(
-        "the repository has the fingerprint {found}, the key expects {expected}: this is another repository, or somebody replaced it"
+        "repository.json has the fingerprint {found}, the key expects {expected}: this is another repository, or somebody replaced it"
     )]
     AnotherRepository { found: String, expected: String },
 
@@ -47,6 +47,10 @@ pub enum RepositoryError {
         "something was sealed in epoch {epoch}, of which no secrets are known: was the key rotated? fetch the newest writer key or use a reader identity"
     )]
     UnknownEpoch { epoch: Epoch },
+    #[error(
+        "object {name} says that it was sealed in epoch {epoch}, of which no secrets are known: either the key was rotated (then fetch the newest writer key or use a reader identity) or the object is damaged"
+    )]
+    SealedInUnknownEpoch { name: ObjectName, epoch: Epoch },
     #[error("key object: {0}")]
     KeyObject(String),
     #[error(
@@ -66,6 +70,8 @@ pub enum RepositoryError {
     DamagedChunk { id: ChunkId, name: ObjectName, message: String },
     #[error("chunk {id} is in no pack that the index knows")]
     MissingChunk { id: ChunkId },
+    #[error("chunk {id} is in no pack that the index knows; {problem}")]
+    Unindexed { id: ChunkId, problem: String },
     #[error("{what} is damaged: {message}")]
     Malformed { what: &'static str, message: String },
 
@@ -101,6 +107,7 @@ impl RepositoryError {
                 | Self::ReaderNeeded
                 | Self::WriterNeeded
                 | Self::UnknownEpoch { .. }
+                | Self::SealedInUnknownEpoch { .. }
                 | Self::AnotherRepository { .. }
                 | Self::Identity { .. }
                 | Self::WriterKey { .. }
@@ -114,5 +121,64 @@ impl RepositoryError {
             self,
             Self::NoRepository { .. } | Self::SnapshotNotFound { .. } | Self::Storage(StorageError::NotFound { .. })
         )
+    }
+
+    /// Does it tell of an object that is missing, damaged, forged or of a newer program? Then a list or a check can tell it and
+    /// go on. Everything else (no connection, no access, no key) says nothing about the object, and ends the work.
+    pub fn is_about_an_object(&self) -> bool {
+        match self {
+            Self::Storage(e) => matches!(
+                e,
+                StorageError::NotFound { .. }
+                    | StorageError::Truncated { .. }
+                    | StorageError::TooLarge { .. }
+                    | StorageError::Failed { .. }
+            ),
+            Self::Crypto(_)
+            | Self::Cbor(_)
+            | Self::Unsupported { .. }
+            | Self::UnknownEpoch { .. }
+            | Self::SealedInUnknownEpoch { .. }
+            | Self::KeyObject(_)
+            | Self::KeyObjectsChanged { .. }
+            | Self::Damaged { .. }
+            | Self::UnknownSigner { .. }
+            | Self::DamagedChunk { .. }
+            | Self::MissingChunk { .. }
+            | Self::Unindexed { .. }
+            | Self::Malformed { .. }
+            | Self::TooLarge { .. } => true,
+            Self::NoRepository { .. }
+            | Self::AlreadyInitialised { .. }
+            | Self::HeadMissing { .. }
+            | Self::AnotherRepository { .. }
+            | Self::WriterKey { .. }
+            | Self::WrongIdentity
+            | Self::ReaderNeeded
+            | Self::WriterNeeded
+            | Self::BadRecipient { .. }
+            | Self::Identity { .. }
+            | Self::SnapshotNotFound { .. }
+            | Self::SnapshotAmbiguous { .. }
+            | Self::NotCertified { .. }
+            | Self::RolledBack { .. }
+            | Self::Interrupted => false,
+        }
+    }
+
+    /// The object that it tells of.
+    pub fn object(&self) -> Option<&ObjectName> {
+        match self {
+            Self::Storage(
+                StorageError::NotFound { name, .. }
+                | StorageError::Truncated { name, .. }
+                | StorageError::TooLarge { name, .. },
+            )
+            | Self::SealedInUnknownEpoch { name, .. }
+            | Self::Damaged { name, .. }
+            | Self::UnknownSigner { name, .. }
+            | Self::DamagedChunk { name, .. } => Some(name),
+            _ => None,
+        }
     }
 }

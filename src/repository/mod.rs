@@ -20,6 +20,7 @@ mod error;
 pub mod id;
 pub mod index;
 pub mod manifest;
+pub mod name;
 pub mod open;
 pub mod pack;
 pub mod reader;

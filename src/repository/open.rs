@@ -32,6 +32,8 @@ pub struct Repository {
     pub secrets: Arc<Secrets>,
     /// Present when opened with a writer key.
     pub writer: Option<WriterKey>,
+    /// Why newer key rings than the one that was opened did not open: damaged, a stranger's, or for other readers.
+    pub passed_over: Vec<(ObjectName, RepositoryError)>,
 }
 
 pub struct InitOptions {
@@ -125,25 +127,24 @@ impl Repository {
         access: Access,
         expected: Option<Fingerprint>,
     ) -> Result<Self, RepositoryError> {
-        let (config, fingerprint) = load_config(&*storage).await?.into_parts();
         let expected = match &access {
             Access::Writer(key) => Some(key.fingerprint),
             Access::Reader(_) => expected,
         };
-        if let Some(expected) = expected.filter(|expected| *expected != fingerprint) {
-            let (found, expected) = (fingerprint.to_string(), expected.to_string());
-            return Err(RepositoryError::AnotherRepository { found, expected });
-        }
+        let (config, fingerprint) = load_config(&*storage, expected).await?.into_parts();
         config.check_features(Operation::Read)?;
-        let (secrets, writer) = match access {
-            Access::Writer(key) => (key.secrets()?, Some(key)),
-            Access::Reader(paths) => (newest_ring(&*storage, &paths, &config, fingerprint).await?.secrets()?, None),
+        let (secrets, writer, passed_over) = match access {
+            Access::Writer(key) => (key.secrets()?, Some(key), Vec::new()),
+            Access::Reader(paths) => {
+                let (ring, passed_over) = find_ring(&*storage, &paths, &config, fingerprint).await?;
+                (ring.secrets()?, None, passed_over)
+            }
         };
         if secrets.repository != config.repository {
             let (found, expected) = (config.repository.to_string(), secrets.repository.to_string());
             return Err(RepositoryError::AnotherRepository { found, expected });
         }
-        Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer })
+        Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer, passed_over })
     }
 
     pub fn writer_key(&self) -> Result<&WriterKey, RepositoryError> {
@@ -165,7 +166,8 @@ impl Repository {
             }
         }
         if key.epoch != self.config.epoch {
-            difference.push(format!("the repository is in epoch {}, the key in {}", self.config.epoch, key.epoch));
+            difference
+                .push(format!("the newest config/… begins epoch {}, the key is of {}", self.config.epoch, key.epoch));
         } else if !self.config.is_current_signer(&key.signer()?.id()) {
             difference.push("the key's signature does not count in this repository".to_owned());
         }
@@ -197,7 +199,11 @@ impl LoadedConfig {
     }
 }
 
-pub(super) async fn load_config(storage: &dyn Storage) -> Result<LoadedConfig, RepositoryError> {
+/// `expected`: the fingerprint that the first version must have.
+pub(super) async fn load_config(
+    storage: &dyn Storage,
+    expected: Option<Fingerprint>,
+) -> Result<LoadedConfig, RepositoryError> {
     let name = config_name()?;
     let first: Bytes = match storage.get(&name).await {
         Err(StorageError::NotFound { .. }) => {
@@ -207,6 +213,11 @@ pub(super) async fn load_config(storage: &dyn Storage) -> Result<LoadedConfig, R
     };
     let mut config = Config::read(&name, &first, None)?;
     let fingerprint = config::fingerprint(&first);
+    // Before the later versions, which a repository that was put in place of this one cannot have signed.
+    if let Some(expected) = expected.filter(|expected| *expected != fingerprint) {
+        let (found, expected) = (fingerprint.to_string(), expected.to_string());
+        return Err(RepositoryError::AnotherRepository { found, expected });
+    }
     let mut previous = ObjectId::of(&first);
     let mut versions: Vec<(u32, ObjectName)> = storage
         .list("config/")
@@ -231,38 +242,56 @@ pub(super) async fn load_config(storage: &dyn Storage) -> Result<LoadedConfig, R
     Ok(LoadedConfig { config, fingerprint, newest: previous })
 }
 
-/// The ring with the highest epoch and number that one of the identities opens. Rings that are damaged or signed by a
-/// stranger, and objects that are no rings, are passed over only if a good one is found; else their error is told.
+/// The ring with the highest epoch and number that one of the identities opens.
 pub async fn newest_ring(
     storage: &dyn Storage,
     identities: &[PathBuf],
     config: &Config,
     fingerprint: Fingerprint,
 ) -> Result<Ring, RepositoryError> {
+    Ok(find_ring(storage, identities, config, fingerprint).await?.0)
+}
+
+/// Also why newer ones were passed over. Rings that are missing, damaged or signed by a stranger, and objects that are no rings,
+/// are passed over only if a good one is found; else their error is told.
+async fn find_ring(
+    storage: &dyn Storage,
+    identities: &[PathBuf],
+    config: &Config,
+    fingerprint: Fingerprint,
+) -> Result<(Ring, Vec<(ObjectName, RepositoryError)>), RepositoryError> {
     let mut opened: Vec<Box<dyn age::Identity + Send + Sync>> = Vec::new();
     for path in identities {
         opened.extend(ring::load_identities(path)?);
     }
-    let mut failure = None;
+    let mut passed_over = Vec::new();
     let mut names: Vec<(Epoch, u32, ObjectName)> = Vec::new();
     for name in key_objects(storage).await? {
         match ring::ring_place(&name) {
             Some((epoch, number, _)) => names.push((epoch, number, name)),
-            None => failure = Some(RepositoryError::KeyObject(format!("{name} is not the name of a key ring"))),
-        }
-    }
-    names.sort();
-    for (.., name) in names.into_iter().rev() {
-        let bytes = storage.get(&name).await?;
-        match Ring::read(&name, &bytes, opened.iter().map(|i| i.as_ref() as &dyn age::Identity), config, fingerprint) {
-            Ok(ring) => return Ok(ring),
-            Err(e) => {
-                // A ring made for others is no failure if an older one is ours (we were removed), but it is told last.
-                if !matches!(e, RepositoryError::WrongIdentity) || failure.is_none() {
-                    failure = Some(e);
-                }
+            None => {
+                let e = RepositoryError::KeyObject(format!("{name} is not the name of a key ring"));
+                passed_over.push((name, e));
             }
         }
     }
-    Err(failure.unwrap_or_else(|| RepositoryError::KeyObject("the repository has no key ring".into())))
+    names.sort();
+    if names.iter().all(|(epoch, ..)| *epoch != config.epoch) {
+        let place = format!("keys/{}", config.epoch);
+        let missing = RepositoryError::KeyObject(format!("the key ring of the current epoch, {place}/1-…, is missing"));
+        passed_over.extend(ObjectName::new(place).map(|place| (place, missing)));
+    }
+    for (.., name) in names.into_iter().rev() {
+        let bytes = storage.get(&name).await?;
+        match Ring::read(&name, &bytes, opened.iter().map(|i| i.as_ref() as &dyn age::Identity), config, fingerprint) {
+            Ok(ring) => return Ok((ring, passed_over)),
+            Err(e) => passed_over.push((name, e)),
+        }
+    }
+    // A ring made for others is no failure if an older one is ours (we were removed), but it is told last.
+    let told = passed_over.iter().position(|(_, e)| !matches!(e, RepositoryError::WrongIdentity)).unwrap_or(0);
+    if passed_over.is_empty() {
+        return Err(RepositoryError::KeyObject("the repository has no key ring".into()));
+    }
+    Err(passed_over.swap_remove(told).1)
 }

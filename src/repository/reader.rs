@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::envelope::{self, ObjectKind};
+use super::envelope::{self, ObjectKind, Opened};
 use super::error::RepositoryError;
-use super::id::{ChunkId, ObjectId, PackId};
-use super::index::{Fragment, Index};
-use super::pack::Entry;
+use super::id::{ChunkId, ObjectId, PackId, SignerId};
+use super::index::{Fragment, FragmentPack, Index};
+use super::pack::{Entry, PackInfo};
 use super::seal::{Sealer, Secret};
 use super::secrets::Secrets;
 use super::{Repository, chunk::ChunkKind};
@@ -30,6 +30,8 @@ pub struct ChunkReader {
     storage: Arc<dyn Storage>,
     secrets: Arc<Secrets>,
     index: Arc<Index>,
+    /// Why the index may be incomplete.
+    problem: Option<Arc<str>>,
     keys: Arc<Mutex<OpenSlots>>,
 }
 
@@ -51,22 +53,43 @@ struct Piece {
 
 impl ChunkReader {
     /// Loads the given index fragments, or all of them. The given ones are hints: when one is gone (later ones took its
-    /// place) or does not open, all are loaded.
+    /// place) or does not open, all that open are loaded, and the error is told when a chunk is in none of them.
     pub async fn open(repository: &Repository, fragments: Option<&[ObjectId]>) -> Result<Self, RepositoryError> {
         let (storage, secrets) = (&*repository.storage, &*repository.secrets);
+        let mut problem = None;
         let hinted = match fragments {
-            Some(ids) => load_index(storage, secrets, Some(ids)).await.ok(),
+            Some(ids) => match load_index(storage, secrets, Some(ids)).await {
+                Ok(index) => Some(index),
+                Err(e) if e.is_about_an_object() => {
+                    problem = Some(e);
+                    None
+                }
+                Err(e) => return Err(e),
+            },
             None => None,
         };
         let index = match hinted {
             Some(index) => index,
-            None => load_index(storage, secrets, None).await?,
+            None => {
+                let (index, problems) = load_sound_index(storage, secrets, None).await?;
+                problem = problem.or_else(|| problems.into_iter().next());
+                index
+            }
         };
         Ok(Self {
             storage: repository.storage.clone(),
             secrets: repository.secrets.clone(),
             index: Arc::new(index),
+            problem: problem.map(|e| e.to_string().into()),
             keys: Arc::default(),
+        })
+    }
+
+    /// Where a chunk lies.
+    pub fn locate(&self, id: &ChunkId) -> Result<(&PackInfo, &Entry), RepositoryError> {
+        self.index.find(id).ok_or_else(|| match &self.problem {
+            None => RepositoryError::MissingChunk { id: *id },
+            Some(problem) => RepositoryError::Unindexed { id: *id, problem: problem.to_string() },
         })
     }
 
@@ -106,7 +129,7 @@ impl ChunkReader {
     fn plan(&self, ids: &[ChunkId]) -> Result<Vec<Piece>, RepositoryError> {
         let mut places = Vec::with_capacity(ids.len());
         for id in ids {
-            let (info, entry) = self.index.find(id).ok_or(RepositoryError::MissingChunk { id: *id })?;
+            let (info, entry) = self.locate(id)?;
             places.push((info, *entry));
         }
         places.sort_by_key(|(info, entry)| (info.id, entry.offset));
@@ -196,32 +219,63 @@ pub async fn load_index(
     secrets: &Secrets,
     fragments: Option<&[ObjectId]>,
 ) -> Result<Index, RepositoryError> {
+    let (index, problems) = load_sound_index(storage, secrets, fragments).await?;
+    problems.into_iter().next().map_or(Ok(index), Err)
+}
+
+/// As [`load_index`], but a fragment that is missing or does not open is left out and told.
+pub async fn load_sound_index(
+    storage: &dyn Storage,
+    secrets: &Secrets,
+    fragments: Option<&[ObjectId]>,
+) -> Result<(Index, Vec<RepositoryError>), RepositoryError> {
     let names: Vec<ObjectName> = match fragments {
         Some(ids) => ids.iter().map(fragment_name).collect::<Result<_, _>>()?,
         None => storage.list("index/").map_ok(|meta| meta.name).try_collect().await?,
     };
-    let mut read = Vec::with_capacity(names.len());
-    let mut loaded = stream::iter(names.into_iter().map(|name| async move {
-        let bytes = storage.get(&name).await?;
-        Ok::<_, RepositoryError>((name, bytes))
-    }))
-    .buffered(CONCURRENCY);
-    while let Some((name, bytes)) = loaded.try_next().await? {
-        let id = check_name(&name, &bytes)?;
-        read.push((id, envelope::read::<Fragment>(ObjectKind::Index, secrets, &name, &bytes)?));
+    let (mut read, mut problems) = (Vec::with_capacity(names.len()), Vec::new());
+    let mut loaded =
+        stream::iter(names.into_iter().map(|name| async move { read_fragment(storage, secrets, &name).await }))
+            .buffered(CONCURRENCY);
+    while let Some(fragment) = loaded.next().await {
+        match fragment {
+            Ok(fragment) => read.push(fragment),
+            Err(e) if e.is_about_an_object() => problems.push(e),
+            Err(e) => return Err(e),
+        }
     }
-    let superseded: HashSet<ObjectId> = read.iter().flat_map(|(_, f)| f.body.supersedes.iter().copied()).collect();
+    let superseded: HashSet<ObjectId> = read.iter().flat_map(|f| f.supersedes.iter().copied()).collect();
     let mut index = Index::default();
-    for (id, fragment) in read.into_iter().filter(|(id, _)| !superseded.contains(id)) {
-        if fragment.body.version != 1 {
-            let (format, operation) = (fragment.body.version, "read the index");
-            return Err(RepositoryError::Unsupported { format, feature: String::new(), operation });
-        }
-        for pack in &fragment.body.packs {
-            index.add(pack.info()?, fragment.signer, id);
+    for fragment in read.into_iter().filter(|fragment| !superseded.contains(&fragment.id)) {
+        for pack in fragment.packs {
+            index.add(pack, fragment.signer, fragment.id);
         }
     }
-    Ok(index)
+    Ok((index, problems))
+}
+
+/// An index fragment whose every pack was checked.
+pub struct CheckedFragment {
+    pub id: ObjectId,
+    pub signer: SignerId,
+    pub supersedes: Vec<ObjectId>,
+    pub packs: Vec<PackInfo>,
+}
+
+pub async fn read_fragment(
+    storage: &dyn Storage,
+    secrets: &Secrets,
+    name: &ObjectName,
+) -> Result<CheckedFragment, RepositoryError> {
+    let bytes = storage.get(name).await?;
+    let id = check_name(name, &bytes)?;
+    let Opened { signer, body, .. } = envelope::read::<Fragment>(ObjectKind::Index, secrets, name, &bytes)?;
+    if body.version != 1 {
+        let (format, operation) = (body.version, "read the index");
+        return Err(RepositoryError::Unsupported { format, feature: String::new(), operation });
+    }
+    let packs = body.packs.iter().map(FragmentPack::info).collect::<Result<_, _>>()?;
+    Ok(CheckedFragment { id, signer, supersedes: body.supersedes, packs })
 }
 
 /// An object that is named by the hash of its bytes has it.

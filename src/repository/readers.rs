@@ -34,7 +34,7 @@ impl KeyHolder {
         let repository = super::Repository::open(storage.clone(), super::Access::Writer(key), None).await?;
         repository.check_key_objects().await?;
         let key = repository.writer.ok_or(RepositoryError::WriterNeeded)?;
-        let loaded = load_config(&*storage).await?;
+        let loaded = load_config(&*storage, Some(key.fingerprint)).await?;
         let ring = newest_ring(&*storage, identities, &loaded.config, loaded.fingerprint).await?;
         let secrets = ring.secrets()?;
         let agrees = ring.epoch == key.epoch
@@ -88,11 +88,7 @@ pub async fn accept(
     mut key: WriterKey,
     identities: &[PathBuf],
 ) -> Result<Accepted, RepositoryError> {
-    let loaded = load_config(storage).await?;
-    if loaded.fingerprint != key.fingerprint {
-        let (found, expected) = (loaded.fingerprint.to_string(), key.fingerprint.to_string());
-        return Err(RepositoryError::AnotherRepository { found, expected });
-    }
+    let loaded = load_config(storage, Some(key.fingerprint)).await?;
     if loaded.config.epoch != key.epoch {
         return Err(RepositoryError::UnknownEpoch { epoch: loaded.config.epoch });
     }

@@ -37,21 +37,30 @@ impl Snapshot {
     }
 }
 
-/// All snapshots, oldest first. Manifests that do not open are told in `problems` and left out.
+/// All snapshots, oldest first. Manifests that do not open are told in `problems` and left out; with a damaged certificate a
+/// snapshot counts as not certified.
 pub async fn list(repository: &Repository) -> Result<(Vec<Snapshot>, Vec<RepositoryError>), RepositoryError> {
     let names: Vec<ObjectName> = repository.storage.list("snapshots/").map_ok(|meta| meta.name).try_collect().await?;
     let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
     for name in names {
         match load(repository, &name).await {
-            Ok(snapshot) => snapshots.push(snapshot),
-            Err(e) => problems.push(e),
+            Ok((snapshot, problem)) => {
+                snapshots.push(snapshot);
+                problems.extend(problem);
+            }
+            Err(e) if e.is_about_an_object() => problems.push(e),
+            // Who cannot look must not go on as if there were nothing.
+            Err(e) => return Err(e),
         }
     }
     snapshots.sort_by_key(|snapshot| (snapshot.manifest.taken, snapshot.id));
     Ok((snapshots, problems))
 }
 
-async fn load(repository: &Repository, name: &ObjectName) -> Result<Snapshot, RepositoryError> {
+async fn load(
+    repository: &Repository,
+    name: &ObjectName,
+) -> Result<(Snapshot, Option<RepositoryError>), RepositoryError> {
     let bytes = repository.storage.get(name).await?;
     let id = check_name(name, &bytes)?;
     let opened = envelope::read::<Manifest>(ObjectKind::Manifest, &repository.secrets, name, &bytes)?;
@@ -67,19 +76,26 @@ async fn load(repository: &Repository, name: &ObjectName) -> Result<Snapshot, Re
     if *name != manifest_name(opened.body.taken, &id)? {
         return Err(misfit("it does not lie under its own name"));
     }
-    let certificate = match repository.storage.get(&certificate_name(&id)?).await {
-        Err(StorageError::NotFound { .. }) => None,
-        other => {
-            let name = certificate_name(&id)?;
-            let opened = envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &other?)?;
-            if opened.body.snapshot != id {
-                let message = "it certifies another snapshot".to_owned();
-                return Err(RepositoryError::Damaged { name, message });
-            }
-            Some(opened.body)
-        }
+    let (certificate, problem) = match load_certificate(repository, &id).await {
+        Ok(certificate) => (certificate, None),
+        Err(e) if e.is_about_an_object() => (None, Some(e)),
+        Err(e) => return Err(e),
     };
-    Ok(Snapshot { id, manifest: Arc::new(opened.body), signer: opened.signer, certificate })
+    Ok((Snapshot { id, manifest: Arc::new(opened.body), signer: opened.signer, certificate }, problem))
+}
+
+async fn load_certificate(repository: &Repository, id: &ObjectId) -> Result<Option<Certificate>, RepositoryError> {
+    let name = certificate_name(id)?;
+    let bytes = match repository.storage.get(&name).await {
+        Err(StorageError::NotFound { .. }) => return Ok(None),
+        other => other?,
+    };
+    let opened = envelope::read::<Certificate>(ObjectKind::Certificate, &repository.secrets, &name, &bytes)?;
+    if opened.body.snapshot == *id {
+        Ok(Some(opened.body))
+    } else {
+        Err(RepositoryError::Damaged { name, message: "it certifies another snapshot".to_owned() })
+    }
 }
 
 /// Picks the snapshot that `wanted` names: an id prefix, `latest`, `latest:tag=…`, or `@TIME` (the newest taken at or before

@@ -22,8 +22,9 @@ use super::error::RepositoryError;
 use super::id::{ChunkId, Epoch, ObjectId, PackId};
 use super::index::{FRAGMENT_CHUNKS, Fragment, FragmentPack, Index};
 use super::manifest::{Certificate, Manifest, manifest_name};
+use super::name::{NameKind, pack_of};
 use super::pack::{self, FinishedPack, PackBuilder, PackInfo};
-use super::reader::{fragment_name, load_index, pack_name, run_blocking};
+use super::reader::{fragment_name, load_sound_index, pack_name, run_blocking};
 use super::seal::{Sealer, Secret, Signer};
 use super::secrets::Secrets;
 use crate::storage::{ObjectName, PutMode, Storage, StorageError};
@@ -53,6 +54,8 @@ struct Shared {
     recipient: age::x25519::Recipient,
     id_keys: HashMap<ChunkKind, Secret>,
     index: Index,
+    /// Packs that are there, with their sizes: nothing is deduplicated against one that was lost or cut short.
+    present: HashMap<PackId, u64>,
     signer: Signer,
     open: [Mutex<Option<PackBuilder>>; 3],
     seen: Mutex<Seen>,
@@ -82,7 +85,7 @@ impl ChunkSink {
             let mut seen = lock(&shared.seen);
             if let Some((info, _)) = shared.index.find(&id) {
                 // Only what this writer signed: a stolen host must not poison the others.
-                if shared.is_trusted(&info.id) {
+                if shared.is_sound(info) && shared.is_trusted(&info.id) {
                     seen.hits.insert(info.id);
                     return Ok(id);
                 }
@@ -127,6 +130,10 @@ impl ChunkSink {
 }
 
 impl Shared {
+    fn is_sound(&self, pack: &PackInfo) -> bool {
+        self.present.get(&pack.id) == Some(&u64::from(pack.size))
+    }
+
     fn is_trusted(&self, pack: &PackId) -> bool {
         let Some(signer) = self.index.signer(pack) else { return false };
         self.secrets.epochs.values().any(|epoch| epoch.signers.contains(&signer))
@@ -139,6 +146,8 @@ impl Shared {
 
 /// One run that writes.
 pub struct RepositoryWriter {
+    /// Index fragments that do not open, for a warning.
+    pub problems: Vec<RepositoryError>,
     storage: Arc<dyn Storage>,
     sink: ChunkSink,
     uploader: JoinHandle<Result<Uploaded, RepositoryError>>,
@@ -161,7 +170,9 @@ impl RepositoryWriter {
             .into_iter()
             .map(|kind| Ok((kind, current.chunk_id_key(kind).ok_or(RepositoryError::WriterNeeded)?)))
             .collect::<Result<_, RepositoryError>>()?;
-        let index = load_index(&*repository.storage, &secrets, None).await?;
+        // A damaged fragment costs work, not the backup: what it names is stored again.
+        let (index, problems) = load_sound_index(&*repository.storage, &secrets, None).await?;
+        let present = present_packs(&*repository.storage).await?;
         let recipient = key.recipient.parse().map_err(|e: &str| RepositoryError::BadRecipient {
             recipient: key.recipient.clone(),
             message: e.to_owned(),
@@ -173,6 +184,7 @@ impl RepositoryWriter {
             recipient,
             id_keys,
             index,
+            present,
             open: Default::default(),
             seen: Mutex::default(),
             pack_target,
@@ -182,7 +194,7 @@ impl RepositoryWriter {
         }));
         let storage = repository.storage.clone();
         let uploader = tokio::spawn(upload_all(storage.clone(), sink.clone(), receiver));
-        Ok(Self { storage, sink, uploader })
+        Ok(Self { problems, storage, sink, uploader })
     }
 
     pub fn sink(&self) -> ChunkSink {
@@ -211,6 +223,11 @@ impl RepositoryWriter {
             Err(_) => Some(RepositoryError::Interrupted),
         }
     }
+}
+
+async fn present_packs(storage: &dyn Storage) -> Result<HashMap<PackId, u64>, RepositoryError> {
+    let listed = storage.list(NameKind::Pack.prefix());
+    Ok(listed.try_filter_map(async |meta| Ok(pack_of(&meta.name).map(|id| (id, meta.size)))).try_collect().await?)
 }
 
 /// Puts packs, reads them back, and writes index fragments.

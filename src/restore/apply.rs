@@ -88,7 +88,8 @@ impl Apply {
         journal::prepare(session).await?;
         staging::prepare(session, layout).await?;
         report.counters = raise::raise(session, plan).await?;
-        let replay = journal::begin(session, &plan.comparison.facts.repository, &plan.comparison.facts.snapshot).await?;
+        let replay =
+            journal::begin(session, &plan.comparison.facts.repository, &plan.comparison.facts.snapshot).await?;
         let targets = parents::restore(session, plan).await?;
         report.owners = plan.owners.len();
         report.mailboxes = plan.mailboxes.len();
@@ -120,8 +121,18 @@ impl Apply {
     }
 }
 
+/// What `undo` says of a replay that is not in the journal.
+pub fn no_such_replay(replay: &str) -> ReplayError {
+    ReplayError::NoSuchReplay { replay: replay.to_owned() }
+}
+
 /// Derived values that no trigger keeps, and the hooks.
-async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut ReplayReport) -> Result<(), ReplayError> {
+async fn finish(
+    session: &Session,
+    profile: &Profile,
+    plan: &Plan,
+    report: &mut ReplayReport,
+) -> Result<(), ReplayError> {
     let path = staging::search_path(&plan.comparison.layout);
     session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for derived in profile.derived.iter().filter(|derived| !derived.trigger) {
@@ -133,7 +144,11 @@ async fn finish(session: &Session, profile: &Profile, plan: &Plan, report: &mut 
     }
     for hook in &profile.after {
         if let Some(sql) = &hook.sql {
-            session.client().batch_execute(sql).await.map_err(PostgresError::server("running a hook of the profile"))?;
+            session
+                .client()
+                .batch_execute(sql)
+                .await
+                .map_err(PostgresError::server("running a hook of the profile"))?;
             report.statements.push(sql.clone());
         }
         report.by_hand.extend(hook.shell.iter().chain(&hook.http).cloned());

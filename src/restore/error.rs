@@ -11,7 +11,9 @@ pub enum ReplayError {
     Compare(#[from] CompareError),
     #[error(transparent)]
     Postgres(#[from] PostgresError),
-    #[error("the journal of replays cannot be made ({message}); have an administrator run the SQL of `restante grants --for restore`")]
+    #[error(
+        "the journal of replays cannot be made ({message}); have an administrator run the SQL of `restante grants --for restore`"
+    )]
     NoJournal { message: String },
     #[error(
         "a part with the same key is in {table} with other bytes: the live part or its key is damaged. Nothing of this batch was written; \
@@ -25,11 +27,15 @@ pub enum ReplayError {
     Altered { table: String, columns: String, rows: i64 },
     #[error("{table} has no default for its key {column}, and it is no uuid: new keys cannot be made")]
     NoNewKey { table: String, column: String },
-    #[error("the sequence {sequence} is {missing} behind, too much to catch up step by step; have its owner run: SELECT setval('{sequence}', {least})")]
+    #[error(
+        "the sequence {sequence} is {missing} behind, too much to catch up step by step; have its owner run: SELECT setval('{sequence}', {least})"
+    )]
     FarBehind { sequence: String, missing: i64, least: i64 },
     #[error("no replay {replay:?} is in the journal; `restante replays` lists them")]
     NoSuchReplay { replay: String },
-    #[error("the locks of {what} were not to be had in {attempts} attempts: others keep them; run the command again, it goes on where it stopped")]
+    #[error(
+        "the locks of {what} were not to be had in {attempts} attempts: others keep them; run the command again, it goes on where it stopped"
+    )]
     Busy { what: &'static str, attempts: u32 },
 }
 

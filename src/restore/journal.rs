@@ -38,15 +38,6 @@ CREATE UNIQUE INDEX IF NOT EXISTS journal_once ON restante.journal (source, copy
 CREATE INDEX IF NOT EXISTS journal_replay ON restante.journal (replay);
 CREATE INDEX IF NOT EXISTS journal_restored ON restante.journal (restored);"#;
 
-/// The rights on it that a restoring role needs, `{role}` quoted.
-pub fn grants(role: &str) -> String {
-    let role = crate::postgres::sql::identifier(role);
-    format!(
-        "GRANT USAGE ON SCHEMA restante TO {role};\n\
-         GRANT SELECT, INSERT, UPDATE ON restante.replay, restante.journal TO {role};\n"
-    )
-}
-
 /// Makes sure that there is a journal.
 pub async fn prepare(session: &Session) -> Result<(), ReplayError> {
     let failed = PostgresError::server("looking for the journal of replays");

@@ -14,12 +14,14 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`plan`] | which messages go where, in which order; nothing is written |
-//! | [`raise`] | counters first: no id, UID or MODSEQ is issued twice |
-//! | [`parents`] | accounts and mailboxes that were lost, and side folders |
+//! | `raise` | counters first: no id, UID or MODSEQ is issued twice |
+//! | `parents` | accounts and mailboxes that were lost, and side folders |
 //! | [`apply`] | batches, retries, derived values, hooks |
-//! | [`batch`] | one transaction: lock, look again, claim, insert, read again, commit |
-//! | [`staging`] | rows of the snapshot in temporary tables of the snapshot's types |
+//! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
+//! | `repair` | what living messages miss |
+//! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
 //! | [`journal`] | what was put back, over all replays |
+//! | [`rights`] | what a role must be granted for it |
 //! | [`undo`] | taking a replay back |
 
 pub mod apply;
@@ -28,13 +30,17 @@ mod error;
 pub mod full;
 pub mod journal;
 mod load;
+mod look;
 mod parents;
 pub mod plan;
 mod raise;
 mod repair;
+mod reread;
 pub mod rescue;
+pub mod rights;
 mod staging;
 pub mod undo;
+mod write;
 
 pub use apply::{Apply, ApplyOptions, ReplayReport};
 pub use error::ReplayError;

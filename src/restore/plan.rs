@@ -81,7 +81,36 @@ pub struct Plan {
     pub repair: bool,
 }
 
+/// A plan in numbers.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub messages: u64,
+    pub aside: u64,
+    pub incomplete: u64,
+    pub accounts: u64,
+    pub mailboxes: u64,
+    pub counters: u64,
+    pub sequences: u64,
+    pub outside: u64,
+    pub left_out: u64,
+}
+
 impl Plan {
+    pub fn summary(&self) -> Summary {
+        let incomplete = if self.repair { self.comparison.incomplete.messages.len() } else { 0 };
+        Summary {
+            messages: self.moves.len() as u64,
+            aside: self.moves.iter().filter(|one| one.aside).count() as u64,
+            incomplete: incomplete as u64,
+            accounts: self.owners.len() as u64,
+            mailboxes: (self.mailboxes.len() + self.aside.len()) as u64,
+            counters: self.counters.len() as u64,
+            sequences: self.comparison.counters.low_sequences().len() as u64,
+            outside: self.outside,
+            left_out: self.left_out,
+        }
+    }
+
     pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {
         let filtered = !options.accounts.is_empty() || !options.mailboxes.is_empty();
         let (mut moves, mut outside, mut left_out) = (Vec::new(), 0, 0);
@@ -119,7 +148,8 @@ impl Plan {
         let owners: Vec<usize> = (0..parents.owners.len())
             .filter(|at| lost(parents.owners[*at].fate))
             .filter(|at| {
-                !filtered || mailboxes.iter().chain(&aside).any(|mailbox| parents.mailboxes[*mailbox].owner == Some(*at))
+                !filtered
+                    || mailboxes.iter().chain(&aside).any(|mailbox| parents.mailboxes[*mailbox].owner == Some(*at))
             })
             .collect();
         let mut counters = comparison.counters.low(&comparison.layout.mailbox, parents);

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
-use super::batch::{insert_parts, lock_mailboxes, staged};
+use super::batch::staged;
+use super::look::lock_mailboxes;
+use super::write::insert_parts;
 use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
@@ -33,7 +35,9 @@ pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) 
 async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Vec<u8>]) -> Result<u64, ReplayError> {
     let (layout, incomplete) = (&plan.comparison.layout, &plan.comparison.incomplete);
     let of = |rows: &[Row], column: usize| -> Vec<Row> {
-        let held = |row: &&Row| row[column].bytes().is_some_and(|key| messages.binary_search_by(|one| one[..].cmp(key)).is_ok());
+        let held = |row: &&Row| {
+            row[column].bytes().is_some_and(|key| messages.binary_search_by(|one| one[..].cmp(key)).is_ok())
+        };
         rows.iter().filter(held).cloned().collect()
     };
     let via: Vec<Vec<Row>> =
@@ -45,7 +49,11 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
         parts.push(keys.filter_map(|key| Some((key, plan.comparison.parts[kind].get(key)?))).collect());
     }
-    let all = via.iter().flatten().chain(children.iter().flatten()).chain(parts.iter().flat_map(|parts| parts.values().copied()));
+    let all = via
+        .iter()
+        .flatten()
+        .chain(children.iter().flatten())
+        .chain(parts.iter().flat_map(|parts| parts.values().copied()));
     let large: BTreeSet<LargeValue> =
         all.flatten().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
     let large: Vec<LargeValue> = large.into_iter().collect();

@@ -86,7 +86,12 @@ pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), Re
 pub(super) type StagedRow = Vec<Option<bytes::Bytes>>;
 
 /// Sends rows; each is numbered by its place in `rows`.
-pub(super) async fn fill(session: &Session, layout: &Layout, stage: Stage, rows: &[StagedRow]) -> Result<(), ReplayError> {
+pub(super) async fn fill(
+    session: &Session,
+    layout: &Layout,
+    stage: Stage,
+    rows: &[StagedRow],
+) -> Result<(), ReplayError> {
     let Some(table) = stage.table(layout).filter(|_| !rows.is_empty()) else { return Ok(()) };
     let mut columns = vec![NUMBER];
     columns.extend(table.columns.iter().map(|column| &*column.name));
@@ -125,7 +130,11 @@ pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, Stri
 }
 
 /// New keys for rows of a table, by the key's own default: as bytes of the snapshot's type, and as text.
-pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> Result<Vec<(bytes::Bytes, String)>, ReplayError> {
+pub(super) async fn new_keys(
+    session: &Session,
+    table: &Table,
+    count: usize,
+) -> Result<Vec<(bytes::Bytes, String)>, ReplayError> {
     let at = table.single_key()?;
     let column = &table.columns[at];
     let live = column.live.as_ref();
@@ -135,7 +144,9 @@ pub(super) async fn new_keys(session: &Session, table: &Table, count: usize) -> 
             sql::literal(&table.quoted()),
             sql::literal(&column.name)
         )),
-        Some(live) => live.default.clone().or_else(|| (live.type_name == "uuid").then(|| "gen_random_uuid()".to_owned())),
+        Some(live) => {
+            live.default.clone().or_else(|| (live.type_name == "uuid").then(|| "gen_random_uuid()".to_owned()))
+        }
         None => None,
     };
     let Some(default) = default else {
@@ -166,7 +177,9 @@ pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), R
     let deadlock: i64 = session.client().query_one(ask, &[]).await.map_err(failed)?.get(0);
     let timeout = (deadlock / 2).clamp(10, 5000);
     let path = search_path(layout);
-    Ok(session.execute("setting up a transaction", &format!("SET LOCAL lock_timeout = {timeout}; SET LOCAL {path}")).await?)
+    Ok(session
+        .execute("setting up a transaction", &format!("SET LOCAL lock_timeout = {timeout}; SET LOCAL {path}"))
+        .await?)
 }
 
 pub(super) fn search_path(layout: &Layout) -> String {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::batch::lock_mailboxes;
+use super::look::lock_mailboxes;
 use super::error::ReplayError;
 use super::{journal, staging};
 use crate::compare::compare::row_print;
@@ -54,18 +54,13 @@ pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
 }
 
-/// The row as text, long values as their hashes.
+/// The live row as text, long values as their hashes; the same whatever the snapshot's columns were.
 fn row(table: &Table, alias: &str) -> String {
-    let fields: Vec<String> = table
-        .columns
-        .iter()
-        .enumerate()
-        .filter_map(|(at, column)| {
-            let live = column.live.as_ref()?;
-            let name = format!("{alias}.{}", table.ident(at));
-            Some(if live.type_name == "bytea" { format!("sha256({name})") } else { name })
-        })
-        .collect();
+    let field = |(name, kind): &(String, String)| {
+        let name = format!("{alias}.{}", sql::identifier(name));
+        if kind == "bytea" { format!("sha256({name})") } else { name }
+    };
+    let fields: Vec<String> = table.live.iter().map(field).collect();
     format!("ROW({})::text", fields.join(", "))
 }
 
@@ -79,7 +74,8 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
     let mut after = 0_i64;
     loop {
         let (last, part) =
-            staging::transaction(session, "undoing", async || batch(session, layout, options, &wanted, after).await).await?;
+            staging::transaction(session, "undoing", async || batch(session, layout, options, &wanted, after).await)
+                .await?;
         report.undone += part.undone;
         report.touched += part.touched;
         report.gone += part.gone;
@@ -91,13 +87,18 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
 }
 
 /// Live keys of the mailboxes asked for, as text.
-async fn mailboxes(session: &Session, layout: &Layout, options: &UndoOptions) -> Result<Option<Vec<String>>, ReplayError> {
+async fn mailboxes(
+    session: &Session,
+    layout: &Layout,
+    options: &UndoOptions,
+) -> Result<Option<Vec<String>>, ReplayError> {
     if options.accounts.is_empty() && options.mailboxes.is_empty() {
         return Ok(None);
     }
     let (mailbox, owner) = (&layout.mailbox, layout.owner.as_ref());
     let name = |alias: &str, table: &Table, natural: &[usize], not: Option<usize>| {
-        let names = natural.iter().filter(|at| Some(**at) != not).map(|at| format!("{alias}.{}::text", table.ident(*at)));
+        let names =
+            natural.iter().filter(|at| Some(**at) != not).map(|at| format!("{alias}.{}::text", table.ident(*at)));
         format!("concat_ws(' / ', {})", names.collect::<Vec<_>>().join(", "))
     };
     let mut join = String::new();
@@ -131,7 +132,11 @@ async fn batch(
         "SELECT entry, mailbox, key, state FROM {JOURNAL} WHERE replay = $1 AND undone IS NULL AND entry > $2 \
          AND ($3::text[] IS NULL OR mailbox = ANY($3)) ORDER BY entry LIMIT {BATCH}"
     );
-    let entries = session.client().query(&sql, &[&options.replay, &after, wanted]).await.map_err(failed("reading the journal"))?;
+    let entries = session
+        .client()
+        .query(&sql, &[&options.replay, &after, wanted])
+        .await
+        .map_err(failed("reading the journal"))?;
     let Some(last) = entries.last().map(|row| row.get::<_, i64>(0)) else { return Ok((None, UndoReport::default())) };
     let message = &layout.message;
     let key = message.table.single_key()?;
@@ -148,14 +153,17 @@ async fn batch(
         message.table.quoted()
     );
     let rows = session.client().query(&sql, &[&keys]).await.map_err(failed("reading restored mail"))?;
-    let now: BTreeMap<String, (String, String)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+    let now: BTreeMap<String, (String, String)> =
+        rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     let mut report = UndoReport::default();
     let mut doomed: Vec<(i64, String, String)> = Vec::new();
     for entry in &entries {
         let (key, recorded): (String, Option<String>) = (entry.get(2), entry.get(3));
         match now.get(&key) {
             None => report.gone += 1,
-            Some((state, mailbox)) if Some(state) == recorded.as_ref() => doomed.push((entry.get(0), key, mailbox.clone())),
+            Some((state, mailbox)) if Some(state) == recorded.as_ref() => {
+                doomed.push((entry.get(0), key, mailbox.clone()))
+            }
             Some(_) => report.touched += 1,
         }
     }
@@ -165,12 +173,8 @@ async fn batch(
     let keys: Vec<&str> = doomed.iter().map(|(_, key, _)| &**key).collect();
     let buried = bury(session, layout, &keys, &locked).await?;
     for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
-        let sql = format!(
-            "DELETE FROM {} WHERE {}::text = ANY($1)",
-            child.table.quoted(),
-            child.table.ident(child.message)
-        );
-        let sql = sql.replace("::text = ANY($1)", &format!(" = ANY($1::text[]::{key_type}[])"));
+        let (table, of) = (child.table.quoted(), child.table.ident(child.message));
+        let sql = format!("DELETE FROM {table} WHERE {of} = ANY($1::text[]::{key_type}[])");
         session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
     }
     let sql = format!("DELETE FROM {} WHERE {ident} = ANY($1::text[]::{key_type}[])", message.table.quoted());
@@ -206,7 +210,7 @@ async fn bury(
     session: &Session,
     layout: &Layout,
     keys: &[&str],
-    locked: &std::collections::HashMap<bytes::Bytes, super::batch::Locked>,
+    locked: &std::collections::HashMap<bytes::Bytes, super::look::Locked>,
 ) -> Result<BTreeMap<String, Vec<u8>>, ReplayError> {
     let message = &layout.message;
     let table = &message.table;
@@ -253,7 +257,11 @@ async fn bury(
         let evidence: Vec<usize> = tombstone.evidence.iter().map(|(_, at)| *at).collect();
         let mut fields = vec![key];
         fields.extend(&evidence);
-        let select = format!("SELECT m.{ident}::text, {} FROM {} m WHERE {condition}", table.select(&fields, "m"), table.quoted());
+        let select = format!(
+            "SELECT m.{ident}::text, {} FROM {} m WHERE {condition}",
+            table.select(&fields, "m"),
+            table.quoted()
+        );
         live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
             let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
             prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());

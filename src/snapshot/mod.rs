@@ -93,6 +93,9 @@ pub async fn take(
     }
 
     let writer = RepositoryWriter::open(repository, pack_target).await?;
+    for problem in &writer.problems {
+        monitor.warn(&format!("what this index fragment names is stored again: {problem}"));
+    }
     let work = async {
         let dump = schema::dump(dsn, &set, &options.pg_dump);
         let tables = pipeline::read_tables(&set, &layout, repository, &writer, monitor);

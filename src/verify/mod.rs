@@ -1,21 +1,29 @@
 //! Checks of what is stored. Structure needs no data; hashes need no key to open mail; rows need a reader.
 //!
-//! A finding is a sentence that names the object. The check goes on after one: an operator wants the whole list.
-//! Uses `repository`; `cli` calls it.
+//! A finding names the object, and the check goes on after it: an operator wants the whole list. What cannot hurt (leftovers
+//! of an interrupted run, objects of somebody else) is a note. Uses `repository`; `cli` calls it.
+//!
+//! In memory: the names and sizes of all packs (about 100 bytes each, a pack has 16 MiB), 100 bytes for each distinct segment
+//! whose rows were compared, one snapshot's part of the index, and the rows of one batch.
+//!
+//! What no check can find, because nothing in the storage is left to tell of it, is listed in `tests/it/matrix/damage.rs`.
+
+mod data;
+mod findings;
+mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::TryStreamExt;
 use serde::Serialize;
 
-use crate::monitor::{SharedMonitor, Unit};
-use crate::repository::id::{ChunkId, PackId};
-use crate::repository::reader::{ChunkReader, load_index, pack_name, run_blocking};
-use crate::repository::rows::MultisetDigest;
-use crate::repository::segment::MapHasher;
-use crate::repository::snapshots::{Snapshot, SnapshotReader};
-use crate::repository::table_rows::TableRows;
+use crate::monitor::SharedMonitor;
+use crate::repository::id::{ObjectId, PackId};
+use crate::repository::reader::pack_name;
+use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::{Repository, RepositoryError};
+
+use findings::Findings;
+pub use findings::{Finding, FindingKind};
 
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,181 +41,82 @@ pub struct Report {
     pub packs: u64,
     pub bytes_fetched: u64,
     pub rows: u64,
-    pub findings: Vec<String>,
+    pub findings: Vec<Finding>,
+    /// What a person may want to know and need not act on.
+    pub notes: Vec<Finding>,
 }
 
-/// Checks the snapshots. An error means that the check itself could not go on (no access, no connection).
+/// A check under way.
+struct Check<'a> {
+    repository: &'a Repository,
+    monitor: &'a SharedMonitor,
+    findings: Findings,
+    notes: Findings,
+    report: Report,
+}
+
+/// Checks one snapshot, or the whole repository. An error means that the check itself could not go on (no access, no
+/// connection).
 pub async fn verify(
     repository: &Repository,
-    snapshots: &[Snapshot],
+    only: Option<&Snapshot>,
     level: Level,
     monitor: &SharedMonitor,
 ) -> Result<Report, RepositoryError> {
-    let mut report = Report { snapshots: snapshots.len() as u64, ..Report::default() };
-    let present = sizes(repository).await?;
-    match load_index(&*repository.storage, &repository.secrets, None).await {
-        Ok(_) => {}
-        Err(e) => report.findings.push(fatal_or_finding(e)?),
-    }
-    let mut packs = BTreeMap::new();
-    for snapshot in snapshots {
-        if snapshot.certificate.is_none() {
-            report
-                .findings
-                .push(format!("snapshot {} is not certified: it was never read back in full", snapshot.short()));
-        }
-        match referenced(repository, snapshot).await {
-            Ok(used) => packs.extend(used),
-            Err(e) => report.findings.push(format!("snapshot {}: {}", snapshot.short(), fatal_or_finding(e)?)),
-        }
-    }
-    report.packs = packs.len() as u64;
-    for (pack, size) in &packs {
-        match present.get(pack_name(pack)?.as_str()) {
-            None => report.findings.push(format!("object {} is missing", pack_name(pack)?)),
-            Some(found) if *found != u64::from(*size) => {
-                report.findings.push(format!("object {} has {found} bytes instead of {size}", pack_name(pack)?));
+    let (findings, notes) = (Findings::default(), Findings::default());
+    let mut check = Check { repository, monitor, findings, notes, report: Report::default() };
+    check.keys().await?;
+    let chosen = match only {
+        Some(snapshot) => vec![snapshot.clone()],
+        None => {
+            let (all, problems) = snapshots::list(repository).await?;
+            for problem in problems {
+                check.findings.add_error(problem, None, [])?;
             }
-            Some(_) => {}
+            all
         }
-    }
-    match level {
-        Level::Structure => {}
-        Level::Hashes => hash_packs(repository, &packs, monitor, &mut report).await?,
-        Level::Rows => {
-            hash_packs(repository, &packs, monitor, &mut report).await?;
-            monitor.stage("rows", Unit::Rows, Some(snapshots.iter().map(|s| s.manifest.totals.rows).sum()));
-            for snapshot in snapshots {
-                if let Err(e) = compare_rows(repository, snapshot, monitor, &mut report).await {
-                    report.findings.push(format!("snapshot {}: {}", snapshot.short(), fatal_or_finding(e)?));
-                }
-            }
-        }
-    }
-    Ok(report)
-}
-
-/// Damage is a finding; no access, or no connection, ends the check.
-fn fatal_or_finding(e: RepositoryError) -> Result<String, RepositoryError> {
-    use crate::storage::StorageError::{AlreadyExists, Locked, NotFound, TooLarge, Truncated};
-    match e {
-        RepositoryError::Storage(
-            NotFound { .. } | Truncated { .. } | TooLarge { .. } | AlreadyExists { .. } | Locked { .. },
-        ) => Ok(e.to_string()),
-        RepositoryError::Storage(_) | RepositoryError::ReaderNeeded | RepositoryError::Interrupted => Err(e),
-        _ => Ok(e.to_string()),
-    }
-}
-
-/// Every pack in the storage with its size.
-async fn sizes(repository: &Repository) -> Result<BTreeMap<String, u64>, RepositoryError> {
-    let list = repository.storage.list("packs/").map_ok(|meta| (meta.name.as_str().to_owned(), meta.size));
-    Ok(list.try_collect().await?)
-}
-
-/// The packs that a snapshot needs, with their sizes as recorded; every chunk id in it is looked up.
-async fn referenced(repository: &Repository, snapshot: &Snapshot) -> Result<BTreeMap<PackId, u32>, RepositoryError> {
-    let reader = SnapshotReader::open(repository, snapshot).await?;
-    let manifest = reader.manifest();
+    };
+    check.report.snapshots = chosen.len() as u64;
+    let indexed = check.fragments(&chosen).await?;
     let mut packs = BTreeMap::new();
-    let mut add = |ids: &mut dyn Iterator<Item = ChunkId>| -> Result<(), RepositoryError> {
-        for id in ids {
-            let (info, _) = reader.chunks.index().find(&id).ok_or(RepositoryError::MissingChunk { id })?;
-            packs.insert(info.id, info.size);
+    for snapshot in &chosen {
+        packs.extend(check.referenced(snapshot).await?);
+    }
+    check.report.packs = packs.len() as u64;
+    let present = check.present().await?;
+    let mut damaged = check.compare_sizes(&packs, &present).await?;
+    if only.is_none() {
+        check.history(&chosen).await?;
+        check.leftovers(&indexed, &present)?;
+    }
+    if level != Level::Structure {
+        damaged.extend(check.hash_packs(&packs, &damaged).await?);
+    }
+    check.blame(&chosen, &damaged).await?;
+    if level == Level::Rows {
+        check.compare_rows(&chosen).await?;
+    }
+    Ok(Report { findings: check.findings.into_list(), notes: check.notes.into_list(), ..check.report })
+}
+
+impl Check<'_> {
+    /// Tells at each damaged pack which snapshots need it. Walks through their metadata once more, but only after damage, so
+    /// that a sound repository needs no memory for who uses what.
+    async fn blame(&mut self, chosen: &[Snapshot], damaged: &BTreeSet<PackId>) -> Result<(), RepositoryError> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        for snapshot in chosen {
+            let used = self.referenced(snapshot).await?;
+            for pack in damaged.iter().filter(|pack| used.contains_key(pack)) {
+                self.findings.add(Finding::new(FindingKind::Damaged, "").at(&pack_name(pack)?).of(&snapshot.id));
+            }
         }
         Ok(())
-    };
-    add(&mut manifest.schema.catalog.iter().chain(&manifest.schema.dump).copied())?;
-    for table in &manifest.tables {
-        add(&mut table.pages.iter().copied())?;
-        for segment in reader.segments(table).await? {
-            add(&mut std::iter::once(segment.descriptor).chain(segment.zones.iter().copied()))?;
-            for increment in reader.descriptor(&segment).await?.increments {
-                add(&mut increment.row_chunks.iter().map(|chunk| chunk.id))?;
-                add(&mut increment.row_map.iter().copied())?;
-                add(&mut increment.value_map.iter().map(|chunk| chunk.id))?;
-                add(&mut increment.payload.chunks_exact(ChunkId::LENGTH).filter_map(ChunkId::from_slice))?;
-            }
-        }
     }
-    Ok(packs)
 }
 
-async fn hash_packs(
-    repository: &Repository,
-    packs: &BTreeMap<PackId, u32>,
-    monitor: &SharedMonitor,
-    report: &mut Report,
-) -> Result<(), RepositoryError> {
-    monitor.stage("packs", Unit::Bytes, Some(packs.values().map(|size| u64::from(*size)).sum()));
-    let reported: BTreeSet<String> = report.findings.iter().cloned().collect();
-    for (pack, size) in packs {
-        let name = pack_name(pack)?;
-        match repository.storage.get(&name).await {
-            Ok(bytes) => {
-                report.bytes_fetched += bytes.len() as u64;
-                monitor.advance(u64::from(*size));
-                let id = run_blocking(move || Ok(PackId::of(&bytes))).await?;
-                if id != *pack {
-                    report.findings.push(format!("object {name} does not have the hash that it is named by"));
-                }
-            }
-            Err(e) => {
-                let finding = fatal_or_finding(e.into())?;
-                if !reported.contains(&format!("object {name} is missing")) {
-                    report.findings.push(finding);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Every row of every table: its digest, the segment's map hash, the table's multiset digest.
-async fn compare_rows(
-    repository: &Repository,
-    snapshot: &Snapshot,
-    monitor: &SharedMonitor,
-    report: &mut Report,
-) -> Result<(), RepositoryError> {
-    let reader = SnapshotReader::open(repository, snapshot).await?;
-    let chunks: &ChunkReader = &reader.chunks;
-    chunks.fetch_joined(&reader.manifest().schema.catalog).await?;
-    chunks.fetch_joined(&reader.manifest().schema.dump).await?;
-    for table in &reader.manifest().tables {
-        let label = table.label();
-        let (mut rows, mut digest) = (0, MultisetDigest::default());
-        for segment in reader.segments(table).await? {
-            let mut places = Vec::new();
-            let mut segment_rows = TableRows::of_segment(&reader, table, segment.clone());
-            loop {
-                match segment_rows.next_batch().await {
-                    Ok(None) => break,
-                    Ok(Some(batch)) => {
-                        monitor.advance(batch.len() as u64);
-                        rows += batch.len() as u64;
-                        for row in &batch {
-                            digest.add(&row.map.digest);
-                            places.push((row.map.place, row.map.xmin));
-                        }
-                    }
-                    Err(e) => {
-                        report.findings.push(format!("table {label}: {}", fatal_or_finding(e)?));
-                        break;
-                    }
-                }
-            }
-            places.sort_unstable();
-            let mut map = MapHasher::default();
-            places.iter().for_each(|(place, xmin)| map.add(*place, *xmin));
-            if map.finish() != segment.map_hash {
-                report.findings.push(format!("table {label}: the rows of a segment are not those of its map"));
-            }
-        }
-        report.rows += rows;
-        if rows != table.rows || digest.finish() != table.digest {
-            report.findings.push(format!("table {label}: {rows} rows were read, {} were recorded", table.rows));
-        }
-    }
-    Ok(())
+/// The names that hold an id as their last part: of manifests and certificates.
+fn id_of(file_name: &str) -> Option<ObjectId> {
+    file_name.rsplit('-').next()?.parse().ok()
 }

@@ -1,5 +1,7 @@
 //! Behaviour against real PostgreSQL servers and real storages.
 
+mod independent;
+mod matrix;
 mod postgres;
 mod restore;
 #[cfg(feature = "s3")]

@@ -6,5 +6,5 @@ mod dsn;
 mod grants;
 mod pooler;
 mod reading;
-mod support;
+pub mod support;
 mod tls;

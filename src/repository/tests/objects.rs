@@ -70,7 +70,7 @@ fn only_a_signer_of_the_very_epoch_counts() {
     }
     let bytes = object(ObjectKind::Index, &secrets, &new, Epoch(2));
     let before = reader_secrets(&[&old]);
-    assert!(matches!(read(ObjectKind::Index, &before, &bytes), Err(RepositoryError::UnknownEpoch { .. })));
+    assert!(matches!(read(ObjectKind::Index, &before, &bytes), Err(RepositoryError::SealedInUnknownEpoch { .. })));
 }
 
 const FINGERPRINT: Fingerprint = Fingerprint([9; 32]);

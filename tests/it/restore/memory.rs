@@ -70,7 +70,8 @@ impl MemorySource {
 
     fn large(&self, value: &LargeValue) -> Bytes {
         let table = &self.facts.tables[value.increment as usize];
-        let (row, column) = (value.ordinal as usize / table.columns.len(), value.ordinal as usize % table.columns.len());
+        let (row, column) =
+            (value.ordinal as usize / table.columns.len(), value.ordinal as usize % table.columns.len());
         self.tables[&table.name.to_string()][row][column].clone().unwrap()
     }
 }
@@ -81,7 +82,12 @@ impl Source for MemorySource {
         &self.facts
     }
 
-    async fn scan(&self, table: &SourceTable, only: Option<Only<'_>>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+    async fn scan(
+        &self,
+        table: &SourceTable,
+        only: Option<Only<'_>>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError> {
         let number = self.facts.tables.iter().position(|one| one.name == table.name).unwrap();
         let width = table.columns.len();
         for (at, row) in self.tables[&table.name.to_string()].iter().enumerate() {

@@ -1,10 +1,14 @@
 //! Small histories, told step by step.
 
 use restante::compare::{Class, Reason};
+use restante::compare::{choose, layout};
+use restante::postgres::catalog;
+use restante::postgres::grants::{self, GrantsFor, Purpose};
 use restante::restore::undo::{UndoOptions, undo};
+use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, Window, rights};
 
 use super::memory::MemorySource;
-use super::store::{Content, Store};
+use super::store::{Content, Store, clock};
 
 /// Contents of a mailbox, sorted.
 async fn contents(store: &Store, mailbox: i64) -> Vec<u32> {
@@ -139,8 +143,12 @@ async fn lost_mailboxes_come_back_and_mail_never_lands_with_a_stranger() {
     let found = store.found().await;
     let back = found.iter().find(|found| found.content == Some(Content(2))).unwrap();
     assert_eq!(back.name, "folder");
-    let uidvalidity: i64 =
-        store.client.query_one("SELECT uidvalidity FROM mailboxes WHERE id = $1", &[&back.mailbox]).await.unwrap().get(0);
+    let uidvalidity: i64 = store
+        .client
+        .query_one("SELECT uidvalidity FROM mailboxes WHERE id = $1", &[&back.mailbox])
+        .await
+        .unwrap()
+        .get(0);
     assert!(uidvalidity > 1010, "a fresh UIDVALIDITY");
     store.check_counters().await;
     assert_eq!(store.restore(&snapshot, None).await.replay, None);
@@ -182,4 +190,126 @@ async fn living_messages_get_their_lost_parts_back() {
     assert_eq!((report.repaired_messages, report.mail.restored), (2, 0), "{report:?}");
     assert_eq!(contents(&store, inbox).await, [3, 15]);
     assert_eq!(store.restore(&snapshot, None).await.replay, None);
+}
+
+#[tokio::test]
+async fn a_role_with_the_printed_grants_and_nothing_else_restores_and_undoes() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let folder = store.mailbox(account, "folder", 1).await;
+    let ids = [store.deliver(inbox, Content(3), 5, 0).await, store.deliver(folder, Content(4), 6, 0).await];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[folder], true).await;
+
+    let role = store.database.ordinary_role().await;
+    let session = store.session().await;
+    let read = catalog::read(&session).await.unwrap();
+    let live = layout::layout_of_live(&store.profile, &read).unwrap();
+    let (schemas, owners) = grants::schemas_and_owners(&session).await.unwrap();
+    let sql = grants::sql(
+        Purpose::Restore,
+        &GrantsFor {
+            role: &role,
+            database: store.database.name(),
+            schemas: &schemas,
+            owners: &owners,
+            written: &rights::written(&live, &store.profile),
+            journal: &rights::restore_sql(&live, &role),
+        },
+    );
+    store.database.execute(&sql).await;
+
+    let session = store.session_as(&role).await;
+    let comparison =
+        restante::compare::compare(&session, &snapshot, &store.profile, &Default::default()).await.unwrap();
+    let apply = Apply::new(Plan::new(comparison, &PlanOptions::default()), ApplyOptions::default());
+    let report = apply.run(&session, &snapshot, &store.profile, &restante::monitor::Silent).await.unwrap();
+    assert_eq!((report.mail.restored, report.mailboxes), (2, 1));
+    let options = UndoOptions { replay: report.replay.unwrap(), ..Default::default() };
+    assert_eq!(undo(&session, &live, &options).await.unwrap().undone, 2);
+}
+
+#[tokio::test]
+async fn a_window_and_a_mailbox_narrow_a_restore_and_the_rest_is_counted() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let archive = store.mailbox(account, "Archive", 0).await;
+    let mut ids = Vec::new();
+    for number in 0..6 {
+        // APPEND dates one back: it is still in the window in which it was saved.
+        let back = if number == 2 { 9000 } else { 0 };
+        ids.push(
+            store
+                .deliver(if number < 4 { inbox } else { archive }, Content(number), 10 * i64::from(number), back)
+                .await,
+        );
+    }
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[], true).await;
+    let window = Window { from: Some(clock(20)), to: Some(clock(50)) };
+    let plan = PlanOptions { window, mailboxes: vec!["INBOX".to_owned()], ..Default::default() };
+    let report = store.restore_with(&snapshot, None, &plan, ApplyOptions::default()).await;
+    assert_eq!((report.mail.restored, report.outside), (2, 4));
+    assert_eq!(contents(&store, inbox).await, [2, 3]);
+    assert!(report.has_findings());
+}
+
+#[tokio::test]
+async fn a_snapshot_of_the_damaged_store_is_seen_through() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+    }
+    let nightly = MemorySource::take(&store.session().await).await;
+    for number in 10..14 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+    }
+    for id in &ids[..3] {
+        store.expunge(*id, "expunge").await;
+    }
+    let before = MemorySource::take(&store.session().await).await;
+    store.lose(&ids[4..], &[], true).await;
+    for number in 20..40 {
+        store.deliver(inbox, Content(number), 100, 0).await;
+    }
+    let hourly = MemorySource::take(&store.session().await).await;
+    let read = catalog::read(&store.session().await).await.unwrap();
+    let holdings = choose::holdings(&[&hourly, &before, &nightly], &store.profile, &read, |_| true).await.unwrap();
+    assert_eq!(holdings.iter().map(|one| one.lost_since).collect::<Vec<_>>(), [0, 10, 6]);
+    assert_eq!(choose::fullest(&holdings), Some(1));
+    // What users deleted makes no snapshot suspicious.
+    let holdings = choose::holdings(&[&before, &nightly], &store.profile, &read, |_| true).await.unwrap();
+    assert_eq!(choose::fullest(&holdings), Some(0));
+}
+
+#[tokio::test]
+async fn a_uid_that_was_issued_twice_changes_uidvalidity_once() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let quiet = store.mailbox(account, "quiet", 0).await;
+    let mut ids = Vec::new();
+    for number in 0..4 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+        ids.push(store.deliver(quiet, Content(number), i64::from(number), 0).await);
+    }
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids[4..], &[], true).await;
+    store.deliver(inbox, Content(30), 50, 0).await;
+    let uidvalidity = async |mailbox: i64| -> i64 {
+        store.client.query_one("SELECT uidvalidity FROM mailboxes WHERE id = $1", &[&mailbox]).await.unwrap().get(0)
+    };
+    let before = (uidvalidity(inbox).await, uidvalidity(quiet).await);
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!(report.counters.uidvalidity, 1);
+    let after = (uidvalidity(inbox).await, uidvalidity(quiet).await);
+    assert!(after.0 > before.0, "new mail had taken a UID");
+    assert_eq!(after.1, before.1, "nothing was issued there since");
+    store.restore(&snapshot, None).await;
+    assert_eq!(uidvalidity(inbox).await, after.0);
 }

@@ -35,7 +35,8 @@ impl Content {
             1 => "Message-ID: <shared@example.org>\r\n".to_owned(),
             _ => format!("Message-ID: <{number}@example.org>\r\n"),
         };
-        let head = format!("From: a@example.org\r\nDate: Mon, 11 Aug 2014 10:00:00 +0000\r\nSubject: {number}\r\n{id}\r\n");
+        let head =
+            format!("From: a@example.org\r\nDate: Mon, 11 Aug 2014 10:00:00 +0000\r\nSubject: {number}\r\n{id}\r\n");
         let mut body = head.into_bytes();
         // Over and under the limit at which values go into the payload.
         body.extend(format!("text of {number}\r\n").repeat(if number.is_multiple_of(2) { 1 } else { 60 }).into_bytes());
@@ -107,7 +108,11 @@ impl Store {
     }
 
     pub async fn session(&self) -> Session {
-        let dsn = Dsn::parse(&self.database.superuser_dsn(), &Default::default()).unwrap();
+        self.session_as("postgres").await
+    }
+
+    pub async fn session_as(&self, role: &str) -> Session {
+        let dsn = Dsn::parse(&self.database.dsn_as(role), &Default::default()).unwrap();
         Session::connect(&dsn, SessionOptions::default()).await.unwrap()
     }
 
@@ -193,10 +198,7 @@ impl Store {
 
     /// Rows vanish and no trigger sees it. `roll` takes the counters back to what is left.
     pub async fn lose(&self, messages: &[i64], mailboxes: &[i64], roll: bool) {
-        self.client
-            .execute("SELECT set_config('session_replication_role', 'replica', false)", &[])
-            .await
-            .unwrap();
+        self.client.execute("SELECT set_config('session_replication_role', 'replica', false)", &[]).await.unwrap();
         for sql in [
             "DELETE FROM message_attachments WHERE message_id = ANY($1)",
             "DELETE FROM keywords WHERE message_id = ANY($1)",
@@ -204,10 +206,13 @@ impl Store {
         ] {
             self.client.execute(sql, &[&messages]).await.unwrap();
         }
-        for sql in ["DELETE FROM mailbox_stats WHERE mailbox_id = ANY($1)", "DELETE FROM mailboxes WHERE id = ANY($1)"] {
+        for sql in ["DELETE FROM mailbox_stats WHERE mailbox_id = ANY($1)", "DELETE FROM mailboxes WHERE id = ANY($1)"]
+        {
             self.client.execute(sql, &[&mailboxes]).await.unwrap();
         }
-        let mut sql = "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash);".to_owned();
+        let mut sql =
+            "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash);"
+                .to_owned();
         if roll {
             sql += "SELECT setval('messages_id_seq', greatest(1, (SELECT max(id) FROM messages)));
                     SELECT setval('mailboxes_id_seq', greatest(1, (SELECT max(id) FROM mailboxes)));
@@ -228,7 +233,9 @@ impl Store {
     pub async fn lose_parts(&self, messages: &[i64]) {
         self.client.execute("DELETE FROM message_attachments WHERE message_id = ANY($1)", &[&messages]).await.unwrap();
         self.client
-            .batch_execute("DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash)")
+            .batch_execute(
+                "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash)",
+            )
             .await
             .unwrap();
     }

@@ -1,0 +1,142 @@
+//! What `gap`, `find`, `restore` and `undo` have in common: the store's profile, the right snapshot, the comparison.
+
+use anyhow::Context as _;
+use clap::Args;
+use jiff::Timestamp;
+
+use super::context::Context;
+use super::exit::UsageError;
+use crate::compare::source::{RepositorySource, Source};
+use crate::compare::{self, CompareError, Comparison, choose, fit};
+use crate::postgres::catalog::{self, Catalog};
+use crate::postgres::session::{Session, SessionOptions};
+use crate::profile::{Profile, Severity};
+use crate::repository::snapshots::{self, Snapshot, SnapshotReader};
+use crate::restore::Window;
+
+/// The newest snapshots that are held against each other.
+const CANDIDATES: usize = 8;
+
+#[derive(Args, Debug, Clone)]
+pub struct Comparing {
+    /// Built-in profile or a TOML file; found out if left out
+    #[arg(long, value_name = "NAME|FILE")]
+    pub profile: Option<String>,
+    /// Only mail saved (or, where the store does not say, arrived) from this time on
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub from: Option<Timestamp>,
+    /// … and before this time
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub to: Option<Timestamp>,
+    /// When the damage happened: mail that was there before then does not stand for a lost one
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub damaged_at: Option<Timestamp>,
+}
+
+/// RFC 3339, or a local time with its zone in brackets.
+pub fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse::<Timestamp>()
+        .or_else(|_| text.parse::<jiff::Zoned>().map(|zoned| zoned.timestamp()))
+        .map_err(|_| format!("{text:?} is no time: write 2014-08-10T14:00:00Z or 2014-08-10T14:00[Europe/Zurich]"))
+}
+
+/// A live store with its profile.
+pub struct Live {
+    pub session: Session,
+    pub catalog: Catalog,
+    pub profile: Profile,
+}
+
+impl Live {
+    pub async fn open(context: &Context, wanted: Option<&str>) -> anyhow::Result<Self> {
+        let session = Session::connect(&context.dsn()?, SessionOptions::default()).await?;
+        let catalog = catalog::read(&session).await?;
+        let profile = match wanted.or(context.config.profile.as_deref()) {
+            Some(name) => match Profile::builtin(name) {
+                Some(profile) => profile?,
+                None => {
+                    let text = std::fs::read_to_string(name)
+                        .with_context(|| format!("{name} is neither a built-in profile nor a file that can be read"))?;
+                    Profile::parse(name, &text)?
+                }
+            },
+            None => fit::recognise(&session, &catalog).await?.ok_or_else(|| {
+                UsageError(
+                    "no built-in profile fits this store: give `--profile FILE`, or `profile` in restante.toml".into(),
+                )
+            })?,
+        };
+        let findings = fit::findings(&profile, &catalog);
+        for finding in &findings {
+            match finding.severity {
+                Severity::Warning => context.monitor().warn(&finding.to_string()),
+                Severity::Error => return Err(anyhow::anyhow!("the profile does not fit the store: {finding}")),
+            }
+        }
+        Ok(Self { session, catalog, profile })
+    }
+}
+
+/// A snapshot that was chosen.
+pub struct Chosen {
+    pub snapshot: Snapshot,
+    pub source: RepositorySource,
+}
+
+impl Comparing {
+    pub fn window(&self) -> Window {
+        Window { from: self.from, to: self.to }
+    }
+
+    /// The snapshot asked for, or the fullest. A newest one that was taken after the damage is refused.
+    pub async fn choose(&self, context: &Context, live: &Live, wanted: Option<&str>) -> anyhow::Result<Chosen> {
+        let repository = context.open_as_reader().await?;
+        let all = context.snapshots(&repository).await?;
+        let newest = wanted.is_none_or(|wanted| wanted == "latest");
+        if !newest {
+            let snapshot = snapshots::select(&all, wanted.unwrap_or_default())?.clone();
+            let source = RepositorySource::open(SnapshotReader::open(&repository, &snapshot).await?).await?;
+            return Ok(Chosen { snapshot, source });
+        }
+        let mut candidates = Vec::new();
+        for snapshot in all.iter().rev().filter(|one| one.certificate.is_some()).take(CANDIDATES) {
+            let source = RepositorySource::open(SnapshotReader::open(&repository, snapshot).await?).await?;
+            candidates.push((snapshot.clone(), source));
+        }
+        let Some((first, _)) = candidates.first() else {
+            return Err(snapshots::select(&all, "latest")
+                .err()
+                .map_or_else(|| anyhow::anyhow!("no snapshot"), Into::into));
+        };
+        let store = first.manifest.store.clone();
+        candidates.retain(|(snapshot, _)| snapshot.manifest.store == store);
+        let sources: Vec<&dyn Source> = candidates.iter().map(|(_, source)| source as &dyn Source).collect();
+        let window = self.window();
+        let holdings = choose::holdings(&sources, &live.profile, &live.catalog, |at| window.holds(at)).await?;
+        let best = choose::fullest(&holdings).unwrap_or(0);
+        if best != 0 && wanted.is_some() {
+            return Err(CompareError::TakenAfterDamage {
+                chosen: candidates[0].0.short(),
+                better: candidates[best].0.short(),
+                lost: holdings[best].lost_since,
+            }
+            .into());
+        }
+        if best != 0 {
+            context.output.note(format!(
+                "the newest snapshot {} was taken after the damage: {} messages of {} are neither in it nor deleted by their users; {} is used",
+                candidates[0].0.short(),
+                holdings[best].lost_since,
+                candidates[best].0.short(),
+                candidates[best].0.short()
+            ));
+        }
+        let (snapshot, source) = candidates.swap_remove(best);
+        Ok(Chosen { snapshot, source })
+    }
+
+    pub async fn compare(&self, live: &Live, chosen: &Chosen) -> anyhow::Result<Comparison> {
+        let options = compare::Options { damaged_at: self.damaged_at };
+        Ok(compare::compare(&live.session, &chosen.source, &live.profile, &options).await?)
+    }
+}

@@ -1,0 +1,66 @@
+//! Does a profile fit this store? Finds the one that does, and what does not.
+
+use super::error::CompareError;
+use crate::postgres::catalog::{Catalog, ConstraintKind};
+use crate::postgres::session::Session;
+use crate::profile::{CatalogView, Finding, ForeignKeyView, Profile, TableView};
+
+/// The catalog as profiles see it.
+pub fn view(catalog: &Catalog) -> CatalogView {
+    let tables = catalog.tables.iter().map(|table| {
+        let of = |kind: ConstraintKind| table.constraints.iter().filter(move |constraint| constraint.kind == kind);
+        let indexes = table.indexes.iter().filter(|index| index.unique && index.valid && !index.partial);
+        let plain = indexes.filter_map(|index| index.columns.iter().cloned().collect::<Option<Vec<String>>>());
+        let view = TableView {
+            columns: table.live_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect(),
+            primary_key: table.primary_key().map(|key| key.columns.clone()).unwrap_or_default(),
+            unique_keys: of(ConstraintKind::Unique).map(|constraint| constraint.columns.clone()).chain(plain).collect(),
+            foreign_keys: of(ConstraintKind::Foreign)
+                .filter_map(|constraint| {
+                    let reference = constraint.references.as_ref()?;
+                    Some(ForeignKeyView {
+                        columns: constraint.columns.clone(),
+                        table: reference.table.to_string(),
+                        referenced: reference.columns.clone(),
+                    })
+                })
+                .collect(),
+            triggers: table.triggers.iter().filter(|one| one.enabled != "D").map(|one| one.name.clone()).collect(),
+        };
+        (table.name.to_string(), view)
+    });
+    CatalogView {
+        tables: tables.collect(),
+        sequences: catalog.sequences.iter().map(|sequence| sequence.name.to_string()).collect(),
+    }
+}
+
+/// What of the profile does not fit the store.
+pub fn findings(profile: &Profile, catalog: &Catalog) -> Vec<Finding> {
+    profile.validate(&view(catalog))
+}
+
+/// The built-in profile whose marks the store has.
+pub async fn recognise(session: &Session, catalog: &Catalog) -> Result<Option<Profile>, CompareError> {
+    let view = view(catalog);
+    for name in Profile::builtin_names() {
+        let Some(profile) = Profile::builtin(name) else { continue };
+        let profile = profile?;
+        let marks = &profile.recognise;
+        let has = |mark: &String| {
+            mark.rsplit_once('.').is_some_and(|(table, column)| {
+                view.tables.get(&profile.qualify(table)).is_some_and(|table| table.columns.contains_key(column))
+            })
+        };
+        let mut fits = !(marks.columns.is_empty() && marks.sql.is_none()) && marks.columns.iter().all(has);
+        if let (true, Some(sql)) = (fits, &marks.sql) {
+            // A store of another kind may not even have the tables that are asked.
+            fits =
+                session.client().query_one(sql, &[]).await.is_ok_and(|row| row.try_get::<_, bool>(0).unwrap_or(false));
+        }
+        if fits {
+            return Ok(Some(profile));
+        }
+    }
+    Ok(None)
+}

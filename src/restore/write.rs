@@ -1,0 +1,198 @@
+//! Staging, numbering and inserting the messages of a batch.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::batch::Batch;
+use super::error::ReplayError;
+use super::look::Locked;
+use super::staging::{self, NUMBER, Stage, StagedRow};
+use crate::compare::layout::{Layout, Table};
+use crate::postgres::PostgresError;
+use crate::postgres::session::Session;
+use crate::postgres::sql;
+
+impl Batch<'_> {
+    pub(super) async fn stage(&self, session: &Session) -> Result<(), ReplayError> {
+        let layout = &self.plan.comparison.layout;
+        let messages: Vec<StagedRow> = self.items.iter().map(|item| item.row.clone()).collect();
+        staging::fill(session, layout, Stage::Message, &messages).await?;
+        for kind in 0..layout.parts.len() {
+            let via: Vec<StagedRow> = self.items.iter().flat_map(|item| item.via[kind].iter().cloned()).collect();
+            staging::fill(session, layout, Stage::Via(kind), &via).await?;
+            let parts: Vec<StagedRow> = self.parts[kind].values().cloned().collect();
+            staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+        }
+        for kind in 0..layout.children.len() {
+            let rows: Vec<StagedRow> = self.items.iter().flat_map(|item| item.children[kind].iter().cloned()).collect();
+            staging::fill(session, layout, Stage::Child(kind), &rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Assigns UIDs and MODSEQs as delivery does, and removes what was not claimed from the staging table.
+    pub(super) async fn number(
+        &self,
+        session: &Session,
+        claimed: &[usize],
+        locked: &HashMap<Bytes, Locked>,
+    ) -> Result<(), ReplayError> {
+        let layout = &self.plan.comparison.layout;
+        let (message, mailbox) = (&layout.message, &layout.mailbox);
+        let mut counts: BTreeMap<&Bytes, i64> = BTreeMap::new();
+        let (mut numbers, mut uids, mut modseqs) = (Vec::new(), Vec::new(), Vec::new());
+        for at in claimed {
+            let key = &self.items[*at].target.key;
+            let Some(state) = locked.get(key) else { continue };
+            let count = counts.entry(key).or_default();
+            numbers.push(*at as i64);
+            uids.push(state.uid + *count + i64::from(!mailbox.uid_is_next));
+            modseqs.push(state.modseq + i64::from(!mailbox.modseq_is_next));
+            *count += 1;
+        }
+        let stage = Stage::Message.name().quoted();
+        let failed = || PostgresError::server("numbering mail");
+        let delete = format!("DELETE FROM {stage} WHERE NOT ({NUMBER} = ANY($1))");
+        session.client().execute(&delete, &[&numbers]).await.map_err(failed())?;
+        let set = |at: Option<usize>, value: &str| {
+            at.map(|at| format!("{} = v.{value}::{}", message.table.ident(at), message.table.columns[at].type_name))
+        };
+        let sets: Vec<String> = set(message.uid, "u").into_iter().chain(set(message.modseq, "m")).collect();
+        if !sets.is_empty() {
+            let update = format!(
+                "UPDATE {stage} s SET {} FROM unnest($1::int8[], $2::int8[], $3::int8[]) v(n, u, m) WHERE s.{NUMBER} = v.n",
+                sets.join(", ")
+            );
+            session.client().execute(&update, &[&numbers, &uids, &modseqs]).await.map_err(failed())?;
+        }
+        for (key, count) in counts {
+            let Some(state) = locked.get(key) else { continue };
+            let mut sets: Vec<String> = Vec::new();
+            if let Some(at) = mailbox.uid {
+                sets.push(format!("{} = {}", mailbox.table.ident(at), state.uid + count));
+            }
+            if let Some(at) = mailbox.modseq {
+                sets.push(format!("{} = {}", mailbox.table.ident(at), state.modseq + 1));
+            }
+            sets.extend(mailbox.set.iter().map(|(at, sql)| format!("{} = ({sql})", mailbox.table.ident(*at))));
+            if !sets.is_empty() {
+                let update = format!(
+                    "UPDATE {} SET {} WHERE {} = {}",
+                    mailbox.table.quoted(),
+                    sets.join(", "),
+                    mailbox.table.ident(mailbox.table.single_key()?),
+                    sql::literal(&state.key_text)
+                );
+                session.execute("counting restored mail", &update).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Messages, then parts, then what belongs to the messages.
+    pub(super) async fn insert(&self, session: &Session) -> Result<(), ReplayError> {
+        let layout = &self.plan.comparison.layout;
+        let message = &layout.message;
+        let key = message.table.ident(message.table.single_key()?);
+        let stage = Stage::Message.name().quoted();
+        let insert = staging::insert(&message.table, &message.set, &message.regenerate);
+        let sql = format!(
+            "INSERT INTO {} ({}){} SELECT {} FROM {stage} s ORDER BY {NUMBER}",
+            message.table.quoted(),
+            insert.columns,
+            insert.overriding,
+            insert.values
+        );
+        session.execute("restoring mail", &sql).await?;
+        for (kind, part) in layout.parts.iter().enumerate() {
+            let of = |alias: &str| {
+                format!(
+                    "EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{})",
+                    part.via.table.ident(part.via.message)
+                )
+            };
+            let needed = format!(
+                "EXISTS (SELECT FROM {} v WHERE v.{} = s.{} AND {})",
+                Stage::Via(kind).name().quoted(),
+                part.via.table.ident(part.part),
+                part.table.ident(part.table.single_key()?),
+                of("v")
+            );
+            insert_parts(session, layout, kind, &needed).await?;
+            let insert = staging::insert(&part.via.table, &part.via.set, &[]);
+            let sql = format!(
+                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE {} ORDER BY {NUMBER}",
+                part.via.table.quoted(),
+                insert.columns,
+                insert.overriding,
+                insert.values,
+                Stage::Via(kind).name().quoted(),
+                of("s")
+            );
+            session.execute("restoring the parts of mail", &sql).await?;
+        }
+        for (kind, child) in layout.children.iter().enumerate() {
+            let insert = staging::insert(&child.table, &child.set, &[]);
+            let sql = format!(
+                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE EXISTS (SELECT FROM {stage} m WHERE m.{key} = s.{}) ORDER BY {NUMBER}",
+                child.table.quoted(),
+                insert.columns,
+                insert.overriding,
+                insert.values,
+                Stage::Child(kind).name().quoted(),
+                child.table.ident(child.message)
+            );
+            session.execute("restoring what belongs to mail", &sql).await?;
+        }
+        if let Some((keyword, restored)) =
+            layout.keyword.as_ref().and_then(|keyword| Some((keyword, keyword.restored.as_ref()?)))
+        {
+            let child = &layout.children[keyword.child];
+            let sql = format!(
+                "INSERT INTO {} ({}, {}) SELECT m.{key}, {} FROM {stage} m ON CONFLICT DO NOTHING",
+                child.table.quoted(),
+                child.table.ident(child.message),
+                child.table.ident(keyword.column),
+                sql::literal(restored)
+            );
+            session.execute("marking restored mail", &sql).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts in the parts that are not there. Those that are must have the very bytes.
+pub(super) async fn insert_parts(
+    session: &Session,
+    layout: &Layout,
+    kind: usize,
+    needed: &str,
+) -> Result<(), ReplayError> {
+    let part = &layout.parts[kind];
+    let (stage, live) = (Stage::Part(kind).name().quoted(), part.table.quoted());
+    let insert = staging::insert(&part.table, &BTreeMap::new(), &[]);
+    let key = part.table.ident(part.table.single_key()?);
+    // In the order of their keys, so that two who store the same parts wait for each other and do not lock each other out.
+    let sql = format!(
+        "INSERT INTO {live} ({}){} SELECT {} FROM {stage} s WHERE {needed} ORDER BY s.{key} ON CONFLICT DO NOTHING",
+        insert.columns, insert.overriding, insert.values
+    );
+    session.execute("restoring parts", &sql).await?;
+    let differ: Vec<String> = part
+        .bytes
+        .iter()
+        .map(|at| format!("p.{0} IS DISTINCT FROM s.{0}::{1}", part.table.ident(*at), live_type(&part.table, *at)))
+        .collect();
+    let sql = format!(
+        "SELECT count(*) FROM {stage} s LEFT JOIN {live} p ON p.{key} = s.{key} WHERE {needed} AND (p.{key} IS NULL OR {})",
+        differ.join(" OR ")
+    );
+    let failed = PostgresError::server("comparing parts");
+    let differ: i64 = session.client().query_one(&sql, &[]).await.map_err(failed)?.get(0);
+    if differ == 0 { Ok(()) } else { Err(ReplayError::PartDiffers { table: part.table.label() }) }
+}
+
+pub(super) fn live_type(table: &Table, column: usize) -> &str {
+    table.columns[column].live.as_ref().map_or("text", |live| &live.type_name)
+}

@@ -1,0 +1,16 @@
+//! What can break is broken, one thing at a time and everything once: [`damage`] spoils each kind of object in each way, [`kill`] ends
+//! the process at each call to the storage and at random, [`faults`] lets the storage, the server and the disk fail. After each the
+//! same is asked: is it found and named, does no wrong byte come out, does the next run put things in order?
+//!
+//! `RESTANTE_TEST_LONG=1` turns the numbers up (`scripts/test --long`).
+
+mod damage;
+mod faults;
+mod kill;
+mod memory;
+mod sample;
+
+/// Are the large numbers wanted?
+fn long() -> bool {
+    std::env::var_os("RESTANTE_TEST_LONG").is_some()
+}
