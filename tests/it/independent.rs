@@ -194,7 +194,7 @@ async fn a_program_written_from_the_document_reads_every_value_through_every_rot
     trial.assert_same_as_live(&rows_of_one).await;
     let kinds = &rows_of_one[&("public".into(), "kinds".into())];
     let text = kinds.columns.iter().filter(|(_, text)| *text).map(|(name, _)| name.as_str()).collect::<Vec<_>>();
-    assert_eq!(text, ["c_class", "c_acl", "c_acls"]);
+    assert_eq!(text, ["c_tsq", "c_class", "c_acl", "c_acls"]);
 
     trial
         .database
