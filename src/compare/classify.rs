@@ -55,6 +55,8 @@ pub struct Leftover {
     pub same_id_other_mail: bool,
     /// It was put back once and that was undone: only mail with at least this UID can stand for it.
     pub stands_from: Option<i64>,
+    /// Why nobody can tell, should no live mail be found to stand for it.
+    pub doubt: Option<Reason>,
     /// For each kind of part, the rows that name its parts; then the rows of each kind of child.
     pub via: Vec<Vec<Row>>,
     pub children: Vec<Vec<Row>>,
@@ -247,6 +249,7 @@ impl Scan<'_> {
                         reason: Reason::NoTrace,
                         same_id_other_mail: false,
                         stands_from: None,
+                        doubt: None,
                         via: vec![Vec::new(); layout.parts.len()],
                         children: vec![Vec::new(); layout.children.len()],
                     }),
@@ -487,9 +490,9 @@ async fn decide_by_record(
     }
     for (leftover, wanted) in leftovers.iter_mut().zip(&wanted).filter(|(leftover, _)| leftover.class == Class::Absent)
     {
+        // Two mails may have been saved in one instant and be as long: such a tombstone may be the other one's.
         if let Some(reason) = wanted.and_then(|wanted| tombstones.take_by_evidence(&wanted)) {
-            (leftover.class, leftover.reason) = (Class::DeletedByUser, reason);
-            continue;
+            leftover.doubt = Some(reason);
         }
         match leftover.mailbox.map(|mailbox| parents.mailboxes[mailbox].fate) {
             Some(Fate::Deleted) => (leftover.class, leftover.reason) = (Class::Orphan, Reason::MailboxDeleted),
@@ -497,7 +500,7 @@ async fn decide_by_record(
             None => (leftover.class, leftover.reason) = (Class::Orphan, Reason::MailboxDeleted),
             // Where deleting a mailbox leaves its row behind, one that is gone was lost; elsewhere nobody knows.
             Some(Fate::Successor(_)) if layout.mailbox.live.is_none() => {
-                (leftover.class, leftover.reason) = (Class::CannotTell, Reason::NameTaken);
+                leftover.doubt = Some(Reason::NameTaken);
             }
             Some(_) => {}
         }

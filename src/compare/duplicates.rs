@@ -109,7 +109,9 @@ fn settle(layout: &Layout, options: &Options, leftovers: &mut [Leftover], live: 
     let records = !layout.tombstones.is_empty() || layout.buried.is_some();
     let certain = records || options.damaged_at.is_some();
     for leftover in leftovers.iter_mut().filter(|leftover| leftover.class == Class::Absent) {
-        (leftover.class, leftover.reason) = if keys.contains(&leftover.key[..]) {
+        (leftover.class, leftover.reason) = if let Some(reason) = leftover.doubt {
+            (Class::CannotTell, reason)
+        } else if keys.contains(&leftover.key[..]) {
             (Class::ReusedId, Reason::KeyIssuedAgain)
         } else if certain {
             (Class::Absent, Reason::NoTrace)

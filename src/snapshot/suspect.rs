@@ -12,9 +12,10 @@ use crate::repository::manifest::{Manifest, Table};
 
 /// So few rows are no share of a table.
 const FEW: u64 = 100;
-/// A session tells what it deleted up to a second after its transaction (`PGSTAT_MIN_INTERVAL`).
+/// A session tells what it deleted a second after its transaction, one that falls idle before then after ten more
+/// (`PGSTAT_MIN_INTERVAL` and `PGSTAT_IDLE_INTERVAL` in PostgreSQL's `pgstat.c`).
 const LAG: Duration = Duration::from_secs(1);
-const PATIENCE: u32 = 3;
+const PATIENCE: u32 = 12;
 
 /// Rows deleted since the statistics began, by the table's oid.
 type Deleted = HashMap<u32, u64>;
