@@ -63,7 +63,7 @@ async fn a_snapshot_is_what_the_store_was_while_others_truncate_rewrite_swap_att
             format!(
                 "BEGIN; DELETE FROM busy WHERE id % 97 = {0} % 97; UPDATE busy SET a = a + 1 WHERE id % 89 = {0} % 89;
                  INSERT INTO busy (a, b) SELECT g, 'new' FROM generate_series(1, 40) g;
-                 UPDATE big SET body = body || '\\x00' WHERE id = {0} % 6000; DELETE FROM big WHERE id = 6000 - {0}; COMMIT",
+                 UPDATE big SET body = body || '\\x00' WHERE id = {0} % 6000; DELETE FROM big WHERE id = 6000 - {0} % 4000; COMMIT",
                 round
             )
         }),
@@ -109,7 +109,8 @@ async fn a_snapshot_is_what_the_store_was_while_others_truncate_rewrite_swap_att
         for table in ["public.emptied", "public.rewritten", "public.swapped", "public.parts_1"] {
             assert_eq!(counts.get(table), Some(&100), "{table}");
         }
-        assert!(counts["public.big"] > 1000);
+        // At most 4,000 of its 6,000 rows are ever deleted, however fast the rounds are.
+        assert!(counts["public.big"] >= 2000);
         taken += 1;
         if taken == 4 {
             break;
