@@ -14,7 +14,7 @@ use crate::postgres::PostgresError;
 use crate::postgres::reading::ReadingOptions;
 use crate::repository::manifest::NotCovered;
 use crate::repository::snapshots::Snapshot;
-use crate::snapshot::{SnapshotError, SnapshotOptions, TablePattern, take};
+use crate::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, TablePattern, take};
 
 /// Take a snapshot of the whole store
 ///
@@ -119,6 +119,7 @@ impl Take {
         Ok(SnapshotOptions {
             jobs,
             memory: memory as usize,
+            segment_bytes: SEGMENT_BYTES,
             tags: self.tag.iter().chain(&config.tags).cloned().collect(),
             exclude: exclude.map_err(|e| UsageError(format!("--exclude: {e}")))?,
             reading: ReadingOptions {

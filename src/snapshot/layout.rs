@@ -1,14 +1,15 @@
 //! Which tables are read, and in which ranges of blocks.
 
+use super::SnapshotOptions;
 use crate::postgres::catalog::ConstraintKind::{Foreign, Primary, Unique};
 use crate::postgres::catalog::{Catalog, Column, Table, TableKind, TableName};
 use crate::postgres::session::ServerFacts;
-use crate::repository::manifest::NotCovered;
+use crate::repository::manifest::{self, Manifest, NotCovered};
 use crate::repository::zone::ZoneColumn;
 
 /// What a segment holds with its TOAST, about. Small enough that a scattered restore reads little, large enough that the maps
 /// of a terabyte stay small.
-const SEGMENT_BYTES: u64 = 32 << 20;
+pub const SEGMENT_BYTES: u64 = 32 << 20;
 
 /// `table`, `schema.table` or either with a trailing `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,12 +73,14 @@ impl TableLayout {
     }
 }
 
-pub fn plan(catalog: &Catalog, facts: &ServerFacts, exclude: &[TablePattern]) -> Layout {
+/// `previous`: the store's last snapshot. A table that was not rewritten since keeps its segments however it grew, so that equal ranges
+/// of blocks can be compared.
+pub fn plan(catalog: &Catalog, facts: &ServerFacts, options: &SnapshotOptions, previous: Option<&Manifest>) -> Layout {
     let block_size = facts.block_size.unwrap_or(8192);
     let (mut tables, mut not_covered) = (Vec::new(), Vec::new());
     let unreadable = catalog.unreadable(&facts.role);
     for (position, table) in catalog.tables.iter().enumerate() {
-        if exclude.iter().any(|pattern| pattern.matches(&table.name)) {
+        if options.exclude.iter().any(|pattern| pattern.matches(&table.name)) {
             continue;
         }
         if let Some(found) = unreadable.iter().find(|u| u.table == table.name) {
@@ -90,7 +93,13 @@ pub fn plan(catalog: &Catalog, facts: &ServerFacts, exclude: &[TablePattern]) ->
                 let reason = "unlogged tables are empty on a standby".to_owned();
                 not_covered.push(NotCovered { object: format!("table {}", table.name), reason });
             } else {
-                tables.push(layout(position, table, block_size));
+                let before = previous.and_then(|manifest| {
+                    let same = |one: &&manifest::Table| {
+                        one.oid == table.oid && one.relfilenode == table.relfilenode && one.block_size == block_size
+                    };
+                    Some(manifest.tables.iter().find(same)?.blocks_per_segment)
+                });
+                tables.push(layout(position, table, block_size, options.segment_bytes, before));
             }
         } else if table.kind == TableKind::Ordinary {
             let method = table.access_method.as_deref().unwrap_or("unknown");
@@ -101,14 +110,14 @@ pub fn plan(catalog: &Catalog, facts: &ServerFacts, exclude: &[TablePattern]) ->
     Layout { tables, not_covered, block_size }
 }
 
-fn layout(position: usize, table: &Table, block_size: u32) -> TableLayout {
+fn layout(position: usize, table: &Table, block_size: u32, segment_bytes: u64, before: Option<u32>) -> TableLayout {
     let heap = table.heap_bytes.unwrap_or(0).max(0) as u64;
     let bytes = table.table_bytes.unwrap_or(0).max(heap as i64) as u64;
     let blocks = heap / u64::from(block_size);
     let per_block = bytes.checked_div(blocks).unwrap_or(0).max(u64::from(block_size));
-    let wanted = (SEGMENT_BYTES / per_block).max(1);
-    // A power of two, so that a table that grows keeps its segments for long.
-    let blocks_per_segment = 1 << wanted.ilog2();
+    let wanted = (segment_bytes / per_block).max(1);
+    // A power of two: segments of two layouts of a table lie within each other.
+    let blocks_per_segment = before.filter(|before| *before > 0).unwrap_or(1 << wanted.ilog2());
     let columns: Vec<Column> = table.live_columns().cloned().collect();
     let zones =
         columns.iter().enumerate().filter_map(|(at, column)| Some((at, column.number, zone(table, column)?))).collect();

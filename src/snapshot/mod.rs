@@ -30,7 +30,7 @@ use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::writer::{PACKS_IN_MEMORY, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
 
-pub use layout::{InvalidPattern, TablePattern};
+pub use layout::{InvalidPattern, SEGMENT_BYTES, TablePattern};
 
 /// A pack in an unbounded budget.
 const LARGEST_PACK: usize = 24 << 20;
@@ -43,6 +43,8 @@ pub struct SnapshotOptions {
     /// Bytes that buffers may take; values larger than that come on top.
     pub memory: usize,
     pub tags: Vec<String>,
+    /// What a segment of a table that is new to the repository shall hold, with its TOAST.
+    pub segment_bytes: u64,
     /// Tables that are left out on purpose: they do not make the snapshot incomplete.
     pub exclude: Vec<TablePattern>,
     pub reading: ReadingOptions,
@@ -95,10 +97,10 @@ pub async fn take(
     }
 
     let mut set = ReadingSet::open(dsn, options.jobs, options.reading.clone(), monitor).await?;
-    let layout = layout::plan(&set.catalog, &set.facts, &options.exclude);
     let store = identity(&set);
     let of_store = || earlier.iter().rev().filter(|s| s.manifest.store == store);
     let previous = of_store().next();
+    let layout = layout::plan(&set.catalog, &set.facts, options, previous.map(|s| &*s.manifest));
     let found = previous.map_or(0, |s| s.manifest.sequence);
     let remembered = options.heads.iter().find(|head| head.store == store).map(|head| head.sequence);
     if let Some(expected) = remembered.filter(|expected| *expected > found) {

@@ -15,7 +15,7 @@ use restante::repository::secrets::WriterKey;
 use restante::repository::snapshots::{self, Snapshot, SnapshotReader};
 use restante::repository::table_rows::TableRows;
 use restante::repository::{Access, InitOptions, Repository, RepositoryError, init, ring};
-use restante::snapshot::{SnapshotError, SnapshotOptions, take};
+use restante::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, take};
 use restante::storage::{PutMode, Storage};
 use restante::verify::{FindingKind, Level, Report, verify};
 
@@ -157,6 +157,7 @@ impl Keys {
         let options = SnapshotOptions {
             jobs: 1,
             memory: 16 << 20,
+            segment_bytes: SEGMENT_BYTES,
             tags: Vec::new(),
             exclude: Vec::new(),
             reading: ReadingOptions::default(),

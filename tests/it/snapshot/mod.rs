@@ -7,5 +7,5 @@ mod keys;
 mod memory;
 mod oracle;
 mod repeated;
-mod support;
+pub mod support;
 mod types;

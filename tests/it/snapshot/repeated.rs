@@ -94,6 +94,28 @@ async fn an_attachment_that_moves_is_not_stored_again() {
     assert!(target.superuser().await.query_one(same, &[]).await.unwrap().get::<_, bool>(0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_grows_keeps_its_segments_until_it_is_rewritten() {
+    let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
+    database
+        .execute(
+            "CREATE TABLE mail (id int, body bytea); ALTER TABLE mail ALTER body SET STORAGE EXTERNAL;
+             INSERT INTO mail SELECT g, '\\x00' FROM generate_series(1, 20000) g",
+        )
+        .await;
+    let store = database.dsn_as(&snapshot_role(&database).await);
+    let options = SnapshotOptions { segment_bytes: 1 << 20, accept_loss: true, ..options() };
+    let mut blocks = Vec::new();
+    // Bodies of 8 kB make a block weigh much more than before.
+    let grow = "INSERT INTO mail SELECT g, decode(repeat('00', 8000), 'hex') FROM generate_series(1, 2000) g";
+    for change in ["SELECT", grow, "VACUUM FULL mail"] {
+        database.execute(change).await;
+        let taken = snapshot(&place, &store, &options).await.unwrap();
+        blocks.push(taken.manifest.table("public", "mail").unwrap().blocks_per_segment);
+    }
+    assert!(blocks[0] == blocks[1] && blocks[2] < blocks[1], "{blocks:?}");
+}
+
 /// Interrupts the program as soon as it has stored some packs.
 fn interrupt_after_packs(mut program: Command, place: &Place, packs: usize) -> std::process::Output {
     let child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -20,7 +20,7 @@ use restante::repository::snapshots::{Snapshot, SnapshotReader};
 use restante::repository::table_rows::TableRows;
 use restante::repository::{Access, InitOptions, Repository, init, ring, secrets::WriterKey};
 use restante::restore::full::{FullOptions, FullReport, restore};
-use restante::snapshot::{SnapshotError, SnapshotOptions, take};
+use restante::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, take};
 use restante::storage::{Storage, location};
 
 use crate::server::{TestDatabase, binaries};
@@ -137,6 +137,7 @@ pub fn options() -> SnapshotOptions {
     SnapshotOptions {
         jobs: 2,
         memory: 128 << 20,
+        segment_bytes: SEGMENT_BYTES,
         tags: Vec::new(),
         exclude: Vec::new(),
         reading: Default::default(),
