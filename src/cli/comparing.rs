@@ -7,12 +7,11 @@ use jiff::Timestamp;
 use super::context::Context;
 use super::exit::UsageError;
 use crate::compare::source::{RepositorySource, Source};
-use crate::compare::{self, CompareError, Comparison, choose, fit};
+use crate::compare::{self, CompareError, Comparison, Window, choose, fit};
 use crate::postgres::catalog::{self, Catalog};
 use crate::postgres::session::{Session, SessionOptions};
 use crate::profile::{Profile, Severity};
 use crate::repository::snapshots::{self, Snapshot, SnapshotReader};
-use crate::restore::Window;
 
 /// The newest snapshots that are held against each other.
 const CANDIDATES: usize = 8;
@@ -111,14 +110,13 @@ impl Comparing {
         let store = first.manifest.store.clone();
         candidates.retain(|(snapshot, _)| snapshot.manifest.store == store);
         let sources: Vec<&dyn Source> = candidates.iter().map(|(_, source)| source as &dyn Source).collect();
-        let window = self.window();
-        let holdings = choose::holdings(&sources, &live.profile, &live.catalog, |at| window.holds(at)).await?;
+        let holdings = choose::holdings(&sources, &live.profile, &live.catalog, &self.window()).await?;
         let best = choose::fullest(&holdings).unwrap_or(0);
         if best != 0 && wanted.is_some() {
             return Err(CompareError::TakenAfterDamage {
                 chosen: candidates[0].0.short(),
                 better: candidates[best].0.short(),
-                lost: holdings[best].lost_since,
+                lost: holdings[best],
             }
             .into());
         }
@@ -126,7 +124,7 @@ impl Comparing {
             context.output.note(format!(
                 "the newest snapshot {} was taken after the damage: {} messages of {} are neither in it nor deleted by their users; {} is used",
                 candidates[0].0.short(),
-                holdings[best].lost_since,
+                holdings[best],
                 candidates[best].0.short(),
                 candidates[best].0.short()
             ));
@@ -135,8 +133,9 @@ impl Comparing {
         Ok(Chosen { snapshot, source })
     }
 
-    pub async fn compare(&self, live: &Live, chosen: &Chosen) -> anyhow::Result<Comparison> {
-        let options = compare::Options { damaged_at: self.damaged_at };
+    /// `window`: what need not be looked at closely. A gap looks at everything.
+    pub async fn compare(&self, live: &Live, chosen: &Chosen, window: Window) -> anyhow::Result<Comparison> {
+        let options = compare::Options { damaged_at: self.damaged_at, window };
         Ok(compare::compare(&live.session, &chosen.source, &live.profile, &options).await?)
     }
 }

@@ -7,8 +7,8 @@ use super::context::Context;
 use super::exit::Exit;
 use super::output::{inert, table};
 use super::units;
-use crate::compare::Class;
 use crate::compare::report::{GapReport, Hour};
+use crate::compare::{Class, Window};
 
 /// Show what the live store has lost since a snapshot; writes nothing
 #[derive(Args)]
@@ -23,7 +23,7 @@ impl Gap {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let live = Live::open(context, self.comparing.profile.as_deref()).await?;
         let chosen = self.comparing.choose(context, &live, self.snapshot.as_deref()).await?;
-        let comparison = self.comparing.compare(&live, &chosen).await?;
+        let comparison = self.comparing.compare(&live, &chosen, Window::default()).await?;
         context.progress.finish();
         let report = GapReport::new(&comparison);
         context.output.json("gap", &report)?;
@@ -55,6 +55,7 @@ pub fn show(context: &Context, report: &GapReport, short: &str) {
         (report.beyond, "arrived after the snapshot: what the damage took of these is in no snapshot"),
         (report.changed, "changed since, the live ones are kept"),
         (report.same, "the same"),
+        (report.not_compared, "outside the window, alive as far as counting tells"),
     ] {
         if amount > 0 {
             out.line(format!("{:>9}  {what}", units::count(amount)));

@@ -59,7 +59,7 @@ impl From<DoubtfulArg> for Doubtful {
 pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>) -> anyhow::Result<Exit> {
     let live = Live::open(context, args.comparing.profile.as_deref()).await?;
     let chosen = args.comparing.choose(context, &live, wanted).await?;
-    let comparison = args.comparing.compare(&live, &chosen).await?;
+    let comparison = args.comparing.compare(&live, &chosen, args.comparing.window()).await?;
     let gap = GapReport::new(&comparison);
     let plan = Plan::new(
         comparison,

@@ -2,95 +2,98 @@
 //!
 //! The newest snapshot is held against older ones: a message that an older one has, the newest has not, and whose deletion no
 //! tombstone of the newest records, was lost before the newest was taken. The older snapshot that shows most of these is the fullest.
-//! Only row chunks are read.
+//! Only row chunks are read, and of those only the segments of the window that the two have not in common: segments with equal digests
+//! have equal rows.
 
-use std::collections::HashSet;
-
-use jiff::Timestamp;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::classify::row_print;
 use super::error::CompareError;
 use super::layout::{Layout, layout};
 use super::parents::inline;
 use super::row::Print;
-use super::source::Source;
+use super::source::{Pick, SegmentFacts, Source};
+use super::window::Window;
 use crate::postgres::catalog::Catalog;
 use crate::profile::Profile;
+use crate::repository::id::Digest;
 
 /// A loss of fewer messages is no damage: a tombstone may be missing for other reasons.
 const MARKEDLY: u64 = 3;
 
-/// What was found for a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Holds {
-    /// Messages that this snapshot has and the newest one has lost.
-    pub lost_since: u64,
-    /// Messages in the window.
-    pub messages: u64,
-}
-
-/// Counts, for each of the sources (newest first), what the first one has lost since. A source without the message table has nothing.
+/// For each of the sources (newest first), how many messages of the window it has that the first one has lost since. A source without the
+/// message table has none.
 pub async fn holdings(
     sources: &[&dyn Source],
     profile: &Profile,
     catalog: &Catalog,
-    holds: impl Fn(Option<Timestamp>) -> bool + Sync,
-) -> Result<Vec<Holds>, CompareError> {
-    let Some(newest) = sources.first() else { return Ok(Vec::new()) };
-    let layout_of = |source: &dyn Source| layout(profile, source.facts(), catalog);
-    let own = layout_of(*newest)?;
-    let mut present: HashSet<Print> = HashSet::new();
-    let messages = scan(*newest, &own, &holds, |print| {
-        present.insert(print);
-    })
-    .await?;
-    buried(*newest, &own, &mut present).await?;
-    let mut found = vec![Holds { lost_since: 0, messages }];
-    for source in &sources[1..] {
-        let Ok(own) = layout_of(*source) else {
-            found.push(Holds { lost_since: 0, messages: 0 });
+    window: &Window,
+) -> Result<Vec<u64>, CompareError> {
+    let Some((newest, older)) = sources.split_first() else { return Ok(Vec::new()) };
+    let own = layout(profile, newest.facts(), catalog)?;
+    let segments = newest.segments(&own.message.table.source).await?;
+    // A message whose clock was set anew lies elsewhere in time, unless that makes another message of it.
+    let timed = own.message.clocks.iter().all(|clock| own.message.evidence.contains(&clock.column));
+    let reach = if timed { *window } else { Window::default() };
+    let mut held = vec![0];
+    for source in older {
+        let Ok(layout) = layout(profile, source.facts(), catalog) else {
+            held.push(0);
             continue;
         };
-        let mut lost_since = 0;
-        let messages = scan(*source, &own, &holds, |print| lost_since += u64::from(!present.contains(&print))).await?;
-        found.push(Holds { lost_since, messages });
+        let theirs = source.segments(&layout.message.table.source).await?;
+        let pick = |window: &Window, layout: &Layout, own: &[SegmentFacts], other: &[SegmentFacts]| {
+            let common: HashSet<Digest> = other.iter().map(|facts| facts.digest).collect();
+            let mut pick = window.segments(layout, own);
+            pick.retain(|at| !common.contains(&own[*at].digest));
+            pick
+        };
+        let mut lost = HashMap::new();
+        let picked = pick(window, &layout, &theirs, &segments);
+        scan(*source, &layout, window, &picked, |print, key| _ = lost.insert(print, key)).await?;
+        if !lost.is_empty() {
+            let picked = pick(&reach, &own, &segments, &theirs);
+            scan(*newest, &own, &Window::default(), &picked, |print, _| _ = lost.remove(&print)).await?;
+            buried(*newest, &own, &mut lost).await?;
+        }
+        held.push(lost.len() as u64);
     }
-    Ok(found)
+    Ok(held)
 }
 
 /// The position of the fullest: the newest, unless an older one holds markedly more. Among equals the newer one.
-pub fn fullest(holdings: &[Holds]) -> Option<usize> {
-    let best = (0..holdings.len()).rev().max_by_key(|at| holdings[*at].lost_since)?;
-    Some(if holdings[best].lost_since >= MARKEDLY { best } else { 0 })
+pub fn fullest(held: &[u64]) -> Option<usize> {
+    let best = (0..held.len()).rev().max_by_key(|at| held[*at])?;
+    Some(if held[best] >= MARKEDLY { best } else { 0 })
 }
 
 async fn scan(
     source: &dyn Source,
     layout: &Layout,
-    holds: &(impl Fn(Option<Timestamp>) -> bool + Sync),
-    mut each: impl FnMut(Print) + Send,
-) -> Result<u64, CompareError> {
+    window: &Window,
+    segments: &BTreeSet<usize>,
+    mut each: impl FnMut(Print, Vec<u8>) + Send,
+) -> Result<(), CompareError> {
     let message = &layout.message;
-    let key = message.table.single_key()?;
-    let mut messages = 0;
+    let key_column = message.table.single_key()?;
     source
-        .scan(&message.table.source, None, &mut |cells| {
-            if holds(super::classify::instant(&message.clocks, cells)) {
-                messages += 1;
-                each(row_print(inline(cells, key), message.evidence.iter().map(|at| inline(cells, *at))));
+        .scan(&message.table.source, Pick::Segments(segments), &mut |cells| {
+            if window.holds(super::classify::instant(&message.clocks, cells)) {
+                let key = inline(cells, key_column);
+                let print = row_print(key, message.evidence.iter().map(|at| inline(cells, *at)));
+                each(print, key.unwrap_or_default().to_vec());
             }
             Ok(())
         })
-        .await?;
-    Ok(messages)
+        .await
 }
 
-/// Adds what the snapshot's own tombstones record.
-async fn buried(source: &dyn Source, layout: &Layout, present: &mut HashSet<Print>) -> Result<(), CompareError> {
+/// Takes out what the snapshot's own tombstones record.
+async fn buried(source: &dyn Source, layout: &Layout, lost: &mut HashMap<Print, Vec<u8>>) -> Result<(), CompareError> {
     for tombstone in &layout.tombstones {
         let Some(table) = source.facts().table(&tombstone.name) else { continue };
         let place = |name: &str| table.columns.iter().position(|column| column.name == name);
-        let Some(key) = tombstone.message.as_deref().and_then(place) else { continue };
+        let Some(column) = tombstone.message.as_deref().and_then(place) else { continue };
         // In the order of the message's own evidence.
         let evidence: Option<Vec<usize>> = layout
             .message
@@ -99,9 +102,10 @@ async fn buried(source: &dyn Source, layout: &Layout, present: &mut HashSet<Prin
             .map(|at| tombstone.evidence.iter().find(|(_, of)| of == at).and_then(|(own, _)| place(own)))
             .collect();
         let Some(evidence) = evidence else { continue };
+        let keys: HashSet<Vec<u8>> = lost.values().cloned().collect();
         source
-            .scan(table, None, &mut |cells| {
-                present.insert(row_print(inline(cells, key), evidence.iter().map(|at| inline(cells, *at))));
+            .scan(table, Pick::Keys { column, keys: &keys }, &mut |cells| {
+                lost.remove(&row_print(inline(cells, column), evidence.iter().map(|at| inline(cells, *at))));
                 Ok(())
             })
             .await?;
@@ -113,14 +117,10 @@ async fn buried(source: &dyn Source, layout: &Layout, present: &mut HashSet<Prin
 mod tests {
     use super::*;
 
-    fn holds(lost_since: u64) -> Holds {
-        Holds { lost_since, messages: 100 }
-    }
-
     #[test]
     fn the_newest_is_taken_unless_it_is_a_copy_of_the_hole() {
-        assert_eq!(fullest(&[holds(0), holds(0), holds(2)]), Some(0));
-        assert_eq!(fullest(&[holds(0), holds(1), holds(50), holds(50), holds(20)]), Some(2));
+        assert_eq!(fullest(&[0, 0, 2]), Some(0));
+        assert_eq!(fullest(&[0, 1, 50, 50, 20]), Some(2));
         assert_eq!(fullest(&[]), None);
     }
 }

@@ -23,11 +23,12 @@ use super::pairing::{Paired, Pairs};
 use super::parents::{Fate, Parents, inline};
 use super::past::Past;
 use super::row::{Cell, Class, Print, Printer, Reason, Row};
-use super::source::{Facts, Only, Source};
+use super::source::{Facts, Pick, Source};
 use super::tombstones::{Tombstones, Wanted};
+use super::window::{Outside, Window};
 use crate::postgres::catalog;
 use crate::postgres::session::Session;
-use crate::profile::{Profile, TimeType};
+use crate::profile::Profile;
 use crate::repository::zone;
 
 /// What the caller knows besides.
@@ -36,6 +37,8 @@ pub struct Options {
     /// When the damage happened. Mail that was saved before then does not stand for a lost one: it was there beside it; and in a store
     /// without tombstones, what the snapshot took after it is lost for certain.
     pub damaged_at: Option<Timestamp>,
+    /// Of messages outside only as much is read as tells how many are gone.
+    pub window: Window,
 }
 
 /// A message of the snapshot that the live store has not under its key.
@@ -103,6 +106,8 @@ pub struct Comparison {
     pub counters: Counters,
     pub same: u64,
     pub changed: u64,
+    /// Messages outside the window that were counted alive and not looked at.
+    pub not_compared: u64,
     pub damaged_at: Option<Timestamp>,
     /// Live rows that are spoken for; see [`Pairs::take`].
     pub pairs: Pairs,
@@ -143,16 +148,19 @@ async fn read(
         changed: 0,
         layout: &layout,
         parents: &parents,
+        window: options.window,
+        outside: Outside::default(),
+        inside: HashSet::new(),
     };
-    scan.live_rows(session).await?;
-    let mut leftovers = scan.snapshot_rows(source, &facts).await?;
+    let mut leftovers = scan.rows(session, source, &facts).await?;
     let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
-    let Scan { mut counters, mut pairs, same, changed, .. } = scan;
+    let Scan { mut counters, mut pairs, same, changed, outside, inside, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
 
     let lost: HashMap<Vec<u8>, usize> =
         leftovers.iter().enumerate().map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
-    let incomplete = belongings(session, source, &layout, &lost, &mut leftovers).await?;
+    let inside = options.window.is_bounded().then_some(inside);
+    let incomplete = belongings(session, source, &layout, &lost, inside, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;
 
     decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
@@ -172,6 +180,7 @@ async fn read(
         counters,
         same,
         changed,
+        not_compared: outside.rows(),
         damaged_at,
         pairs,
     })
@@ -184,10 +193,40 @@ struct Scan<'a> {
     pairs: Pairs,
     same: u64,
     changed: u64,
+    window: Window,
+    /// What is not read of the snapshot's messages.
+    outside: Outside,
+    /// Keys of the snapshot's messages in a bounded window.
+    inside: HashSet<Vec<u8>>,
 }
 
 impl Scan<'_> {
-    /// Narrow columns of all live messages: key, mailbox, evidence, flags, uid, modseq.
+    /// Both sides' messages. What the live side has not under its key, with its evidence and in its mailbox, is left over.
+    async fn rows(
+        &mut self,
+        session: &Session,
+        source: &dyn Source,
+        facts: &Facts,
+    ) -> Result<Vec<Leftover>, CompareError> {
+        let table = &self.layout.message.table;
+        let mut leftovers = Vec::new();
+        if !self.window.is_bounded() {
+            self.live_rows(session).await?;
+            self.snapshot_rows(source, facts, Pick::All, &mut leftovers).await?;
+            return Ok(leftovers);
+        }
+        let segments = source.segments(&table.source).await?;
+        let (near, outside) = Outside::of(&self.window, self.layout, table.single_key()?, &segments);
+        self.outside = outside;
+        self.live_rows(session).await?;
+        self.snapshot_rows(source, facts, Pick::Segments(&near), &mut leftovers).await?;
+        let unsettled = self.outside.unsettled();
+        self.snapshot_rows(source, facts, Pick::Segments(&unsettled), &mut leftovers).await?;
+        self.counters.snapshot_key(self.outside.highest_key());
+        Ok(leftovers)
+    }
+
+    /// Narrow columns of all live messages: key, mailbox, evidence, flags, uid, modseq, clocks.
     async fn live_rows(&mut self, session: &Session) -> Result<(), CompareError> {
         let message = &self.layout.message;
         let evidence = message.evidence.len();
@@ -196,6 +235,8 @@ impl Scan<'_> {
         columns.extend(&message.flags);
         let numbers = columns.len();
         columns.extend(message.uid.iter().chain(&message.modseq));
+        let clocks = columns.len();
+        columns.extend(message.clocks.iter().map(|clock| clock.column));
         let shown = self.shown();
         let select =
             format!("SELECT {} FROM {} m WHERE {shown}", message.table.select(&columns, "m"), message.table.quoted());
@@ -206,6 +247,8 @@ impl Scan<'_> {
             let uid = message.uid.and_then(|_| number(numbers));
             let modseq = message.modseq.and_then(|_| number(numbers + usize::from(message.uid.is_some())));
             self.counters.live_row(row[1].unwrap_or_default(), uid, modseq);
+            let instant = message.clocks.iter().zip(&row[clocks..]).find_map(|(clock, field)| clock.read((*field)?));
+            self.outside.live(row[0].and_then(|key| zone::integer(key, false)), instant);
             Ok(())
         })
         .await
@@ -216,14 +259,23 @@ impl Scan<'_> {
         self.layout.buried.as_ref().map_or("true".to_owned(), |buried| format!("({buried}) IS NOT TRUE"))
     }
 
-    async fn snapshot_rows(&mut self, source: &dyn Source, facts: &Facts) -> Result<Vec<Leftover>, CompareError> {
+    async fn snapshot_rows(
+        &mut self,
+        source: &dyn Source,
+        facts: &Facts,
+        pick: Pick<'_>,
+        leftovers: &mut Vec<Leftover>,
+    ) -> Result<(), CompareError> {
         let (layout, parents) = (self.layout, self.parents);
         let message = &layout.message;
         let key_column = message.table.single_key()?;
-        let mut leftovers = Vec::new();
         source
-            .scan(&message.table.source, None, &mut |cells| {
+            .scan(&message.table.source, pick, &mut |cells| {
                 let key = inline(cells, key_column);
+                let instant = instant(&message.clocks, cells);
+                if self.window.is_bounded() && self.window.holds(instant) {
+                    self.inside.extend(key.map(<[u8]>::to_vec));
+                }
                 let mailbox_key = inline(cells, message.mailbox);
                 let mailbox = mailbox_key.and_then(|key| parents.mailbox(key));
                 let target = mailbox.and_then(|at| parents.target(at)).map(|live| &live.key[..]).or(mailbox_key);
@@ -236,7 +288,11 @@ impl Scan<'_> {
                     number(message.uid),
                     number(message.modseq),
                 );
-                match self.pairs.snapshot(identity, state(message.flags.iter().map(|at| inline(cells, *at)))) {
+                let paired = self.pairs.snapshot(identity, state(message.flags.iter().map(|at| inline(cells, *at))));
+                if paired != Paired::Leftover {
+                    self.outside.paired(key.and_then(|key| zone::integer(key, false)), instant);
+                }
+                match paired {
                     Paired::Same => self.same += 1,
                     Paired::Changed => self.changed += 1,
                     Paired::Leftover => leftovers.push(Leftover {
@@ -244,7 +300,7 @@ impl Scan<'_> {
                         key: Bytes::copy_from_slice(key.unwrap_or_default()),
                         source: source_print(facts, layout, key, evidence),
                         mailbox,
-                        instant: instant(&message.clocks, cells),
+                        instant,
                         class: Class::Absent,
                         reason: Reason::NoTrace,
                         same_id_other_mail: false,
@@ -256,8 +312,7 @@ impl Scan<'_> {
                 }
                 Ok(())
             })
-            .await?;
-        Ok(leftovers)
+            .await
     }
 
     /// A second look at the live messages, for those that nobody stands behind.
@@ -266,7 +321,9 @@ impl Scan<'_> {
         let mut found = Vec::new();
         live::copy(session, "reading the newer live messages", &select, live_fields(self.layout), &mut |row| {
             let mut live = live_message(self.layout, row);
-            if !self.pairs.is_paired(&live.identity) {
+            if self.outside.accounts_for(zone::integer(&live.key, false), live.instant) {
+                self.pairs.take(live.identity);
+            } else if !self.pairs.is_paired(&live.identity) {
                 live.taken = past.is_restored(&live.print);
                 found.push(live);
             }
@@ -308,7 +365,7 @@ pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
     let message_id = next(message.message_id.is_some()).map(Bytes::copy_from_slice);
     let uid = next(message.uid.is_some()).and_then(|bytes| zone::integer(bytes, false));
     let clocks: Vec<Option<&[u8]>> = message.clocks.iter().map(|_| next(true)).collect();
-    let instant = message.clocks.iter().zip(&clocks).find_map(|(clock, field)| time(clock, (*field)?));
+    let instant = message.clocks.iter().zip(&clocks).find_map(|(clock, field)| clock.read((*field)?));
     let key_text = next(true).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
     LiveMessage {
         key: Bytes::copy_from_slice(row[0].unwrap_or_default()),
@@ -353,25 +410,7 @@ fn state<'a>(fields: impl Iterator<Item = Option<&'a [u8]>>) -> u32 {
 
 /// The first clock that says something.
 pub(super) fn instant(clocks: &[Clock], cells: &[Cell<'_>]) -> Option<Timestamp> {
-    clocks.iter().find_map(|clock| time(clock, inline(cells, clock.column)?))
-}
-
-/// Microseconds from 1970 to 2000, where PostgreSQL's clocks begin.
-const EPOCH_OFFSET: i64 = 946_684_800_000_000;
-
-fn time(clock: &Clock, field: &[u8]) -> Option<Timestamp> {
-    match clock.time {
-        TimeType::Epoch => Timestamp::from_second(zone::integer(field, false)?).ok(),
-        TimeType::Timestamptz => {
-            Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok()
-        }
-        TimeType::Timestamp => {
-            let local = Timestamp::from_microsecond(zone::integer(field, true)?.checked_add(EPOCH_OFFSET)?).ok()?;
-            let local = local.to_zoned(jiff::tz::TimeZone::UTC).datetime();
-            let zone = clock.zone.clone().unwrap_or(jiff::tz::TimeZone::UTC);
-            Some(local.to_zoned(zone).ok()?.timestamp())
-        }
-    }
+    clocks.iter().find_map(|clock| clock.read(inline(cells, clock.column)?))
 }
 
 /// Children of lost messages, and rows that living messages miss.
@@ -380,6 +419,7 @@ async fn belongings(
     source: &dyn Source,
     layout: &Layout,
     lost: &HashMap<Vec<u8>, usize>,
+    inside: Option<HashSet<Vec<u8>>>,
     leftovers: &mut [Leftover],
 ) -> Result<Incomplete, CompareError> {
     let mut incomplete = Incomplete {
@@ -388,6 +428,7 @@ async fn belongings(
         messages: HashSet::new(),
     };
     let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
+    let inside = inside.map(|inside| &inside | &keys);
     let kinds = layout.parts.iter().map(|part| &part.via).chain(&layout.children);
     for (kind, child) in kinds.enumerate() {
         // Those of living messages are looked at only where users do not change them.
@@ -402,9 +443,13 @@ async fn belongings(
             })
             .await?;
         }
-        let only = child.mutable.then_some(Only { column: child.message, keys: &keys });
+        let pick = match &inside {
+            _ if child.mutable => Pick::Keys { column: child.message, keys: &keys },
+            Some(inside) => Pick::Keys { column: child.message, keys: inside },
+            None => Pick::All,
+        };
         source
-            .scan(&child.table.source, only, &mut |cells| {
+            .scan(&child.table.source, pick, &mut |cells| {
                 let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
                 let Some(message) = inline(cells, child.message) else { return Ok(()) };
                 if let Some(at) = lost.get(message) {
@@ -445,7 +490,7 @@ async fn parts(
         let key = part.table.single_key()?;
         if !keys.is_empty() {
             source
-                .scan(&part.table.source, Some(Only { column: key, keys: &keys }), &mut |cells| {
+                .scan(&part.table.source, Pick::Keys { column: key, keys: &keys }, &mut |cells| {
                     let row = cells.iter().map(|cell| cell.keep()).collect();
                     found.insert(inline(cells, key).unwrap_or_default().to_vec(), row);
                     Ok(())

@@ -92,7 +92,12 @@ impl Counters {
 
     pub(super) fn snapshot_row(&mut self, key: Option<&[u8]>, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
         self.see(mailbox, uid, modseq);
-        if let Some(key) = key.and_then(|key| zone::integer(key, false)) {
+        self.snapshot_key(key.and_then(|key| zone::integer(key, false)));
+    }
+
+    /// A key that a message of the snapshot has.
+    pub(super) fn snapshot_key(&mut self, key: Option<i64>) {
+        if let Some(key) = key {
             self.highest_key = self.highest_key.max(key);
             for sequence in self.sequences.iter_mut().filter(|sequence| sequence.of_messages) {
                 sequence.least = sequence.least.max(key);

@@ -5,12 +5,16 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
 use super::error::CompareError;
 use super::source::{Facts, SourceColumn, SourceTable};
 use crate::postgres::catalog::{self, Catalog, TableName};
 use crate::postgres::sql;
 use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, TimeType};
 use crate::repository::manifest::{StoreIdentity, Wire};
+use crate::repository::zone;
 
 /// A table on both sides.
 #[derive(Debug, Clone)]
@@ -88,7 +92,31 @@ pub struct Clock {
     pub column: usize,
     pub kind: ClockKind,
     pub time: TimeType,
-    pub zone: Option<jiff::tz::TimeZone>,
+    pub zone: Option<TimeZone>,
+}
+
+/// Microseconds from 1970 to 2000, where PostgreSQL's clocks begin.
+const EPOCH_OFFSET: i64 = 946_684_800_000_000;
+
+impl Clock {
+    /// What a field says; `None` for infinities and what no calendar holds.
+    pub fn read(&self, field: &[u8]) -> Option<Timestamp> {
+        self.instant(zone::integer(field, self.time != TimeType::Epoch)?)
+    }
+
+    /// The instant that a number of the column stands for.
+    pub fn instant(&self, number: i64) -> Option<Timestamp> {
+        let since_1970 = || Timestamp::from_microsecond(number.checked_add(EPOCH_OFFSET)?).ok();
+        match self.time {
+            TimeType::Epoch => Timestamp::from_second(number).ok(),
+            TimeType::Timestamptz => since_1970(),
+            TimeType::Timestamp => {
+                let local = since_1970()?.to_zoned(TimeZone::UTC).datetime();
+                let zone = self.zone.clone().unwrap_or(TimeZone::UTC);
+                Some(local.to_zoned(zone).ok()?.timestamp())
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -453,9 +481,10 @@ impl Lay<'_> {
         table.single_key()?;
         let mut clocks = Vec::new();
         for clock in &message.clocks {
-            let zone = clock.zone.as_ref().map(|zone| {
-                jiff::tz::TimeZone::get(zone).map_err(|_| CompareError::UnknownZone { zone: zone.clone() })
-            });
+            let zone = clock
+                .zone
+                .as_ref()
+                .map(|zone| TimeZone::get(zone).map_err(|_| CompareError::UnknownZone { zone: zone.clone() }));
             clocks.push(Clock {
                 column: self.column(&table, &clock.column)?,
                 kind: clock.clock,

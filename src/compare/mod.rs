@@ -18,6 +18,7 @@
 //! | [`past`] | what earlier replays put back |
 //! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
+//! | [`window`] | what of the snapshot the restore of a window need not read |
 //! | [`choose`] | which snapshot was taken before the damage |
 //! | [`report`] | what may be printed of it: no subjects, no content |
 
@@ -33,12 +34,13 @@ pub mod live;
 pub mod pairing;
 pub mod parents;
 pub mod past;
-
 pub mod report;
 pub mod row;
 pub mod source;
 pub mod tombstones;
+pub mod window;
 
 pub use classify::{Comparison, Leftover, Options, compare};
 pub use error::CompareError;
 pub use row::{Class, Reason};
+pub use window::Window;

@@ -12,7 +12,7 @@ use super::error::CompareError;
 use super::layout::{Layout, Parent, Table};
 use super::live;
 use super::row::{Cell, Row, Value};
-use super::source::{Only, Source, collect};
+use super::source::{Pick, Source, collect};
 use crate::postgres::session::Session;
 use crate::repository::zone;
 
@@ -140,7 +140,7 @@ fn index<'a>(keys: impl Iterator<Item = &'a Bytes>) -> HashMap<Bytes, usize> {
 
 async fn snapshot(source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, CompareError> {
     let key = parent.table.single_key()?;
-    let rows = collect(source, &parent.table.source, None::<Only<'_>>).await?;
+    let rows = collect(source, &parent.table.source, Pick::All).await?;
     let mut known = Vec::with_capacity(rows.len());
     for mut row in rows {
         // Names of more than 512 bytes lie in the payload.

@@ -22,6 +22,8 @@ pub struct GapReport {
     /// Messages on both sides, and those of them whose flags changed since.
     pub same: u64,
     pub changed: u64,
+    /// Messages outside the window that were counted alive and not looked at.
+    pub not_compared: u64,
     /// Lost for certain: absent, or with an id that was issued again.
     pub lost: u64,
     /// The earliest and the latest lost message; some have no time.
@@ -120,6 +122,7 @@ impl GapReport {
             database: comparison.facts.store.database.clone(),
             same: comparison.same,
             changed: comparison.changed,
+            not_compared: comparison.not_compared,
             lost,
             lost_from: lost_times.iter().min().copied(),
             lost_to: lost_times.iter().max().copied(),

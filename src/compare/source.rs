@@ -3,7 +3,7 @@
 //! Planning reads row chunks alone; large values are fetched for the candidates that need them. Memory: the row chunks of one
 //! increment at a time, and the value maps of the last few increments.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -13,11 +13,12 @@ use jiff::Timestamp;
 use super::error::CompareError;
 use super::row::{Cell, LargeValue};
 use crate::postgres::catalog::{Catalog, TableName};
+use crate::repository::id::Digest;
 use crate::repository::manifest::{StoreIdentity, Wire};
 use crate::repository::rows::Field;
-use crate::repository::segment::{Increment, MapValue};
+use crate::repository::segment::{Increment, MapValue, SegmentEntry};
 use crate::repository::snapshots::SnapshotReader;
-use crate::repository::zone;
+use crate::repository::zone::{self, Zone};
 use crate::repository::{RepositoryError, cbor};
 
 /// What a snapshot says of itself.
@@ -59,17 +60,47 @@ impl Facts {
     }
 }
 
-/// Only rows whose field in `column` is one of `keys`.
+/// Which rows of a table.
 #[derive(Clone, Copy)]
-pub struct Only<'a> {
-    pub column: usize,
-    pub keys: &'a HashSet<Vec<u8>>,
+pub enum Pick<'a> {
+    All,
+    /// Those whose field in `column` is one of `keys`. Segments that cannot have any are not read.
+    Keys {
+        column: usize,
+        keys: &'a HashSet<Vec<u8>>,
+    },
+    /// Those of the segments at these places among [`Source::segments`].
+    Segments(&'a BTreeSet<usize>),
 }
 
-impl Only<'_> {
+impl Pick<'_> {
     pub fn holds(&self, row: &[Cell<'_>]) -> bool {
-        matches!(row.get(self.column), Some(Cell::Bytes(bytes)) if self.keys.contains(*bytes))
+        match self {
+            Self::Keys { column, keys } => {
+                matches!(row.get(*column), Some(Cell::Bytes(bytes)) if keys.contains(*bytes))
+            }
+            Self::All | Self::Segments(_) => true,
+        }
     }
+}
+
+/// What is known of a segment without reading its rows.
+#[derive(Debug, Clone)]
+pub struct SegmentFacts {
+    pub rows: u64,
+    /// Two segments of one table with the same digest have the same rows.
+    pub digest: Digest,
+    /// For each column of the table the numbers that it has there; `None`: nothing is known.
+    pub columns: Vec<Option<Numbers>>,
+}
+
+/// Integers and times of a column, as [`zone::integer`] reads them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// NULLs or infinities.
+    pub has_nulls: bool,
+    /// Closed.
+    pub intervals: Vec<(i64, i64)>,
 }
 
 /// Takes one row after the other.
@@ -80,21 +111,24 @@ pub type RowSink<'a> = dyn FnMut(&[Cell<'_>]) -> Result<(), CompareError> + Send
 pub trait Source: Send + Sync {
     fn facts(&self) -> &Facts;
 
-    /// Gives every row of a table, or only those asked for, in no order that counts.
-    async fn scan(
-        &self,
-        table: &SourceTable,
-        only: Option<Only<'_>>,
-        sink: &mut RowSink<'_>,
-    ) -> Result<(), CompareError>;
+    /// Gives the rows of a table that were asked for, in no order that counts.
+    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError>;
+
+    /// The segments of a table.
+    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError>;
 
     /// How long large values are, in bytes; nothing of the payload is fetched.
     async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError>;
+
+    /// Are these the bytes of a large value? Nothing of the payload is fetched.
+    async fn is(&self, value: LargeValue, bytes: &[u8]) -> Result<bool, CompareError>;
 
     /// Large values, each checked against its hash. The caller bounds how many bytes he asks for.
     async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError>;
 }
 
+/// Bytes of chunks kept for the next question: neighbouring batches take their small values from the same groups.
+const KEPT_CHUNKS: usize = 32 << 20;
 /// Value maps kept for the next question; the values of one batch come from few increments.
 const KEPT_VALUE_MAPS: usize = 16;
 
@@ -107,7 +141,8 @@ pub struct RepositorySource {
 }
 
 impl RepositorySource {
-    pub async fn open(reader: SnapshotReader) -> Result<Self, CompareError> {
+    pub async fn open(mut reader: SnapshotReader) -> Result<Self, CompareError> {
+        reader.chunks = reader.chunks.keeping(KEPT_CHUNKS);
         let manifest = reader.manifest();
         let catalog = reader.chunks.fetch_joined(&manifest.schema.catalog).await?;
         let catalog: Catalog = if catalog.is_empty() {
@@ -158,6 +193,18 @@ impl RepositorySource {
         Ok(Self { reader, facts, increments: Mutex::default(), maps: Mutex::default() })
     }
 
+    /// The leaves of a table, each with where the table's columns stand in it: a partition's may stand in another order.
+    fn stored<'a>(
+        &'a self,
+        table: &'a SourceTable,
+    ) -> impl Iterator<Item = (&'a crate::repository::manifest::Table, Vec<Option<usize>>)> {
+        table.leaves.iter().filter_map(|leaf| {
+            let stored = self.reader.manifest().table(&leaf.schema, &leaf.name)?;
+            let places = table.columns.iter().map(|column| stored.column(&column.name).map(|(at, _)| at)).collect();
+            Some((stored, places))
+        })
+    }
+
     fn remember(&self, increment: &Increment) -> u32 {
         let mut increments = self.increments.lock().unwrap_or_else(PoisonError::into_inner);
         increments.push(Arc::new(increment.clone()));
@@ -189,6 +236,17 @@ impl RepositorySource {
     }
 }
 
+/// The numbers of a column in all of a segment's zones.
+fn integers(zones: &[Zone], column: i16) -> Option<Numbers> {
+    let mut numbers = Numbers::default();
+    for zone in zones {
+        let zone = zone.column(column).filter(|zone| zone.filter.is_empty())?;
+        numbers.has_nulls |= zone.has_nulls;
+        numbers.intervals.extend(&zone.intervals);
+    }
+    (!zones.is_empty()).then_some(numbers)
+}
+
 /// The tables below `oid` that hold rows, `oid` itself if it has no partitions.
 fn leaves(tables: &[crate::repository::manifest::Table], oid: u32) -> Vec<&crate::repository::manifest::Table> {
     let below: Vec<_> = tables.iter().filter(|table| table.partition_of == Some(oid)).collect();
@@ -204,32 +262,33 @@ impl Source for RepositorySource {
         &self.facts
     }
 
-    async fn scan(
-        &self,
-        table: &SourceTable,
-        only: Option<Only<'_>>,
-        sink: &mut RowSink<'_>,
-    ) -> Result<(), CompareError> {
-        for leaf in &table.leaves {
-            let Some(stored) = self.reader.manifest().table(&leaf.schema, &leaf.name) else { continue };
-            // The columns of a partition may stand in another order than its parent's.
-            let places: Vec<Option<usize>> =
-                table.columns.iter().map(|column| stored.column(&column.name).map(|(at, _)| at)).collect();
-            for entry in self.reader.segments(stored).await? {
-                if let Some(only) = only
-                    && let Some(at) = places.get(only.column).copied().flatten()
-                {
-                    let number = stored.columns[at].number;
-                    let zones = self.reader.zones(&entry).await?;
-                    if !zones.is_empty() && !zones.iter().any(|zone| may_hold(zone, number, only.keys)) {
-                        continue;
-                    }
+    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+        let mut first = 0;
+        for (stored, places) in self.stored(table) {
+            let entries = self.reader.segments(stored).await?;
+            let wanted: Vec<&SegmentEntry> = match pick {
+                Pick::All => entries.iter().collect(),
+                Pick::Segments(chosen) => {
+                    let chosen = chosen.range(first..first + entries.len());
+                    chosen.map(|at| &entries[*at - first]).collect()
                 }
-                let descriptor = self.reader.descriptor(&entry).await?;
+                Pick::Keys { column, keys } => {
+                    let number = places.get(column).copied().flatten().map(|at| stored.columns[at].number);
+                    let holds = |zones: &[Zone]| {
+                        let Some(number) = number else { return true };
+                        zones.is_empty() || zones.iter().any(|zone| may_hold(zone, number, keys))
+                    };
+                    let zones = self.reader.zones(&entries).await?;
+                    entries.iter().zip(zones).filter(|(_, zones)| holds(zones)).map(|(entry, _)| entry).collect()
+                }
+            };
+            first += entries.len();
+            for entry in wanted {
+                let descriptor = self.reader.descriptor(entry).await?;
                 for increment in &descriptor.increments {
                     let number = self.remember(increment);
-                    let rows = self.reader.rows(increment, stored.columns.len()).await?;
-                    rows.for_each(|_, _, fields| {
+                    let rows = self.reader.fields(increment, stored.columns.len()).await?;
+                    rows.for_each(|_, fields| {
                         let cell = |place: &Option<usize>| match place.and_then(|at| fields.get(at)) {
                             None | Some(Field::Null) => Cell::Null,
                             Some(Field::Inline(bytes)) => Cell::Bytes(bytes),
@@ -238,16 +297,27 @@ impl Source for RepositorySource {
                             }
                         };
                         let cells: Vec<Cell<'_>> = places.iter().map(cell).collect();
-                        if only.is_none_or(|only| only.holds(&cells)) {
-                            sink(&cells)
-                        } else {
-                            Ok::<(), CompareError>(())
-                        }
+                        if pick.holds(&cells) { sink(&cells) } else { Ok::<(), CompareError>(()) }
                     })?;
                 }
             }
         }
         Ok(())
+    }
+
+    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
+        let mut facts = Vec::new();
+        for (stored, places) in self.stored(table) {
+            let entries = self.reader.segments(stored).await?;
+            let zones = self.reader.zones(&entries).await?;
+            let numbers: Vec<Option<i16>> = places.iter().map(|at| Some(stored.columns[(*at)?].number)).collect();
+            facts.extend(entries.iter().zip(zones).map(|(entry, zones)| SegmentFacts {
+                rows: entry.rows,
+                digest: entry.digest,
+                columns: numbers.iter().map(|number| integers(&zones, (*number)?)).collect(),
+            }));
+        }
+        Ok(facts)
     }
 
     async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError> {
@@ -257,6 +327,12 @@ impl Source for RepositorySource {
             lengths.push(entry(&map, value.ordinal)?.recipe.length);
         }
         Ok(lengths)
+    }
+
+    async fn is(&self, value: LargeValue, bytes: &[u8]) -> Result<bool, CompareError> {
+        let map = self.value_map(value.increment).await?;
+        let hasher = self.reader.hasher(&*self.increment(value.increment)?)?;
+        Ok(hasher.value(bytes)[..16] == entry(&map, value.ordinal)?.hash.0)
     }
 
     async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError> {
@@ -283,7 +359,7 @@ fn entry(map: &[MapValue], ordinal: u32) -> Result<&MapValue, CompareError> {
 }
 
 /// Can an increment hold a row whose field is one of `keys`? In doubt yes.
-fn may_hold(zone: &zone::Zone, column: i16, keys: &HashSet<Vec<u8>>) -> bool {
+fn may_hold(zone: &Zone, column: i16, keys: &HashSet<Vec<u8>>) -> bool {
     let Some(column) = zone.column(column) else { return true };
     if !column.intervals.is_empty() {
         return keys.iter().any(|key| zone::integer(key, false).is_none_or(|key| column.may_contain_range(key, key)));
@@ -298,11 +374,11 @@ fn may_hold(zone: &zone::Zone, column: i16, keys: &HashSet<Vec<u8>>) -> bool {
 pub async fn collect(
     source: &dyn Source,
     table: &SourceTable,
-    only: Option<Only<'_>>,
+    pick: Pick<'_>,
 ) -> Result<Vec<super::row::Row>, CompareError> {
     let mut rows = Vec::new();
     source
-        .scan(table, only, &mut |cells| {
+        .scan(table, pick, &mut |cells| {
             rows.push(cells.iter().map(|cell| cell.keep()).collect());
             Ok(())
         })

@@ -47,6 +47,9 @@ fn numbers(gap: &GapReport) -> Markup {
             @for (class, count) in &gap.classes { tr { td { (format!("{class:?}")) } td { (count) } } }
             tr { td { "the same" } td { (gap.same) } }
             tr { td { "changed since" } td { (gap.changed) } }
+            @if gap.not_compared > 0 {
+                tr { td { "outside the window, alive as far as counting tells" } td { (gap.not_compared) } }
+            }
             tr { td { "mailboxes with low counters" } td { (gap.low_mailboxes) } }
             tr { td { "mailboxes in which a UID was issued twice" } td { (gap.collisions) } }
         }
@@ -120,6 +123,7 @@ mod tests {
             database: name.clone(),
             same: 0,
             changed: 0,
+            not_compared: 0,
             lost: 2,
             lost_from: None,
             lost_to: None,

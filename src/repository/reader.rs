@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use lru::LruCache;
 
 use super::envelope::{self, ObjectKind, Opened};
 use super::error::RepositoryError;
@@ -33,6 +34,28 @@ pub struct ChunkReader {
     /// Why the index may be incomplete.
     problem: Option<Arc<str>>,
     keys: Arc<Mutex<OpenSlots>>,
+    kept: Option<Arc<Mutex<Kept>>>,
+}
+
+/// Chunks that were opened, the least recently used one first to go.
+struct Kept {
+    chunks: LruCache<ChunkId, Bytes>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Kept {
+    fn insert(&mut self, id: ChunkId, bytes: Bytes) {
+        self.bytes += bytes.len();
+        if let Some((_, replaced)) = self.chunks.push(id, bytes) {
+            self.bytes -= replaced.len();
+        }
+        while self.bytes > self.limit
+            && let Some((_, oldest)) = self.chunks.pop_lru()
+        {
+            self.bytes -= oldest.len();
+        }
+    }
 }
 
 /// Data keys that were opened, by pack and slot.
@@ -82,7 +105,15 @@ impl ChunkReader {
             index: Arc::new(index),
             problem: problem.map(|e| e.to_string().into()),
             keys: Arc::default(),
+            kept: None,
         })
+    }
+
+    /// Keeps so many bytes of opened chunks for the next question: for who asks for small values of one group again and again.
+    pub fn keeping(mut self, bytes: usize) -> Self {
+        let kept = Kept { chunks: LruCache::unbounded(), bytes: 0, limit: bytes };
+        self.kept = Some(Arc::new(Mutex::new(kept)));
+        self
     }
 
     /// Where a chunk lies.
@@ -115,10 +146,38 @@ impl ChunkReader {
 
     /// All of the chunks, each once. The caller bounds how many he asks for at a time.
     pub async fn fetch_all(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, Bytes>, RepositoryError> {
+        let Some(kept) = &self.kept else { return self.fetch_anew(ids, HashMap::with_capacity(ids.len())).await };
+        let lock = || kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut known, mut unknown) = (HashMap::with_capacity(ids.len()), Vec::new());
+        {
+            let mut kept = lock();
+            for id in ids {
+                match kept.chunks.get(id) {
+                    Some(bytes) => _ = known.insert(*id, bytes.clone()),
+                    None => unknown.push(*id),
+                }
+            }
+        }
+        let all = self.fetch_anew(&unknown, known).await?;
+        let mut kept = lock();
+        for id in unknown {
+            if let Some(bytes) = all.get(&id) {
+                kept.insert(id, bytes.clone());
+            }
+        }
+        drop(kept);
+        Ok(all)
+    }
+
+    async fn fetch_anew(
+        &self,
+        ids: &[ChunkId],
+        known: HashMap<ChunkId, Bytes>,
+    ) -> Result<HashMap<ChunkId, Bytes>, RepositoryError> {
         let pieces = self.plan(ids)?;
         stream::iter(pieces.into_iter().map(|piece| self.fetch_piece(piece)))
             .buffer_unordered(CONCURRENCY)
-            .try_fold(HashMap::with_capacity(ids.len()), |mut all, chunks| async move {
+            .try_fold(known, |mut all, chunks| async move {
                 all.extend(chunks);
                 Ok(all)
             })

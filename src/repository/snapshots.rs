@@ -15,7 +15,7 @@ use super::id::{ChunkId, ObjectId, SignerId};
 use super::manifest::{Certificate, Manifest, Table, manifest_name};
 use super::reader::{ChunkReader, check_name};
 use super::rows::{Field, RowHasher, RowReader, ValueHash};
-use super::segment::{self, Descriptor, Increment, MapRow, MapValue, Page, SegmentEntry};
+use super::segment::{self, Descriptor, Increment, MapRow, MapValue, PAGE_SEGMENTS, Page, SegmentEntry};
 use super::writer::certificate_name;
 use super::zone::Zone;
 use crate::postgres::catalog::Catalog;
@@ -175,33 +175,52 @@ impl SnapshotReader {
         Ok(cbor::decode("descriptor", &self.chunks.fetch(&entry.descriptor).await?)?)
     }
 
-    /// The zones of a segment's increments; needs a reader.
-    pub async fn zones(&self, entry: &SegmentEntry) -> Result<Vec<Zone>, RepositoryError> {
-        let found = self.chunks.fetch_all(&entry.zones).await?;
-        entry
-            .zones
-            .iter()
-            .map(|id| Ok(cbor::decode("zone", found.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?))
-            .collect()
+    /// The zones of each segment's increments; needs a reader.
+    pub async fn zones(&self, entries: &[SegmentEntry]) -> Result<Vec<Vec<Zone>>, RepositoryError> {
+        let mut zones = Vec::with_capacity(entries.len());
+        for entries in entries.chunks(PAGE_SEGMENTS) {
+            let ids: Vec<ChunkId> = entries.iter().flat_map(|entry| entry.zones.iter().copied()).collect();
+            let found = self.chunks.fetch_all(&ids).await?;
+            let zone = |id: &ChunkId| {
+                let bytes = found.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?;
+                Ok(cbor::decode("zone", bytes)?)
+            };
+            for entry in entries {
+                zones.push(entry.zones.iter().map(zone).collect::<Result<_, RepositoryError>>()?);
+            }
+        }
+        Ok(zones)
     }
 
-    /// The rows of an increment without their large values.
+    /// The fields of an increment's rows without their large values: row chunks alone are read.
+    pub async fn fields(&self, increment: &Increment, columns: usize) -> Result<IncrementFields, RepositoryError> {
+        let ids: Vec<ChunkId> = increment.row_chunks.iter().map(|chunk| chunk.id).collect();
+        let found = self.chunks.fetch_all(&ids).await?;
+        let chunks = ids
+            .iter()
+            .map(|id| found.get(id).cloned().ok_or(RepositoryError::MissingChunk { id: *id }))
+            .collect::<Result<_, _>>()?;
+        Ok(IncrementFields { increment: increment.clone(), columns, chunks })
+    }
+
+    /// The rows of an increment, their fields with what the row map says of each.
     pub async fn rows(&self, increment: &Increment, columns: usize) -> Result<IncrementRows, RepositoryError> {
-        let row_ids: Vec<ChunkId> = increment.row_chunks.iter().map(|chunk| chunk.id).collect();
-        let chunks = self.chunks.fetch_all(&row_ids).await?;
+        let (fields, map) = (self.fields(increment, columns).await?, self.row_map(increment).await?);
+        Ok(IncrementRows { fields, map })
+    }
+
+    /// Place, transaction and digest of each row of an increment, dead ones included. A writer can open it.
+    pub async fn row_map(&self, increment: &Increment) -> Result<Vec<MapRow>, RepositoryError> {
         let maps = self.chunks.fetch_all(&increment.row_map).await?;
         let mut map = Vec::new();
         for id in &increment.row_map {
             map.extend(segment::decode_row_map(maps.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
         }
-        if map.len() != increment.rows as usize {
-            return Err(RepositoryError::malformed("row map", "it does not have as many rows as the increment"));
+        if map.len() == increment.rows as usize {
+            Ok(map)
+        } else {
+            Err(RepositoryError::malformed("row map", "it does not have as many rows as the increment"))
         }
-        let chunks = row_ids
-            .iter()
-            .map(|id| chunks.get(id).cloned().ok_or(RepositoryError::MissingChunk { id: *id }))
-            .collect::<Result<_, _>>()?;
-        Ok(IncrementRows { increment: increment.clone(), columns, map, chunks })
     }
 
     /// The value map of an increment, in order.
@@ -262,43 +281,34 @@ pub struct CheckedValue {
     pub hash: ValueHash,
 }
 
-/// The rows of an increment, in the order of their place.
-pub struct IncrementRows {
-    pub increment: Increment,
-    pub(super) columns: usize,
-    pub map: Vec<MapRow>,
-    pub(super) chunks: Vec<Bytes>,
+/// The fields of an increment's rows, in the order of their place.
+pub struct IncrementFields {
+    increment: Increment,
+    columns: usize,
+    chunks: Vec<Bytes>,
 }
 
-impl IncrementRows {
-    /// An inline field without copying it: it lies in one of the row chunks.
-    pub(super) fn share(&self, field: &[u8]) -> Bytes {
-        let within = |chunk: &&Bytes| chunk.as_ptr_range().contains(&field.as_ptr());
-        match self.chunks.iter().find(within) {
-            Some(chunk) if !field.is_empty() => chunk.slice_ref(field),
-            _ => Bytes::copy_from_slice(field),
-        }
-    }
-
-    /// Calls `row` with each live row: its ordinal in the increment, its map entry and its fields.
+impl IncrementFields {
+    /// Calls `row` with each live row: its ordinal in the increment, and its fields.
     pub fn for_each<E: From<RepositoryError>>(
         &self,
-        mut row: impl FnMut(u32, &MapRow, &[Field<'_>]) -> Result<(), E>,
+        mut row: impl FnMut(u32, &[Field<'_>]) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut ordinal, mut first_value) = (0u32, 0u32);
+        let malformed = |message: &str| RepositoryError::malformed("row chunk", message);
         for (chunk, bytes) in self.increment.row_chunks.iter().zip(&self.chunks) {
-            let malformed = |message: &str| RepositoryError::malformed("row chunk", message);
             let mut reader = RowReader::new(bytes, self.columns, first_value);
             let mut fields = Vec::with_capacity(self.columns);
             // Counted, not read until the end: rows of a table without columns have no bytes.
             for _ in 0..chunk.rows {
-                let map =
-                    self.map.get(ordinal as usize).ok_or_else(|| malformed("it has more rows than the row map"))?;
+                if ordinal >= self.increment.rows {
+                    return Err(malformed("it has more rows than the increment").into());
+                }
                 if self.columns > 0 && !reader.next(&mut fields)? {
                     return Err(malformed("it has fewer rows than its descriptor says").into());
                 }
                 if !self.increment.is_dead(ordinal) {
-                    row(ordinal, map, &fields)?;
+                    row(ordinal, &fields)?;
                 }
                 ordinal += 1;
             }
@@ -310,10 +320,41 @@ impl IncrementRows {
                 return Err(malformed("it does not have as many large values as its descriptor says").into());
             }
         }
-        if ordinal as usize == self.map.len() {
+        if ordinal == self.increment.rows {
             Ok(())
         } else {
-            Err(RepositoryError::malformed("row chunk", "the row map has more rows than the row chunks").into())
+            Err(malformed("the increment has more rows than its row chunks").into())
         }
+    }
+
+    /// An inline field without copying it: it lies in one of the row chunks.
+    pub(super) fn share(&self, field: &[u8]) -> Bytes {
+        let within = |chunk: &&Bytes| chunk.as_ptr_range().contains(&field.as_ptr());
+        match self.chunks.iter().find(within) {
+            Some(chunk) if !field.is_empty() => chunk.slice_ref(field),
+            _ => Bytes::copy_from_slice(field),
+        }
+    }
+}
+
+/// The rows of an increment, in the order of their place.
+pub struct IncrementRows {
+    pub fields: IncrementFields,
+    /// As many as the increment has rows, dead ones included.
+    pub map: Vec<MapRow>,
+}
+
+impl IncrementRows {
+    /// Calls `row` with each live row: its ordinal in the increment, its map entry and its fields.
+    pub fn for_each<E: From<RepositoryError>>(
+        &self,
+        mut row: impl FnMut(u32, &MapRow, &[Field<'_>]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.fields.for_each(|ordinal, fields| {
+            let map = self.map.get(ordinal as usize);
+            let map =
+                map.ok_or_else(|| RepositoryError::malformed("row map", "it has fewer rows than the increment"))?;
+            row(ordinal, map, fields)
+        })
     }
 }

@@ -99,7 +99,7 @@ fn pending(rows: &IncrementRows, values: &[MapValue]) -> Result<VecDeque<Pending
             .iter()
             .map(|field| match field {
                 Field::Null => PendingField::Null,
-                Field::Inline(bytes) => PendingField::Inline(rows.share(bytes)),
+                Field::Inline(bytes) => PendingField::Inline(rows.fields.share(bytes)),
                 Field::Large(ordinal) => {
                     large_bytes += values.get(*ordinal as usize).map_or(0, |value| value.recipe.length);
                     PendingField::Large(*ordinal)

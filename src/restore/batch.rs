@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::alive::alive;
 use super::error::ReplayError;
 use super::look::{Locked, lock_mailboxes};
 use super::parents::{Target, Targets};
@@ -16,6 +17,7 @@ use super::plan::{Move, Plan};
 use super::staging::{self, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::content::bytes_of;
+use crate::compare::layout::Part;
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;
 use crate::postgres::session::Session;
@@ -123,11 +125,19 @@ impl<'a> Batch<'a> {
             }
         }
         let leftovers = &plan.comparison.leftovers;
+        let needed = |kind: usize, part: &Part| {
+            let rows = chosen.iter().flat_map(|(one, _)| &leftovers[one.leftover].via[kind]);
+            rows.filter_map(|row| row[part.part].bytes()).collect()
+        };
+        let needed: Vec<BTreeSet<&[u8]>> =
+            layout.parts.iter().enumerate().map(|(kind, part)| needed(kind, part)).collect();
+        let mut found = alive(session, source, plan, &needed).await?;
         let mut large: Vec<LargeValue> =
             chosen.iter().flat_map(|(one, _)| wanted(plan, &leftovers[one.leftover])).collect();
         large.sort_unstable();
         large.dedup();
-        let found: HashMap<LargeValue, Bytes> = large.iter().copied().zip(source.values(&large).await?).collect();
+        large.retain(|value| !found.contains_key(value));
+        found.extend(large.iter().copied().zip(source.values(&large).await?));
         let keys = staging::new_keys(session, &layout.message.table, chosen.len()).await?;
         let key_column = layout.message.table.single_key()?;
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];

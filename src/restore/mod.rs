@@ -18,12 +18,14 @@
 //! | `parents` | accounts and mailboxes that were lost, and side folders |
 //! | [`apply`] | batches, retries, derived values, hooks |
 //! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
+//! | `alive` | parts that the live store still has are taken from there |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
 //! | [`journal`] | what was put back, over all replays |
 //! | [`rights`] | what a role must be granted for it |
 //! | [`undo`] | taking a replay back |
 
+mod alive;
 pub mod apply;
 mod batch;
 mod error;
@@ -44,7 +46,7 @@ mod write;
 
 pub use apply::{Apply, ApplyOptions, ReplayReport};
 pub use error::ReplayError;
-pub use plan::{Doubtful, Plan, PlanOptions, Window};
+pub use plan::{Doubtful, Plan, PlanOptions};
 
 use crate::postgres::PostgresError;
 use crate::repository::RepositoryError;

@@ -4,27 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::compare::counters::MailboxCounter;
 use crate::compare::parents::{Fate, LiveParent};
-use crate::compare::{Class, Comparison, Leftover};
-
-/// `[from, to)` on the store's clock of saving, or of arrival where there is none.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Window {
-    pub from: Option<Timestamp>,
-    pub to: Option<Timestamp>,
-}
-
-impl Window {
-    /// A message without a time is in every window: in doubt it is put back.
-    pub fn holds(&self, instant: Option<Timestamp>) -> bool {
-        let Some(instant) = instant else { return true };
-        self.from.is_none_or(|from| from <= instant) && self.to.is_none_or(|to| instant < to)
-    }
-}
+use crate::compare::{Class, Comparison, Leftover, Window};
 
 /// What to do with mail of which nobody can tell whether its user removed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -205,19 +189,5 @@ fn aside(comparison: &Comparison, leftover: &Leftover, mailbox: usize, options: 
         },
         Class::Orphan => (options.orphans && comparison.parents.target_owner(mailbox).is_some()).then_some(true),
         Class::Duplicate | Class::DeletedByUser => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_window_ends_before_its_end_and_holds_what_has_no_time() {
-        let at = |second| Some(Timestamp::from_second(second).unwrap());
-        let window = Window { from: at(10), to: at(20) };
-        assert!(window.holds(at(10)) && window.holds(at(19)) && window.holds(None));
-        assert!(!window.holds(at(20)) && !window.holds(at(9)));
-        assert!(Window::default().holds(at(-5)));
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Nothing is claimed in the journal: that the row is there is proof enough, and it is put in only where it is not.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-
+use super::alive::alive;
 use super::batch::staged;
 use super::error::ReplayError;
 use super::look::lock_mailboxes;
@@ -56,8 +55,10 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         .chain(parts.iter().flat_map(|parts| parts.values().copied()));
     let large: BTreeSet<LargeValue> =
         all.flatten().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
-    let large: Vec<LargeValue> = large.into_iter().collect();
-    let found: HashMap<LargeValue, Bytes> = large.iter().copied().zip(source.values(&large).await?).collect();
+    let needed: Vec<_> = parts.iter().map(|parts| parts.keys().copied().collect()).collect();
+    let mut found = alive(session, source, plan, &needed).await?;
+    let large: Vec<LargeValue> = large.into_iter().filter(|value| !found.contains_key(value)).collect();
+    found.extend(large.iter().copied().zip(source.values(&large).await?));
     let rows = |rows: &[Row]| rows.iter().map(|row| staged(row, &found)).collect::<Vec<StagedRow>>();
 
     staging::transaction(session, "completing mail", async || {

@@ -111,7 +111,7 @@ impl Check<'_> {
         table: &Table,
         segment: &SegmentEntry,
     ) -> Result<bool, RepositoryError> {
-        reader.zones(segment).await?;
+        reader.zones(std::slice::from_ref(segment)).await?;
         let (mut places, mut digest) = (Vec::new(), MultisetDigest::default());
         let mut rows = TableRows::of_segment(reader, table, segment.clone());
         while let Some(batch) = rows.next_batch().await? {

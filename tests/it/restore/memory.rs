@@ -7,11 +7,16 @@ use bytes::Bytes;
 use restante::compare::CompareError;
 use restante::compare::live;
 use restante::compare::row::{Cell, LargeValue};
-use restante::compare::source::{Facts, Only, RowSink, Source, SourceColumn, SourceTable};
+use restante::compare::source::{Facts, Numbers, Pick, RowSink, SegmentFacts, Source, SourceColumn, SourceTable};
 use restante::postgres::catalog;
 use restante::postgres::session::Session;
+use restante::repository::id::Digest;
 use restante::repository::manifest::{StoreIdentity, Wire};
 use restante::repository::rows::INLINE_LIMIT;
+use restante::repository::zone;
+
+/// Few, so that a window of a small store leaves segments out.
+const SEGMENT_ROWS: usize = 4;
 
 pub struct MemorySource {
     facts: Facts,
@@ -82,12 +87,37 @@ impl Source for MemorySource {
         &self.facts
     }
 
-    async fn scan(
-        &self,
-        table: &SourceTable,
-        only: Option<Only<'_>>,
-        sink: &mut RowSink<'_>,
-    ) -> Result<(), CompareError> {
+    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
+        let rows = &self.tables[&table.name.to_string()];
+        let facts = rows.chunks(SEGMENT_ROWS).map(|rows| {
+            let mut hash = blake3::Hasher::new();
+            for field in rows.iter().flatten() {
+                hash.update(&field.as_ref().map_or(-1, |bytes| bytes.len() as i64).to_le_bytes());
+                hash.update(field.as_deref().unwrap_or_default());
+            }
+            let mut digest = Digest([0; 16]);
+            digest.0.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+            let columns = table.columns.iter().enumerate().map(|(at, column)| {
+                let time = match &*column.type_name {
+                    "smallint" | "integer" | "bigint" => false,
+                    "date" | "timestamp with time zone" | "timestamp without time zone" => true,
+                    _ => return None,
+                };
+                let mut numbers = Numbers::default();
+                for row in rows {
+                    match row[at].as_deref().and_then(|field| zone::integer(field, time)) {
+                        Some(number) => numbers.intervals.push((number, number)),
+                        None => numbers.has_nulls = true,
+                    }
+                }
+                Some(numbers)
+            });
+            SegmentFacts { rows: rows.len() as u64, digest, columns: columns.collect() }
+        });
+        Ok(facts.collect())
+    }
+
+    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
         let number = self.facts.tables.iter().position(|one| one.name == table.name).unwrap();
         let width = table.columns.len();
         for (at, row) in self.tables[&table.name.to_string()].iter().enumerate() {
@@ -102,7 +132,11 @@ impl Source for MemorySource {
                     }
                 })
                 .collect();
-            if only.is_none_or(|only| only.holds(&cells)) {
+            let is_picked = match pick {
+                Pick::Segments(segments) => segments.contains(&(at / SEGMENT_ROWS)),
+                pick => pick.holds(&cells),
+            };
+            if is_picked {
                 sink(&cells)?;
             }
         }
@@ -111,6 +145,10 @@ impl Source for MemorySource {
 
     async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError> {
         Ok(wanted.iter().map(|value| self.large(value).len() as u64).collect())
+    }
+
+    async fn is(&self, value: LargeValue, bytes: &[u8]) -> Result<bool, CompareError> {
+        Ok(self.large(&value) == bytes)
     }
 
     async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError> {

@@ -1,11 +1,11 @@
 //! Small histories, told step by step.
 
-use restante::compare::{Class, Reason};
+use restante::compare::{Class, Reason, Window};
 use restante::compare::{choose, layout};
 use restante::postgres::catalog;
 use restante::postgres::grants::{self, GrantsFor, Purpose};
 use restante::restore::undo::{UndoOptions, undo};
-use restante::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, Window, rights};
+use restante::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, rights};
 
 use super::memory::MemorySource;
 use super::store::{Content, Store, clock};
@@ -279,11 +279,12 @@ async fn a_snapshot_of_the_damaged_store_is_seen_through() {
     }
     let hourly = MemorySource::take(&store.session().await).await;
     let read = catalog::read(&store.session().await).await.unwrap();
-    let holdings = choose::holdings(&[&hourly, &before, &nightly], &store.profile, &read, |_| true).await.unwrap();
-    assert_eq!(holdings.iter().map(|one| one.lost_since).collect::<Vec<_>>(), [0, 10, 6]);
+    let holdings =
+        choose::holdings(&[&hourly, &before, &nightly], &store.profile, &read, &Window::default()).await.unwrap();
+    assert_eq!(holdings, [0, 10, 6]);
     assert_eq!(choose::fullest(&holdings), Some(1));
     // What users deleted makes no snapshot suspicious.
-    let holdings = choose::holdings(&[&before, &nightly], &store.profile, &read, |_| true).await.unwrap();
+    let holdings = choose::holdings(&[&before, &nightly], &store.profile, &read, &Window::default()).await.unwrap();
     assert_eq!(choose::fullest(&holdings), Some(0));
 }
 

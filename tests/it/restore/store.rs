@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use restante::compare::{self, Comparison};
+use restante::compare::{self, Comparison, Window};
 use restante::monitor::Silent;
 use restante::postgres::dsn::Dsn;
 use restante::postgres::session::{Session, SessionOptions};
@@ -275,9 +275,12 @@ impl Store {
     }
 
     pub async fn compare(&self, source: &MemorySource, damaged_at: Option<i64>) -> Comparison {
-        let session = self.session().await;
-        let damaged_at = damaged_at.map(clock);
-        compare::compare(&session, source, &self.profile, &compare::Options { damaged_at }).await.unwrap()
+        self.compare_within(source, damaged_at, Window::default()).await
+    }
+
+    pub async fn compare_within(&self, source: &MemorySource, damaged_at: Option<i64>, window: Window) -> Comparison {
+        let options = compare::Options { damaged_at: damaged_at.map(clock), window };
+        compare::compare(&self.session().await, source, &self.profile, &options).await.unwrap()
     }
 
     pub async fn restore(&self, source: &MemorySource, damaged_at: Option<i64>) -> ReplayReport {
@@ -305,7 +308,7 @@ impl Store {
         plan: &PlanOptions,
         options: ApplyOptions,
     ) -> ReplayReport {
-        let comparison = self.compare(source, damaged_at).await;
+        let comparison = self.compare_within(source, damaged_at, plan.window).await;
         let session = self.session().await;
         let apply = Apply::new(Plan::new(comparison, plan), options);
         apply.run(&session, source, &self.profile, &Silent).await.unwrap_or_else(|error| panic!("{error}"))
