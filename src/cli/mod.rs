@@ -6,8 +6,10 @@
 mod comparing;
 mod completions;
 mod context;
+mod diff;
 mod dump;
 mod exit;
+mod find;
 mod gap;
 mod heads;
 mod init;
@@ -101,6 +103,10 @@ enum Command {
     Dump(dump::Dump),
     /// Show what the live store has lost since a snapshot
     Gap(gap::Gap),
+    /// Find messages in a snapshot and say what became of each
+    Find(find::Find),
+    /// Show what changed between two snapshots, table by table
+    Diff(diff::Diff),
     /// Put lost mail back into the live store; or a whole snapshot, or a table, into a database
     Restore(restore::Restore),
     /// List the replays that put mail back
@@ -152,6 +158,8 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Show(command) => command.run(&context).await,
                 Command::Dump(command) => command.run(&context).await,
                 Command::Gap(command) => command.run(&context).await,
+                Command::Find(command) => command.run(&context).await,
+                Command::Diff(command) => command.run(&context).await,
                 Command::Replays(command) => command.run(&context).await,
                 Command::Undo(command) => command.run(&context).await,
                 Command::Restore(command) => command.run(&context).await,

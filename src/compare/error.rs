@@ -31,6 +31,10 @@ pub enum CompareError {
          Name {better}, or leave the snapshot out"
     )]
     TakenAfterDamage { chosen: String, better: String, lost: u64 },
+    #[error("the profile does not say in which column the Message-ID is: look by account, mailbox and time")]
+    NoMessageId,
+    #[error("the profile does not say in which column the UID is: look by account, mailbox and time")]
+    NoUid,
     #[error("no certified snapshot of this repository has the table {table}")]
     NothingToCompare { table: String },
     #[error("the time zone {zone:?} of the profile is not known")]

@@ -20,14 +20,18 @@
 //! | [`counters`] | numbers that would be issued again |
 //! | [`window`] | what of the snapshot the restore of a window need not read |
 //! | [`choose`] | which snapshot was taken before the damage |
+//! | [`find`] | single messages, and what became of each |
+//! | [`diff`] | two snapshots, table by table |
 //! | [`report`] | what may be printed of it: no subjects, no content |
 
 pub mod choose;
 pub mod classify;
 pub mod content;
 pub mod counters;
+pub mod diff;
 mod duplicates;
 mod error;
+pub mod find;
 pub mod fit;
 pub mod layout;
 pub mod live;

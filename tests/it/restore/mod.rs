@@ -4,6 +4,7 @@
 //! repository is for the tests of the snapshot to show.
 
 mod budget;
+mod commands;
 mod memory;
 mod model;
 mod scripted;
