@@ -109,7 +109,7 @@ fn layout(position: usize, table: &Table, block_size: u32) -> TableLayout {
     let wanted = (SEGMENT_BYTES / per_block).max(1);
     // A power of two, so that a table that grows keeps its segments for long.
     let blocks_per_segment = 1 << wanted.ilog2();
-    let columns: Vec<Column> = table.live_columns().cloned().collect();
+    let columns: Vec<Column> = table.stored_columns().cloned().collect();
     let zones =
         columns.iter().enumerate().filter_map(|(at, column)| Some((at, column.number, zone(table, column)?))).collect();
     TableLayout { table: position, columns, blocks: blocks as u32, blocks_per_segment, zones, bytes }
