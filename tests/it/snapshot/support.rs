@@ -269,8 +269,17 @@ pub async fn restore_into(
     snapshot: &Snapshot,
     into: &str,
 ) -> Result<FullReport, restante::restore::RestoreError> {
+    restore_by(binaries().join("pg_restore"), place, snapshot, into).await
+}
+
+pub async fn restore_by(
+    pg_restore: PathBuf,
+    place: &Place,
+    snapshot: &Snapshot,
+    into: &str,
+) -> Result<FullReport, restante::restore::RestoreError> {
     let reader = SnapshotReader::open(&place.reader().await, snapshot).await.unwrap();
-    let options = FullOptions { pg_restore: binaries().join("pg_restore"), owners: false, cancel: Default::default() };
+    let options = FullOptions { pg_restore, owners: false, cancel: Default::default() };
     restore(&reader, &dsn(into), &options, &monitor()).await
 }
 

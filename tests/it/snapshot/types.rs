@@ -323,3 +323,31 @@ async fn one_table_is_rescued_beside_the_live_ones_even_where_its_types_are_unkn
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&copied.stdout).trim(), "bytea text integer");
 }
+
+/// From 17 on pg_restore sets `transaction_timeout` first, which an older server refuses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pg_restore_newer_than_the_server_is_no_hindrance_and_any_other_error_is_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
+    database.execute("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (1)").await;
+    let snapshot = super::support::snapshot_of(&place, &database).await;
+    for (parameter, counts) in [("transaction_timeout", database.server().version_num() >= 170_000), ("other", true)] {
+        // A newer one is not at hand, so this server's own is followed by what a newer one says.
+        let script = format!(
+            "#!/bin/sh\n'{}/pg_restore' \"$@\" || exit $?\n\
+             echo 'pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"{parameter}\"' >&2\n\
+             echo 'Command was: SET {parameter} = 0;' >&2\necho 'pg_restore: warning: errors ignored on restore: 1' >&2\nexit 1\n",
+            binaries().display()
+        );
+        let program = place.path("newer");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let target = TestServer::shared().database(None).await;
+        let done = super::support::restore_by(program, &place, &snapshot, &target.superuser_dsn()).await;
+        assert_eq!(done.is_err(), counts, "{parameter}: {done:?}");
+        if let Ok(report) = done {
+            assert_eq!(report.problems, Vec::<String>::new());
+            same(&everything(&database).await, &everything(&target).await);
+        }
+    }
+}
