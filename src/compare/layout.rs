@@ -358,7 +358,7 @@ impl Lay<'_> {
             })
             .collect();
         let mut all: Vec<(String, String)> =
-            live.live_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
+            live.stored_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
         all.sort();
         let mut table = Table { source, columns, key: Vec::new(), live: all };
         table.key = match (key, live.primary_key()) {

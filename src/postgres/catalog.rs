@@ -140,6 +140,11 @@ impl Table {
         self.columns.iter().filter(|column| !column.dropped)
     }
 
+    /// The columns that a row has bytes of. A virtual one (18) is computed whenever it is read, and may fail then.
+    pub fn stored_columns(&self) -> impl Iterator<Item = &Column> {
+        self.live_columns().filter(|column| column.generated.as_deref() != Some("v"))
+    }
+
     pub fn primary_key(&self) -> Option<&Constraint> {
         self.constraints.iter().find(|constraint| constraint.kind == ConstraintKind::Primary)
     }

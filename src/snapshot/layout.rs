@@ -118,7 +118,7 @@ fn layout(position: usize, table: &Table, block_size: u32, segment_bytes: u64, b
     let wanted = (segment_bytes / per_block).max(1);
     // A power of two: segments of two layouts of a table lie within each other.
     let blocks_per_segment = before.filter(|before| *before > 0).unwrap_or(1 << wanted.ilog2());
-    let columns: Vec<Column> = table.live_columns().cloned().collect();
+    let columns: Vec<Column> = table.stored_columns().cloned().collect();
     let zones =
         columns.iter().enumerate().filter_map(|(at, column)| Some((at, column.number, zone(table, column)?))).collect();
     TableLayout { table: position, columns, blocks: blocks as u32, blocks_per_segment, zones, bytes }

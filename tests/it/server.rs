@@ -5,7 +5,7 @@
 //! A server lives in a temporary directory and listens on a unix socket there and on a loopback port. It dies with the
 //! test process, even when that is killed: a small `sh` holds the reading end of a pipe of ours and cleans up at its end.
 //!
-//! The binaries come from `RESTANTE_PG_BIN`, else from the newest `/usr/lib/postgresql/*/bin`.
+//! `scripts/postgres-binaries` says where the programs are; `RESTANTE_PG_BIN` chooses others.
 #![allow(dead_code)] // Every test file uses another part of it.
 
 use std::fs;
@@ -117,7 +117,26 @@ impl TestServer {
         }
         standby.append("postgresql.conf", &settings);
         standby.start();
+        // It answers before it follows, and one that never follows would be waited for without end by any test that
+        // lets something happen on the primary.
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.ask("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "0" {
+            assert!(Instant::now() < until, "the standby does not follow: {}", standby.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         Arc::new(standby)
+    }
+
+    /// As `server_version_num`: 150018.
+    pub fn version_num(&self) -> u32 {
+        self.ask("SHOW server_version_num").parse().unwrap()
+    }
+
+    /// The one value that a statement gives to the superuser.
+    fn ask(&self, sql: &str) -> String {
+        let output = self.command("psql").args(["-XAtc", sql, "-d", &self.superuser_dsn("postgres")]).output().unwrap();
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     fn prepare(auth: Auth) -> TestServer {
@@ -342,20 +361,15 @@ pub async fn connect(dsn: &str) -> Client {
 
 /// Where the server's programs are, `psql` and `pg_dump` included.
 pub fn binaries() -> PathBuf {
-    if let Some(path) = std::env::var_os("RESTANTE_PG_BIN") {
-        return path.into();
-    }
-    let mut versions: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            Some((path.file_name()?.to_str()?.parse().ok()?, path.join("bin")))
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/postgres-binaries");
+            let output = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
+            assert!(output.status.success(), "there is no PostgreSQL to test with");
+            String::from_utf8(output.stdout).unwrap().trim_end().into()
         })
-        .filter(|(_, path)| path.join("postgres").exists())
-        .collect();
-    versions.sort();
-    versions.pop().expect("no PostgreSQL in /usr/lib/postgresql; set RESTANTE_PG_BIN").1
+        .clone()
 }
 
 /// PostgreSQL refuses to run as root: then the server is `postgres`, else `nobody`.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Catalog, Column, ColumnExpression, ColumnName, Table, Wire};
+use super::{Catalog, Table, Wire};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,15 +84,6 @@ pub(super) fn settle(catalog: &mut Catalog, all: Vec<TypeFacts>) {
         let table = (value.column.table.schema.clone(), value.column.table.name.clone());
         missing.entry(table).or_default().push((value.column.column.clone(), value.expression.clone()));
     }
-    // What a virtual column shows changes with its expression alone.
-    for value in &catalog.sensitive.defaults {
-        let ColumnExpression { column: ColumnName { table, column }, expression } = value;
-        let virtual_column = |found: &Column| found.name == *column && found.generated.as_deref() == Some("v");
-        if catalog.tables.iter().any(|found| found.name == *table && found.columns.iter().any(virtual_column)) {
-            let table = (table.schema.clone(), table.name.clone());
-            missing.entry(table).or_default().push((column.clone(), expression.clone()));
-        }
-    }
     let mut wanted: BTreeSet<u32> =
         types.values().filter(|facts| facts.user_made).flat_map(|facts| closure(facts.oid, &types)).collect();
     for table in &mut catalog.tables {
@@ -167,7 +158,7 @@ fn digest(table: &Table, missing: &[(String, String)], types: &HashMap<u32, Type
         .iter()
         .map(|column| (column.number, &column.name, column.dropped, &column.type_name, &column.generated, column.wire))
         .collect();
-    // The expression of a generated column is left out: changing it rewrites the table, and a virtual one is not stored.
+    // The expression of a generated column is left out: changing it rewrites the table, or the values are not stored.
     let canonical = serde_json::to_vec(&("schema-1", &table.access_method, columns, used, missing));
     // Plain structures with string keys always serialize; an empty text would still only cost a full read.
     blake3::hash(&canonical.unwrap_or_default()).to_hex().to_string()

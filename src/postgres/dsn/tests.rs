@@ -30,6 +30,18 @@ fn both_forms_say_the_same() {
 }
 
 #[test]
+fn a_blank_that_was_not_encoded_never_becomes_part_of_a_value() {
+    let dsn = parse("postgres:// u%20 :\tp%20 @h/ d ? application_name = a%20b ").unwrap();
+    assert_eq!((dsn.user.as_str(), dsn.database.as_str()), ("u ", "d"));
+    assert_eq!(dsn.endpoints[0].password(), Some("p "));
+    for text in ["postgres://u ser@h", "postgres://u@h/a b", "postgres://u@h?application_name=a b"] {
+        assert!(matches!(parse(text), Err(DsnError::Syntax(_))), "{text}");
+    }
+    // In the other form it always was the end of a value.
+    assert!(matches!(parse("user=u ser"), Err(DsnError::Syntax(_))));
+}
+
+#[test]
 fn defaults_come_from_account_and_user() {
     let dsn = parse("").unwrap();
     assert_eq!((dsn.user.as_str(), dsn.database.as_str()), ("account", "account"));

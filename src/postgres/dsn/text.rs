@@ -1,5 +1,8 @@
 //! The two forms of a connection string, taken apart into parameters exactly as `conninfo_parse` and
 //! `conninfo_uri_parse` of libpq do. Errors never repeat the text, which may hold a password.
+//!
+//! Where releases of libpq differ the newest counts: since 18 a blank in a URI that is not written `%20` is cut off at
+//! the ends of a value and refused within; before, it belonged to the value.
 
 use super::{DsnError, Parameters};
 
@@ -24,11 +27,15 @@ fn syntax(message: impl Into<String>) -> DsnError {
     DsnError::Syntax(message.into())
 }
 
+/// What C's isspace takes for blank.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
+}
+
 fn pairs(text: &str) -> Result<Parameters, DsnError> {
     let mut parameters = Parameters::new();
     let mut rest = text.chars().peekable();
-    // What C's isspace takes for blank.
-    let blank = |c: &char| matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c');
+    let blank = |c: &char| is_blank(*c);
     loop {
         while rest.next_if(blank).is_some() {}
         if rest.peek().is_none() {
@@ -141,6 +148,10 @@ fn insert(parameters: &mut Parameters, name: String, value: String) {
 }
 
 fn decoded(text: &str) -> Result<String, DsnError> {
+    let text = text.trim_matches(is_blank);
+    if text.contains(is_blank) {
+        return Err(syntax("a blank within a value of a URI; write %20 for it"));
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

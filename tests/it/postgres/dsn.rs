@@ -111,12 +111,15 @@ fn role_of(message: &str) -> Option<&str> {
 fn any_user_text_means_the_same_to_psql() {
     let server = TestServer::shared();
     let port = server.port();
+    // Before 18 a blank in a URI was part of the value; we read it as 18 does. Written %20 it means the same to all.
+    let blanks_count = server.version_num() < 180_000;
     let environment = Environment { account: Some("root".to_owned()), ..Environment::default() };
     let mut runner =
         TestRunner::new(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() });
     // Slashes and question marks would make it another host; the rest is hostile enough.
     runner
         .run(&("[ -.0-=@-~]{0,10}", any::<bool>()), |(text, uri)| {
+            let text = if uri && blanks_count { text.replace(' ', "%20") } else { text };
             let dsn = if uri {
                 format!("postgres://{text}@127.0.0.1:{port}/postgres?sslmode=disable")
             } else {

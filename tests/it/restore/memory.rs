@@ -31,7 +31,7 @@ impl MemorySource {
         let (mut tables, mut rows) = (Vec::new(), HashMap::new());
         for table in read.tables.iter().filter(|table| table.holds_rows()) {
             let columns: Vec<SourceColumn> = table
-                .live_columns()
+                .stored_columns()
                 .map(|column| SourceColumn {
                     number: column.number,
                     name: column.name.clone(),

@@ -184,7 +184,7 @@ rm -rf "$out/tables"; mkdir "$out/tables"
 $under
 SELECT format(E'COPY (SELECT ctid, xmin%s FROM ONLY %I.%I ORDER BY ctid) TO STDOUT (FORMAT binary) \\\\g ''$out/tables/%s''',
   (SELECT string_agg(format(', %I', a.attname), '' ORDER BY a.attnum) FROM pg_attribute a
-   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), n.nspname, c.relname, c.oid)
+   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'), n.nspname, c.relname, c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname !~ '^pg_'
 AND n.nspname <> 'information_schema' AND has_table_privilege(c.oid, 'SELECT'){skipped};
 SQL
@@ -270,8 +270,17 @@ pub async fn restore_into(
     snapshot: &Snapshot,
     into: &str,
 ) -> Result<FullReport, restante::restore::RestoreError> {
+    restore_by(binaries().join("pg_restore"), place, snapshot, into).await
+}
+
+pub async fn restore_by(
+    pg_restore: PathBuf,
+    place: &Place,
+    snapshot: &Snapshot,
+    into: &str,
+) -> Result<FullReport, restante::restore::RestoreError> {
     let reader = SnapshotReader::open(&place.reader().await, snapshot).await.unwrap();
-    let options = FullOptions { pg_restore: binaries().join("pg_restore"), owners: false, cancel: Default::default() };
+    let options = FullOptions { pg_restore, owners: false, cancel: Default::default() };
     restore(&reader, &dsn(into), &options, &monitor()).await
 }
 

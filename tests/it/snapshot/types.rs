@@ -1,12 +1,13 @@
 //! Every kind of column, table and name comes back as it was.
 
+use restante::repository::snapshots::Snapshot;
 use restante::snapshot::SnapshotOptions;
 
 use super::support::{Oracle, Place, everything, options, restored, same, snapshot, snapshot_role};
 use crate::server::{TestDatabase, TestServer, binaries};
 
-/// Takes a snapshot with the oracle, compares, restores, compares again.
-async fn comes_back(database: &TestDatabase, skip: &[&str], into: &str) {
+/// Takes a snapshot with the oracle, compares, restores, compares again. The snapshot, and where it was restored.
+async fn comes_back(database: &TestDatabase, skip: &[&str], into: &str) -> (Snapshot, TestDatabase) {
     let place = Place::new().await;
     let role = snapshot_role(database).await;
     let oracle = Oracle::new("", skip);
@@ -18,6 +19,7 @@ async fn comes_back(database: &TestDatabase, skip: &[&str], into: &str) {
     let report = restored(&place, &snapshot, &target).await;
     assert_eq!(report.problems, Vec::<String>::new());
     same(&everything(database).await, &everything(&target).await);
+    (snapshot, target)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,6 +90,44 @@ async fn columns_that_are_computed_numbered_dropped_or_added_come_back() {
         )
         .await;
     comes_back(&database, &[], "TEMPLATE template0").await;
+}
+
+/// Reading such a column computes it, so a single row where that fails would keep the whole table out of a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_virtual_column_comes_back_as_its_definition_even_where_no_value_can_be_computed() {
+    let database = TestServer::shared().database(None).await;
+    let tables =
+        "CREATE TABLE shares (id int PRIMARY KEY, parts int, share int GENERATED ALWAYS AS (100 / parts) VIRTUAL,
+             stored int GENERATED ALWAYS AS (parts + 1) STORED, label aclitem);
+         CREATE TABLE by_id (share int GENERATED ALWAYS AS (100 / id), id int) PARTITION BY RANGE (id);
+         CREATE TABLE by_id_0 PARTITION OF by_id FOR VALUES FROM (0) TO (10);
+         CREATE TABLE nothing_stored (one int GENERATED ALWAYS AS (1));";
+    if database.server().version_num() < 180_000 {
+        // There is nothing to keep: until 17 every generated column is stored, and must say so.
+        assert_eq!(database.superuser().await.batch_execute(tables).await.unwrap_err().code().unwrap().code(), "42601");
+        return;
+    }
+    database.execute(tables).await;
+    database
+        .execute(
+            "INSERT INTO shares (id, parts, label) VALUES (1, 4, 'postgres=r/postgres'), (2, 0, NULL), (3, NULL, NULL);
+             INSERT INTO by_id (id) VALUES (0), (5); INSERT INTO nothing_stored DEFAULT VALUES",
+        )
+        .await;
+    let (snapshot, target) = comes_back(&database, &["shares"], "TEMPLATE template0").await;
+    let columns = |table: &str| {
+        let table = snapshot.manifest.table("public", table).unwrap();
+        table.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(columns("shares"), ["id", "parts", "stored", "label"]);
+    assert_eq!(columns("by_id_0"), ["id"]);
+    assert!(columns("nothing_stored").is_empty());
+    let client = target.superuser().await;
+    let row = client.query_one("SELECT share, stored FROM shares WHERE id = 1", &[]).await.unwrap();
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, i32>(1)), (25, 5));
+    assert_eq!(client.query_one("SELECT sum(one) FROM nothing_stored", &[]).await.unwrap().get::<_, i64>(0), 1);
+    let failed = client.query_one("SELECT share FROM by_id WHERE id = 0", &[]).await.unwrap_err();
+    assert_eq!(failed.code().unwrap().code(), "22012");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -282,4 +322,32 @@ async fn one_table_is_rescued_beside_the_live_ones_even_where_its_types_are_unkn
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&copied.stdout).trim(), "bytea text integer");
+}
+
+/// From 17 on pg_restore sets `transaction_timeout` first, which an older server refuses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pg_restore_newer_than_the_server_is_no_hindrance_and_any_other_error_is_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
+    database.execute("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (1)").await;
+    let snapshot = super::support::snapshot_of(&place, &database).await;
+    for (parameter, counts) in [("transaction_timeout", database.server().version_num() >= 170_000), ("other", true)] {
+        // A newer one is not at hand, so this server's own is followed by what a newer one says.
+        let script = format!(
+            "#!/bin/sh\n'{}/pg_restore' \"$@\" || exit $?\n\
+             echo 'pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"{parameter}\"' >&2\n\
+             echo 'Command was: SET {parameter} = 0;' >&2\necho 'pg_restore: warning: errors ignored on restore: 1' >&2\nexit 1\n",
+            binaries().display()
+        );
+        let program = place.path("newer");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let target = TestServer::shared().database(None).await;
+        let done = super::support::restore_by(program, &place, &snapshot, &target.superuser_dsn()).await;
+        assert_eq!(done.is_err(), counts, "{parameter}: {done:?}");
+        if let Ok(report) = done {
+            assert_eq!(report.problems, Vec::<String>::new());
+            same(&everything(&database).await, &everything(&target).await);
+        }
+    }
 }
