@@ -3,7 +3,10 @@
 //! The snapshots are taken into memory ([`memory`]), so that a history costs a fraction of a second; that the same rows come out of a
 //! repository is for the tests of the snapshot to show.
 
+mod check;
+mod history;
 mod memory;
 mod model;
+mod names;
 mod scripted;
 mod store;
