@@ -1,7 +1,8 @@
 //! The comparison itself: pair, then classify what is left over.
 //!
 //! Order decides, and each live row, tombstone and journal entry stands for one lost message only:
-//! 1. rows that are the same on both sides (key, creation evidence, mailbox) are paired and out of the way;
+//! 1. rows that are the same on both sides (key, creation evidence, mailbox) are paired and out of the way, then those that differ in
+//!    the mailbox alone: their users moved them;
 //! 2. what an earlier replay put back is done with, whether it is still there or its user deleted it since;
 //! 3. tombstones of the very rows, then those of their evidence under another key;
 //! 4. mail of a mailbox that was deleted on purpose is an orphan;
@@ -157,8 +158,10 @@ async fn read(
     let Scan { mut counters, mut pairs, same, changed, outside, inside, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
 
-    let lost: HashMap<Vec<u8>, usize> =
-        leftovers.iter().enumerate().map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
+    duplicates::moved_rows(&layout, &mut leftovers, &mut live);
+    // A row that was moved lives, so what it misses is put under it.
+    let gone = leftovers.iter().enumerate().filter(|(_, leftover)| leftover.class == Class::Absent);
+    let lost: HashMap<Vec<u8>, usize> = gone.map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
     let inside = options.window.is_bounded().then_some(inside);
     let incomplete = belongings(session, source, &layout, &lost, inside, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;

@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::classify::{Comparison, Leftover, LiveMessage, Options};
+use super::classify::{Comparison, Leftover, LiveMessage, Options, row_print};
 use super::content::{self, PartRows};
 use super::error::CompareError;
 use super::layout::Layout;
 use super::parents::Parents;
-use super::row::{Class, Reason};
+use super::row::{Class, Print, Reason};
 use super::source::Source;
 use crate::mail::identity::Fingerprint;
 use crate::mail::matching::matching;
@@ -86,7 +86,7 @@ pub(super) async fn decide(
                 let (leftover, alive) = (&mut leftovers[lost[pair.lost]], &mut live[theirs[pair.live].0]);
                 (leftover.class, leftover.reason) = if in_mailbox {
                     (Class::Duplicate, Reason::Copy(pair.rung))
-                } else if layout.tombstones.is_empty() && layout.buried.is_none() || leftover.key == alive.key {
+                } else if layout.tombstones.is_empty() && layout.buried.is_none() {
                     (Class::DeletedByUser, Reason::Moved(pair.rung))
                 } else {
                     (Class::CannotTell, Reason::CopyElsewhere(pair.rung))
@@ -101,6 +101,24 @@ pub(super) async fn decide(
     }
     settle(layout, options, leftovers, live);
     Ok(())
+}
+
+/// Rows that lie in another mailbox now, whenever they were moved: key and creation evidence prove it, and the key alone would not,
+/// because it may have been issued again.
+pub(super) fn moved_rows(layout: &Layout, leftovers: &mut [Leftover], live: &mut [LiveMessage]) {
+    let (Ok(key), evidence) = (layout.message.table.single_key(), &layout.message.evidence) else { return };
+    if evidence.is_empty() {
+        return;
+    }
+    let mut rows: HashMap<Print, &mut LiveMessage> =
+        live.iter_mut().filter(|live| !live.taken).map(|live| (live.print, live)).collect();
+    for leftover in leftovers.iter_mut().filter(|leftover| leftover.class == Class::Absent) {
+        let print = row_print(leftover.row[key].bytes(), evidence.iter().map(|at| leftover.row[*at].bytes()));
+        if let Some(live) = rows.remove(&print) {
+            live.taken = true;
+            (leftover.class, leftover.reason) = (Class::DeletedByUser, Reason::MovedItself);
+        }
+    }
 }
 
 /// What is still absent: was its key issued again, and can the store tell a loss from a deletion?

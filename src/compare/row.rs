@@ -137,6 +137,8 @@ pub enum Reason {
     Copy(Rung),
     /// An equal mail in another mailbox, which the snapshot did not have there.
     Moved(Rung),
+    /// The very row, by its key and creation evidence, is in another mailbox now.
+    MovedItself,
     /// A tombstone with its key and its creation evidence.
     Tombstone,
     /// A tombstone with its mailbox and creation evidence, under another key.

@@ -40,11 +40,13 @@ pub struct ServerOptions {
     pub settings: Vec<(String, String)>,
     /// Lines for the head of `pg_hba.conf`.
     pub hba: Vec<String>,
+    /// In `/dev/shm`, where there is room: making and emptying tables is five times as fast. For small stores alone.
+    pub in_memory: bool,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { fsync: false, auth: Auth::Trust, settings: Vec::new(), hba: Vec::new() }
+        Self { fsync: false, auth: Auth::Trust, settings: Vec::new(), hba: Vec::new(), in_memory: false }
     }
 }
 
@@ -75,7 +77,7 @@ impl TestServer {
 
     /// A server of one's own; gone when the last handle is dropped.
     pub fn dedicated(options: ServerOptions) -> Arc<TestServer> {
-        let server = Self::prepare(options.auth);
+        let server = Self::prepare(options.auth, options.in_memory);
         let password_file = server.directory.join("password");
         fs::write(&password_file, format!("{PASSWORD}\n")).unwrap();
         give_away(&password_file);
@@ -103,7 +105,7 @@ impl TestServer {
 
     /// A streaming standby of this server, ready to answer.
     pub fn standby(&self, options: ServerOptions) -> Arc<TestServer> {
-        let standby = Self::prepare(self.auth);
+        let standby = Self::prepare(self.auth, options.in_memory);
         run(standby
             .command("pg_basebackup")
             .args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "--username=postgres"])
@@ -139,8 +141,9 @@ impl TestServer {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
-    fn prepare(auth: Auth) -> TestServer {
-        let directory = tempfile::Builder::new().prefix("restante-pg-").tempdir().unwrap().keep();
+    fn prepare(auth: Auth, in_memory: bool) -> TestServer {
+        let parent = if in_memory && roomy(MEMORY) { MEMORY.into() } else { std::env::temp_dir() };
+        let directory = tempfile::Builder::new().prefix("restante-pg-").tempdir_in(parent).unwrap().keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         give_away(&directory);
         // Freed at once: another process may take the port, and then `start` says so.
@@ -403,6 +406,15 @@ pub fn as_server_user(mut command: Command) -> Command {
     }
     command.env("LC_ALL", "C").env("PGPASSWORD", PASSWORD).current_dir("/");
     command
+}
+
+const MEMORY: &str = "/dev/shm";
+
+/// Are there 2 GB in a file system? Containers often have 64 MB of shared memory.
+fn roomy(directory: &str) -> bool {
+    let output = Command::new("df").args(["-B1", "--output=avail", directory]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().last().and_then(|line| line.trim().parse::<u64>().ok()).is_some_and(|free| free > 2 << 30)
 }
 
 /// Makes a file the server's own, when we are root.

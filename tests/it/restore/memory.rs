@@ -10,6 +10,7 @@ use restante::compare::row::{Cell, LargeValue};
 use restante::compare::source::{Facts, Numbers, Pick, RowSink, SegmentFacts, Source, SourceColumn, SourceTable};
 use restante::postgres::catalog;
 use restante::postgres::session::Session;
+use restante::postgres::sql;
 use restante::repository::id::Digest;
 use restante::repository::manifest::{StoreIdentity, Wire};
 use restante::repository::rows::INLINE_LIMIT;
@@ -39,7 +40,7 @@ impl MemorySource {
                     wire: Wire::Binary,
                 })
                 .collect();
-            let list: Vec<String> = columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
+            let list: Vec<String> = columns.iter().map(|column| sql::identifier(&column.name)).collect();
             let select = format!("SELECT {} FROM {}", list.join(", "), table.name.quoted());
             let mut held: Vec<Vec<Option<Bytes>>> = Vec::new();
             live::copy(session, "taking a snapshot", &select, columns.len(), &mut |row| {

@@ -4,8 +4,11 @@
 //! repository is for the tests of the snapshot to show.
 
 mod budget;
+mod check;
 mod commands;
+mod history;
 mod memory;
 mod model;
+mod names;
 mod scripted;
 mod store;

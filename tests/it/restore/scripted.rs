@@ -5,7 +5,7 @@ use restante::compare::{choose, layout};
 use restante::postgres::catalog;
 use restante::postgres::grants::{self, GrantsFor, Purpose};
 use restante::restore::undo::{UndoOptions, undo};
-use restante::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, rights};
+use restante::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayError, rights};
 
 use super::memory::MemorySource;
 use super::store::{Content, Store, clock};
@@ -393,4 +393,63 @@ async fn mail_that_came_beside_a_restored_one_does_not_stand_for_it_after_undo()
     store.deliver(inbox, Content(9), 60, 0).await;
     assert_eq!(store.restore(&snapshot, None).await.mail.restored, 0);
     assert_eq!(contents(&store, inbox).await, [9, 9]);
+}
+
+#[tokio::test]
+async fn a_row_that_was_moved_is_not_put_back_where_it_was_and_gets_its_parts_back() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let archive = store.mailbox(account, "Archive", 0).await;
+    let ids = [store.deliver(inbox, Content(3), 5, 0).await, store.deliver(inbox, Content(6), 6, 0).await];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    // By UPDATE, so no tombstone tells of it, and before the damage.
+    store.move_row(ids[0], archive).await;
+    store.lose(&ids[1..], &[], true).await;
+    store.lose_parts(&ids[..1]).await;
+    let comparison = store.compare(&snapshot, Some(50)).await;
+    let reasons: Vec<Reason> = comparison.leftovers.iter().map(|one| one.reason).collect();
+    assert_eq!(reasons, [Reason::MovedItself, Reason::NoTrace]);
+    let report = store.restore(&snapshot, Some(50)).await;
+    assert_eq!((report.mail.restored, report.repaired_messages), (1, 1), "{report:?}");
+    assert_eq!(contents(&store, inbox).await, [6]);
+    assert_eq!(contents(&store, archive).await, [3]);
+    assert_eq!(store.restore(&snapshot, Some(50)).await.replay, None);
+}
+
+#[tokio::test]
+async fn an_equal_mail_elsewhere_under_a_key_that_was_issued_again_is_no_move() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let archive = store.mailbox(account, "Archive", 0).await;
+    store.deliver(inbox, Content(9), 4, 0).await;
+    let lost = store.deliver(inbox, Content(3), 5, 0).await;
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&[lost], &[], true).await;
+    assert_eq!(store.deliver(archive, Content(3), 60, 0).await, lost);
+    assert_eq!(store.restore(&snapshot, Some(50)).await.mail.restored, 1);
+    assert_eq!(contents(&store, inbox).await, [3, 9]);
+}
+
+#[tokio::test]
+async fn a_mail_that_the_store_alters_on_its_way_in_is_not_kept() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let id = store.deliver(inbox, Content(1), 5, 0).await;
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&[id], &[], true).await;
+    let alters = "CREATE FUNCTION alter_mail() RETURNS trigger LANGUAGE plpgsql AS
+                      $$ BEGIN NEW.body = NEW.body || 'scanned'; RETURN NEW; END $$;
+                  CREATE TRIGGER alter_mail BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION alter_mail()";
+    store.client.batch_execute(alters).await.unwrap();
+    let plan = store.plan(&snapshot, None).await;
+    let session = store.session().await;
+    let apply = Apply::new(plan, ApplyOptions::default());
+    let refused = apply.run(&session, &snapshot, &store.profile, &restante::monitor::Silent).await.unwrap_err();
+    assert!(matches!(refused, ReplayError::Altered { .. }), "{refused}");
+    assert_eq!(store.found().await, []);
+    store.client.batch_execute("DROP TRIGGER alter_mail ON messages").await.unwrap();
+    assert_eq!(store.restore(&snapshot, None).await.mail.restored, 1);
 }

@@ -1,18 +1,23 @@
 //! The reference store in small, driven by hand: each call is one transaction, as a mail server would make it.
 
 use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 
 use restante::compare::{self, Comparison, Window};
 use restante::monitor::Silent;
 use restante::postgres::dsn::Dsn;
 use restante::postgres::session::{Session, SessionOptions};
+use restante::postgres::sql;
 use restante::profile::Profile;
 use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayReport};
 use sha2_of::sha256;
 use tokio_postgres::Client;
 
 use super::memory::MemorySource;
-use crate::server::{TestDatabase, TestServer};
+use super::names::Names;
+use crate::server::{ServerOptions, TestDatabase, TestServer};
 
 /// The server's own hash, so that the tests need no crate for it.
 mod sha2_of {
@@ -69,7 +74,10 @@ impl Content {
 pub struct Store {
     pub database: TestDatabase,
     pub client: Client,
+    /// One responder's session, for work that nobody interrupts: a fresh one reads the whole catalog again.
+    pub reader: Session,
     pub profile: Profile,
+    names: Names,
     contents: HashMap<Vec<u8>, Content>,
 }
 
@@ -89,22 +97,56 @@ pub struct Found {
 /// Contents that the tests use.
 pub const CONTENTS: u32 = 60;
 
+const REFERENCE: &str = include_str!("../../../src/profile/builtin/reference.toml");
+
 impl Store {
     pub async fn new() -> Self {
-        let database = TestServer::shared().database(None).await;
+        let database = Self::database().await;
         let client = database.superuser().await;
-        client.batch_execute(restante_fixtures::store::SCHEMA).await.unwrap();
-        client.batch_execute(restante_fixtures::store::CHECKS).await.unwrap();
-        let profile = Profile::builtin("reference").unwrap().unwrap();
+        let names = Names::of(&client).await;
+        Self::over(database, client, names, Profile::builtin("reference").unwrap().unwrap()).await
+    }
+
+    /// The same store with another name for its schema, each table, column and sequence. `client` alone still knows the old names, as
+    /// temporary views of its session.
+    pub async fn renamed() -> Self {
+        let database = Self::database().await;
+        let client = database.superuser().await;
+        let names = Names::of(&client).await.renamed();
+        names.rename(&client).await;
+        let profile = Profile::parse("renamed", &names.profile(REFERENCE)).unwrap();
+        Self::over(database, client, names, profile).await
+    }
+
+    async fn database() -> TestDatabase {
+        static SERVER: OnceLock<Arc<TestServer>> = OnceLock::new();
+        let settings = || ServerOptions { in_memory: true, ..Default::default() }.set("max_wal_size", "128MB");
+        let server = SERVER.get_or_init(|| TestServer::dedicated(settings()));
+        let database = server.database(None).await;
+        database.execute(restante_fixtures::store::SCHEMA).await;
+        database.execute(restante_fixtures::store::CHECKS).await;
+        database
+    }
+
+    async fn over(database: TestDatabase, client: Client, names: Names, profile: Profile) -> Self {
+        let reader = connect(&database, "postgres").await;
         let contents = (0..CONTENTS).map(|number| (sha256(&Content(number).raw()), Content(number))).collect();
-        Self { database, client, profile, contents }
+        Self { database, client, reader, profile, names, contents }
+    }
+
+    /// When it is needed no more.
+    pub async fn drop(self) {
+        let name = self.database.name();
+        drop(self.client);
+        let admin = crate::server::connect(&self.database.server().superuser_dsn("postgres")).await;
+        admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
     }
 
     /// Empty tables and fresh counters, far faster than another database.
     pub async fn clear(&self) {
-        let sql = "TRUNCATE accounts, mailboxes, messages, attachments, message_attachments, keywords, expunged, mailbox_stats, outbox
-                   RESTART IDENTITY; DROP SCHEMA IF EXISTS restante CASCADE";
-        self.client.batch_execute(sql).await.unwrap();
+        let tables = self.names.tables().join(", ");
+        let sql = format!("TRUNCATE {tables} RESTART IDENTITY; DROP SCHEMA IF EXISTS restante CASCADE");
+        self.client.batch_execute(&sql).await.unwrap();
     }
 
     pub async fn session(&self) -> Session {
@@ -112,8 +154,7 @@ impl Store {
     }
 
     pub async fn session_as(&self, role: &str) -> Session {
-        let dsn = Dsn::parse(&self.database.dsn_as(role), &Default::default()).unwrap();
-        Session::connect(&dsn, SessionOptions::default()).await.unwrap()
+        connect(&self.database, role).await
     }
 
     pub async fn account(&self, address: &str) -> i64 {
@@ -188,6 +229,15 @@ impl Store {
         copy
     }
 
+    /// Moves the very row, as stores do that keep no trace of a move: another mailbox and UID, the same key.
+    pub async fn move_row(&self, id: i64, to: i64) {
+        let sql =
+            "WITH b AS (UPDATE mailboxes SET uidnext = uidnext + 1, highestmodseq = highestmodseq + 1 WHERE id = $2
+                              RETURNING uidnext - 1 AS uid, highestmodseq AS modseq)
+                   UPDATE messages SET mailbox_id = $2, uid = b.uid, modseq = b.modseq FROM b WHERE id = $1";
+        self.client.execute(sql, &[&id, &to]).await.unwrap();
+    }
+
     pub async fn delete_mailbox(&self, mailbox: i64) {
         let sql = "WITH gone AS (DELETE FROM messages WHERE mailbox_id = $1 RETURNING mailbox_id, uid, modseq, id, saved_at, size)
                    INSERT INTO expunged (mailbox_id, uid, modseq, message_id, saved_at, size, reason)
@@ -214,9 +264,11 @@ impl Store {
             "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash);"
                 .to_owned();
         if roll {
-            sql += "SELECT setval('messages_id_seq', greatest(1, (SELECT max(id) FROM messages)));
-                    SELECT setval('mailboxes_id_seq', greatest(1, (SELECT max(id) FROM mailboxes)));
-                    UPDATE mailboxes b SET
+            for table in ["messages", "mailboxes"] {
+                let sequence = sql::literal(&self.names.sequence_of(table));
+                sql += &format!("SELECT setval({sequence}, greatest(1, (SELECT max(id) FROM {table})));");
+            }
+            sql += "UPDATE mailboxes b SET
                         uidnext = 1 + greatest((SELECT coalesce(max(uid), 0) FROM messages m WHERE m.mailbox_id = b.id),
                                                (SELECT coalesce(max(uid), 0) FROM expunged e WHERE e.mailbox_id = b.id)),
                         highestmodseq = greatest(1, (SELECT coalesce(max(modseq), 0) FROM messages m WHERE m.mailbox_id = b.id));";
@@ -227,6 +279,14 @@ impl Store {
                     WHERE b.account_id = a.id);
                 RESET session_replication_role";
         self.client.batch_execute(&sql).await.unwrap();
+    }
+
+    /// The last rows of the table as it lies on disk, where updated rows are too: what a truncated file loses.
+    pub async fn tail(&self, rows: usize) -> Vec<i64> {
+        let table = self.names.table("messages");
+        let id = self.names.column("messages", "id");
+        let sql = format!("SELECT {id} FROM {table} ORDER BY ctid DESC LIMIT {rows}");
+        self.client.query(&sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
     }
 
     /// Living messages lose their attachments.
@@ -275,32 +335,41 @@ impl Store {
     }
 
     pub async fn compare(&self, source: &MemorySource, damaged_at: Option<i64>) -> Comparison {
-        self.compare_within(source, damaged_at, Window::default()).await
+        self.compare_in(&self.reader, source, damaged_at, Window::default()).await
     }
 
-    pub async fn compare_within(&self, source: &MemorySource, damaged_at: Option<i64>, window: Window) -> Comparison {
+    async fn compare_in(
+        &self,
+        session: &Session,
+        source: &MemorySource,
+        damaged_at: Option<i64>,
+        window: Window,
+    ) -> Comparison {
         let options = compare::Options { damaged_at: damaged_at.map(clock), window };
-        compare::compare(&self.session().await, source, &self.profile, &options).await.unwrap()
+        compare::compare(session, source, &self.profile, &options).await.unwrap()
     }
 
     pub async fn restore(&self, source: &MemorySource, damaged_at: Option<i64>) -> ReplayReport {
-        self.restore_with(source, damaged_at, &PlanOptions::default(), ApplyOptions::default()).await
+        let plan = self.plan(source, damaged_at).await;
+        self.apply_in(&self.reader, source, plan, ApplyOptions::default()).await
     }
 
-    /// Runs a restore and lets go of it after so many microseconds: its connections break wherever they are.
-    pub async fn crash(&self, source: &MemorySource, damaged_at: Option<i64>, after: u64) -> bool {
+    /// Lets go of a restore after so many steps of its own, each about one answer of the server: its connection breaks wherever it is.
+    /// `None`: it had come to its end before.
+    pub async fn crash(&self, source: &MemorySource, damaged_at: Option<i64>, steps: usize) -> Option<ReplayReport> {
         let options = ApplyOptions { batch_messages: 1, ..Default::default() };
-        let plan = PlanOptions::default();
-        let work = self.restore_with(source, damaged_at, &plan, options);
-        let finished = tokio::time::timeout(std::time::Duration::from_micros(after), work).await.is_ok();
+        let plan = self.plan(source, damaged_at).await;
+        let work = self.apply(source, plan, options);
+        let report = Cut { work: Box::pin(work), steps }.await;
         // The server may still be at the last statement.
-        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
-        while self.client.query_one(others, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        let all = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
+        while self.client.query_one(all, &[]).await.unwrap().get::<_, i64>(0) > 1 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
-        finished
+        report
     }
 
+    /// A responder of his own: more than one may be at it.
     pub async fn restore_with(
         &self,
         source: &MemorySource,
@@ -308,10 +377,49 @@ impl Store {
         plan: &PlanOptions,
         options: ApplyOptions,
     ) -> ReplayReport {
-        let comparison = self.compare_within(source, damaged_at, plan.window).await;
         let session = self.session().await;
-        let apply = Apply::new(Plan::new(comparison, plan), options);
-        apply.run(&session, source, &self.profile, &Silent).await.unwrap_or_else(|error| panic!("{error}"))
+        let comparison = self.compare_in(&session, source, damaged_at, plan.window).await;
+        self.apply_in(&session, source, Plan::new(comparison, plan), options).await
+    }
+
+    pub async fn plan(&self, source: &MemorySource, damaged_at: Option<i64>) -> Plan {
+        Plan::new(self.compare(source, damaged_at).await, &PlanOptions::default())
+    }
+
+    pub async fn apply(&self, source: &MemorySource, plan: Plan, options: ApplyOptions) -> ReplayReport {
+        self.apply_in(&self.session().await, source, plan, options).await
+    }
+
+    async fn apply_in(
+        &self,
+        session: &Session,
+        source: &MemorySource,
+        plan: Plan,
+        options: ApplyOptions,
+    ) -> ReplayReport {
+        let apply = Apply::new(plan, options);
+        apply.run(session, source, &self.profile, &Silent).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+async fn connect(database: &TestDatabase, role: &str) -> Session {
+    let dsn = Dsn::parse(&database.dsn_as(role), &Default::default()).unwrap();
+    Session::connect(&dsn, SessionOptions::default()).await.unwrap()
+}
+
+/// Work that is dropped when it has been woken so many times.
+struct Cut<F> {
+    work: Pin<Box<F>>,
+    steps: usize,
+}
+
+impl<F: Future> Future for Cut<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(left) = self.steps.checked_sub(1) else { return Poll::Ready(None) };
+        self.steps = left;
+        self.work.as_mut().poll(context).map(Some)
     }
 }
 
