@@ -18,6 +18,7 @@ use crate::compare::Leftover;
 use crate::compare::content::bytes_of;
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;
+use crate::failpoint;
 use crate::postgres::session::Session;
 use crate::repository::zone;
 
@@ -128,7 +129,7 @@ impl<'a> Batch<'a> {
         large.sort_unstable();
         large.dedup();
         let found: HashMap<LargeValue, Bytes> = large.iter().copied().zip(source.values(&large).await?).collect();
-        let keys = staging::new_keys(session, &layout.message.table, chosen.len()).await?;
+        let keys = failpoint::committing(staging::new_keys(session, &layout.message.table, chosen.len())).await?;
         let key_column = layout.message.table.single_key()?;
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];
         let mut items = Vec::with_capacity(chosen.len());
