@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::again;
 use super::comparing::{Comparing, Live};
 use super::context::Context;
 use super::exit::Exit;
@@ -76,7 +77,7 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
     let summary = plan.summary();
     context.output.json("plan", &summary)?;
     if context.global.dry_run || !context.output.is_json() {
-        gap::show(context, &gap, &chosen.snapshot.short());
+        gap::show(context, &gap, &chosen.snapshot.short(), None);
         context.output.line("");
     }
     context.output.line(format!(
@@ -142,7 +143,8 @@ fn show(context: &Context, report: &ReplayReport) {
         out.line(format!("now run: {step}"));
     }
     if let Some(replay) = &report.replay {
-        out.line(format!("replay {replay}; to take it back: restante undo {replay}"));
+        let command = again::command(context, &["undo", replay], None);
+        out.line(format!("replay {replay}; to take it back: {command}"));
     }
 }
 
