@@ -2,8 +2,9 @@
 //!
 //! A point has a name; `RESTANTE_FAILPOINT=name:k` aborts the process when the point is passed for the k-th time (counted
 //! from 1), as a power cut would: no destructor runs, no buffer is flushed. The storage layer has the points
-//! `storage:before` and `storage:after` around each call; code that commits has its own (`commit:certificate:before`).
-//! A test runs `k = 1, 2, …` until the process ends by itself.
+//! `storage:before` and `storage:after` around each call, whatever changes the live store for good has `commit:before` and
+//! `commit:after` ([`committing`]).
+//! `RESTANTE_FAILPOINTS_PASSED=FILE` writes the name of each point down as it is passed, so that a test knows them all beforehand.
 //!
 //! Without the cargo feature `failpoints` nothing of this is compiled in. Every layer may use it.
 
@@ -21,6 +22,13 @@ pub fn hit(point: &'static str) {
     static ASKED: OnceLock<Option<Failpoint>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
+    if let Some(file) = std::env::var_os("RESTANTE_FAILPOINTS_PASSED") {
+        use std::io::Write;
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
+        if file.and_then(|mut file| writeln!(file, "{point}")).is_err() {
+            std::process::abort();
+        }
+    }
     let asked = ASKED.get_or_init(|| {
         let text = std::env::var("RESTANTE_FAILPOINT").ok()?;
         let parsed = Failpoint::parse(&text);
@@ -38,6 +46,15 @@ pub fn hit(point: &'static str) {
         eprintln!("dying at {point}:{}", asked.pass);
         std::process::abort();
     }
+}
+
+/// Does what the live store keeps from then on, a COMMIT or a statement without a transaction, between `commit:before` and
+/// `commit:after`.
+pub async fn committing<T>(work: impl Future<Output = T>) -> T {
+    hit("commit:before");
+    let done = work.await;
+    hit("commit:after");
+    done
 }
 
 #[cfg(any(feature = "failpoints", test))]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::compare::CompareError;
 use crate::postgres::PostgresError;
+use crate::report::inert::{inert, inert_json};
 use crate::repository::RepositoryError;
 use crate::restore::{ReplayError, RestoreError};
 use crate::snapshot::SnapshotError;
@@ -60,7 +61,7 @@ pub fn report(error: &anyhow::Error, json: bool) -> Exit {
     let exit = classify(error);
     if json {
         let message = serde_json::json!({ "type": "error", "message": text(error), "exit_code": exit.code() });
-        println!("{message}");
+        println!("{}", inert_json(&message));
     } else {
         eprintln!("restante: {}", text(error));
     }
@@ -70,7 +71,15 @@ pub fn report(error: &anyhow::Error, json: bool) -> Exit {
 /// The chain, without links that repeat what the one before already says.
 fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
-    for link in error.chain().map(|link| super::output::inert(&link.to_string())) {
+    // A further line is indented, so that it cannot be taken for a message of its own.
+    let shown = |link: &(dyn std::error::Error + 'static)| {
+        link.to_string().lines().map(inert).collect::<Vec<_>>().join("\n    ")
+    };
+    // The client library's own words quote the server's detail line, which may hold a row; ours have said the rest.
+    let ours = |link: &&(dyn std::error::Error + 'static)| {
+        !link.is::<tokio_postgres::Error>() && !link.is::<tokio_postgres::error::DbError>()
+    };
+    for link in error.chain().filter(ours).map(shown) {
         if !text.contains(&link) {
             let separator = if text.is_empty() { "" } else { ": " };
             text = text + separator + &link;

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::again;
 use super::comparing::{Comparing, Live};
 use super::context::Context;
 use super::exit::Exit;
@@ -27,7 +28,9 @@ impl Gap {
         context.progress.finish();
         let report = GapReport::new(&comparison);
         context.output.json("gap", &report)?;
-        show(context, &report, &chosen.snapshot.short());
+        let short = chosen.snapshot.short();
+        let command = again::command(context, &["restore", &short], Some(&self.comparing));
+        show(context, &report, &short, Some(&command));
         Ok(if report.has_findings() { Exit::Findings } else { Exit::Done })
     }
 }
@@ -36,7 +39,8 @@ impl Gap {
 const LINES: usize = 60;
 const WIDTH: u64 = 40;
 
-pub fn show(context: &Context, report: &GapReport, short: &str) {
+/// `command` puts it back; it is left out where that is being done.
+pub fn show(context: &Context, report: &GapReport, short: &str, command: Option<&str>) {
     let out = &context.output;
     let count = |class: Class| report.classes.get(&class).copied().unwrap_or(0);
     out.line(format!("snapshot {short} of {}, taken {}", report.database, units::time(report.taken)));
@@ -105,17 +109,20 @@ pub fn show(context: &Context, report: &GapReport, short: &str) {
     for (reason, amount) in &report.reasons {
         out.line(format!("{:>9}  decided by {reason}", units::count(*amount)));
     }
-    if report.has_findings() {
-        out.line("");
-        out.line(format!("to put it back:  restante restore {short}     (with -n to see what it would do)"));
-    } else {
-        out.line("nothing is missing");
+    match command {
+        _ if !report.has_findings() => out.line("nothing is missing"),
+        None => {}
+        Some(command) => {
+            out.line("");
+            out.line("to put it back (with -n to see what it would do):");
+            out.line(format!("    {command}"));
+        }
     }
 }
 
 /// Long names would break the table.
 pub fn shortened(name: &str) -> String {
-    let name = inert(&name.replace('\n', "\\n"));
+    let name = inert(name);
     if name.chars().count() <= 48 { name } else { name.chars().take(47).chain(['…']).collect() }
 }
 

@@ -3,6 +3,7 @@
 //! One file a command. Each opens what it needs through `Context`, calls the library, and says the outcome through
 //! `output::Output` as text for people or as JSON lines (`docs/json.md`).
 
+mod again;
 mod comparing;
 mod completions;
 mod context;

@@ -4,6 +4,9 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+pub use crate::report::inert::inert;
+use crate::report::inert::inert_json;
+
 /// Where results go.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -31,7 +34,7 @@ impl Output {
                     object.insert("value".into(), other);
                 }
             }
-            println!("{}", serde_json::Value::Object(object));
+            println!("{}", inert_json(&serde_json::Value::Object(object)));
         }
         Ok(())
     }
@@ -41,6 +44,11 @@ impl Output {
         if !self.json {
             println!("{}", inert(text.as_ref()));
         }
+    }
+
+    /// Several lines of ours.
+    pub fn lines(&self, text: &str) {
+        text.lines().for_each(|line| self.line(line));
     }
 
     /// A line that is no result; not with `-q`.
@@ -67,30 +75,4 @@ pub fn table(columns: &[&str], right: &[usize]) -> Table {
         }
     }
     table
-}
-
-/// The text without anything that a terminal would obey: control characters, and those that turn the direction of writing.
-/// Line ends stay.
-pub fn inert(text: &str) -> String {
-    let hostile = |c: char| {
-        (c.is_control() && c != '\n')
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-    };
-    if !text.contains(hostile) {
-        return text.to_owned();
-    }
-    text.chars().map(|c| if hostile(c) { format!("\\u{{{:x}}}", u32::from(c)) } else { c.to_string() }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::inert;
-
-    #[test]
-    fn no_escape_sequence_reaches_the_terminal() {
-        let hostile = "a\u{1b}[31mred\u{7}\u{9b}2J\u{202e}txt\r";
-        let shown = inert(hostile);
-        assert!(!shown.chars().any(|c| c.is_control() || c == '\u{202e}'), "{shown:?}");
-        assert!(shown.contains("red") && shown.contains("\\u{1b}"));
-    }
 }

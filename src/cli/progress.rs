@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::output::inert;
 use super::units;
 use crate::monitor::{Monitor, Unit};
+use crate::report::inert::inert_json;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Style {
@@ -66,7 +67,7 @@ impl Progress {
             Form::Json => {
                 let line = serde_json::json!({ "type": "progress", "stage": state.stage, "unit": unit(state.unit),
                     "done": done, "total": state.total });
-                println!("{line}");
+                println!("{}", inert_json(&line));
             }
             Form::Plain => {
                 let amount = |n| if state.unit == Unit::Bytes { units::bytes(n) } else { units::count(n) };
@@ -134,7 +135,7 @@ impl Monitor for Progress {
 
     fn warn(&self, message: &str) {
         match self.form {
-            Form::Json => println!("{}", serde_json::json!({ "type": "warning", "message": message })),
+            Form::Json => println!("{}", inert_json(&serde_json::json!({ "type": "warning", "message": message }))),
             _ => {
                 let line = format!("restante: warning: {}", inert(message));
                 if let Ok(bar) = self.bar.lock() {

@@ -55,6 +55,9 @@ pub struct Undo {
     /// Only mailboxes of this name; may be repeated
     #[arg(long, value_name = "NAME")]
     mailbox: Vec<String>,
+    /// Messages in one transaction
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    batch: usize,
 }
 
 impl Undo {
@@ -69,7 +72,12 @@ impl Undo {
             return Ok(Exit::Done);
         }
         context.confirm(&format!("take back what replay {} restored?", self.replay))?;
-        let options = UndoOptions { replay: self.replay, accounts: self.account, mailboxes: self.mailbox };
+        let options = UndoOptions {
+            replay: self.replay,
+            accounts: self.account,
+            mailboxes: self.mailbox,
+            batch_messages: self.batch,
+        };
         let report = undo(&live.session, &layout, &options).await?;
         context.output.json("undone", &report)?;
         context.output.line(format!("{} messages taken back", units::count(report.undone)));

@@ -64,7 +64,7 @@ impl Doctor {
             context.output.json("check", &line)?;
             context.output.line(format!("{:12} {:8} {}", check.name, outcome, check.detail));
             if let Some(remedy) = &check.remedy {
-                context.output.line(format!("             {}", remedy.replace('\n', "\n             ")));
+                remedy.lines().for_each(|line| context.output.line(format!("             {line}")));
             }
         }
         Ok(if failed { Exit::Findings } else { Exit::Done })
@@ -144,7 +144,7 @@ impl Grants {
             },
         );
         context.output.json("grants", &serde_json::json!({ "role": self.role, "sql": text }))?;
-        context.output.line(text.trim_end());
+        context.output.lines(&text);
         Ok(Exit::Done)
     }
 }

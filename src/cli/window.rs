@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::again;
 use super::comparing::{Comparing, Live};
 use super::context::Context;
 use super::exit::Exit;
@@ -76,7 +77,7 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
     let summary = plan.summary();
     context.output.json("plan", &summary)?;
     if context.global.dry_run || !context.output.is_json() {
-        gap::show(context, &gap, &chosen.snapshot.short());
+        gap::show(context, &gap, &chosen.snapshot.short(), None);
         context.output.line("");
     }
     context.output.line(format!(
@@ -99,12 +100,9 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
     if context.global.dry_run {
         return Ok(if summary.outside > 0 { Exit::Findings } else { Exit::Done });
     }
-    if plan.is_empty() {
-        context.output.json("replayed", &ReplayReport::default())?;
-        context.output.line("nothing to do");
-        return write_html(args, &gap, None).map(|()| if summary.outside > 0 { Exit::Findings } else { Exit::Done });
+    if !plan.is_empty() {
+        context.confirm("put them back into the live store?")?;
     }
-    context.confirm("put them back into the live store?")?;
     let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
     let apply = Apply::new(plan, options);
     let report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;
@@ -118,7 +116,13 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
 fn show(context: &Context, report: &ReplayReport) {
     let out = &context.output;
     let mail = &report.mail;
-    out.line(format!("{} messages put back and read again", units::count(mail.restored)));
+    for replay in &report.finished {
+        out.line(format!("replay {replay} had been cut short: it is finished"));
+    }
+    match report.replay {
+        None => out.line("nothing to do"),
+        Some(_) => out.line(format!("{} messages put back and read again", units::count(mail.restored))),
+    }
     for (amount, what) in [
         (report.repaired_messages as u64, "living messages completed"),
         (mail.arrived_meanwhile, "had arrived again meanwhile"),
@@ -139,7 +143,8 @@ fn show(context: &Context, report: &ReplayReport) {
         out.line(format!("now run: {step}"));
     }
     if let Some(replay) = &report.replay {
-        out.line(format!("replay {replay}; to take it back: restante undo {replay}"));
+        let command = again::command(context, &["undo", replay], None);
+        out.line(format!("replay {replay}; to take it back: {command}"));
     }
 }
 

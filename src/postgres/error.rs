@@ -108,7 +108,11 @@ impl PostgresError {
 /// The server's own words. Its detail line may quote a row ("Key (id)=(…) already exists"), so it stays out.
 pub(crate) fn explained(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        Some(db) => {
+            let hint = db.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+            // A trigger may raise several lines.
+            format!("{} ({}){hint}", db.message(), db.code().code()).replace('\n', " ")
+        }
         None => {
             // The library's text for its own errors says only the kind; the cause says what.
             use std::error::Error as _;

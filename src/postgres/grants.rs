@@ -37,7 +37,9 @@ pub struct GrantsFor<'a> {
 pub fn sql(purpose: Purpose, grants: &GrantsFor<'_>) -> String {
     let role = identifier(grants.role);
     let mut lines = vec![
-        format!("-- {} with Restante, as role {role}; run in database {}", name(purpose), identifier(grants.database)),
+        // A line end in a name would end the comment.
+        format!("-- {} with Restante, as role {role}; run in database {}", name(purpose), identifier(grants.database))
+            .replace(['\n', '\r'], " "),
         format!("GRANT CONNECT ON DATABASE {} TO {role};", identifier(grants.database)),
     ];
     for schema in grants.schemas {

@@ -3,10 +3,13 @@
 //! Names of accounts and mailboxes are hostile text; `maud` escapes them, and control characters are shown as their numbers. Used by
 //! `cli` alone.
 
+pub mod inert;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use crate::compare::report::{GapReport, Hour};
 use crate::restore::ReplayReport;
+use inert::inert;
 
 /// The whole page.
 pub fn html(gap: &GapReport, replay: Option<&ReplayReport>) -> String {
@@ -19,14 +22,14 @@ pub fn html(gap: &GapReport, replay: Option<&ReplayReport>) -> String {
             head { meta charset="utf-8"; meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"; title { "Restante: the gap" } style { (PreEscaped(style)) } }
             body {
                 h1 { "What was lost" @if replay.is_some() { ", and put back" } }
-                p { "Snapshot " code { (gap.snapshot) } " of " (visible(&gap.database)) ", taken " (gap.taken) "." }
+                p { "Snapshot " code { (gap.snapshot) } " of " (inert(&gap.database)) ", taken " (gap.taken) "." }
                 (numbers(gap))
                 @if !gap.hours.is_empty() { h2 { "By hour" } (timeline(&gap.hours)) }
                 h2 { "By mailbox" }
                 table {
                     tr { th { "account" } th.t { "mailbox" } th { "lost" } th { "cannot tell" } th { "deleted by the user" } th { "arrived again" } th { "orphans" } th { "beyond the snapshot" } }
                     @for one in &gap.mailboxes {
-                        tr { td { (visible(&one.account)) } td.t { (visible(&one.mailbox)) } td { (one.lost) } td { (one.cannot_tell) } td { (one.deleted_by_user) } td { (one.duplicate) } td { (one.orphan) } td { (one.beyond) } }
+                        tr { td { (inert(&one.account)) } td.t { (inert(&one.mailbox)) } td { (one.lost) } td { (one.cannot_tell) } td { (one.deleted_by_user) } td { (one.duplicate) } td { (one.orphan) } td { (one.beyond) } }
                     }
                 }
                 h2 { "What decided" }
@@ -97,15 +100,6 @@ fn timeline(hours: &[Hour]) -> Markup {
             }
         }
     }
-}
-
-/// Control characters as their numbers.
-fn visible(text: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-    };
-    text.chars().map(|c| if hidden(c) { format!("\\u{{{:x}}}", u32::from(c)) } else { c.to_string() }).collect()
 }
 
 #[cfg(test)]

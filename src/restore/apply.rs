@@ -8,8 +8,8 @@ use super::plan::Plan;
 use super::raise::{self, Raised};
 use super::{journal, parents, repair, staging};
 use crate::compare::source::Source;
+use crate::failpoint;
 use crate::monitor::{Monitor, Unit};
-use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 use crate::profile::Profile;
 
@@ -30,8 +30,10 @@ impl Default for ApplyOptions {
 /// What a replay did.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplayReport {
-    /// By this name it can be undone. Absent: there was nothing to do.
+    /// By this name it can be undone. Absent: there was nothing to put back.
     pub replay: Option<String>,
+    /// Earlier replays of the same plan that had been cut short, and are at their end now.
+    pub finished: Vec<String>,
     pub counters: Raised,
     pub owners: usize,
     pub mailboxes: usize,
@@ -81,15 +83,20 @@ impl Apply {
     ) -> Result<ReplayReport, ReplayError> {
         let plan = &self.plan;
         let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
+        report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
+            // All was put back; what follows may not have been done.
+            if !report.finished.is_empty() {
+                finish(session, profile, plan, &mut report).await?;
+                journal::end(session, &report.finished).await?;
+            }
             return Ok(report);
         }
         let layout = &plan.comparison.layout;
         journal::prepare(session).await?;
         staging::prepare(session, layout).await?;
         report.counters = raise::raise(session, plan).await?;
-        let replay =
-            journal::begin(session, &plan.comparison.facts.repository, &plan.comparison.facts.snapshot).await?;
+        let replay = journal::begin(session, plan).await?;
         let targets = parents::restore(session, plan).await?;
         report.owners = plan.owners.len();
         report.mailboxes = plan.mailboxes.len();
@@ -115,7 +122,7 @@ impl Apply {
             report.repaired_rows = repair::repair(session, source, plan).await?;
         }
         finish(session, profile, plan, &mut report).await?;
-        journal::end(session, &replay).await?;
+        journal::end(session, &[std::slice::from_ref(&replay), &report.finished].concat()).await?;
         report.replay = Some(replay);
         Ok(report)
     }
@@ -137,18 +144,14 @@ async fn finish(
     session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for derived in profile.derived.iter().filter(|derived| !derived.trigger) {
         if let Some(sql) = &derived.sql {
-            session.client().batch_execute(sql).await.map_err(PostgresError::server("computing derived values"))?;
+            failpoint::committing(session.execute("computing derived values", sql)).await?;
             report.statements.push(sql.clone());
         }
         report.by_hand.extend(derived.by_hand.clone());
     }
     for hook in &profile.after {
         if let Some(sql) = &hook.sql {
-            session
-                .client()
-                .batch_execute(sql)
-                .await
-                .map_err(PostgresError::server("running a hook of the profile"))?;
+            failpoint::committing(session.execute("running a hook of the profile", sql)).await?;
             report.statements.push(sql.clone());
         }
         report.by_hand.extend(hook.shell.iter().chain(&hook.http).cloned());

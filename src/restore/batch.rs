@@ -20,6 +20,7 @@ use crate::compare::content::bytes_of;
 use crate::compare::layout::Part;
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;
+use crate::failpoint;
 use crate::postgres::session::Session;
 use crate::repository::zone;
 
@@ -138,7 +139,7 @@ impl<'a> Batch<'a> {
         large.dedup();
         large.retain(|value| !found.contains_key(value));
         found.extend(large.iter().copied().zip(source.values(&large).await?));
-        let keys = staging::new_keys(session, &layout.message.table, chosen.len()).await?;
+        let keys = failpoint::committing(staging::new_keys(session, &layout.message.table, chosen.len())).await?;
         let key_column = layout.message.table.single_key()?;
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];
         let mut items = Vec::with_capacity(chosen.len());

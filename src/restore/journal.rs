@@ -7,7 +7,9 @@
 use serde::Serialize;
 
 use super::error::ReplayError;
+use super::plan::Plan;
 use crate::compare::past::JOURNAL;
+use crate::failpoint;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 
@@ -17,6 +19,7 @@ CREATE TABLE IF NOT EXISTS restante.replay (
     id text PRIMARY KEY,
     repository text NOT NULL,
     snapshot text NOT NULL,
+    asked text NOT NULL DEFAULT '',
     begun timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended timestamptz
 );
@@ -49,11 +52,13 @@ pub async fn prepare(session: &Session) -> Result<(), ReplayError> {
     // Two responders may both find none.
     let lock = "SELECT pg_advisory_xact_lock(hashtextextended('restante journal', 0))";
     let sql = format!("BEGIN; {lock}; {DDL} COMMIT");
-    match session.execute("making the journal of replays", &sql).await {
+    match failpoint::committing(session.execute("making the journal of replays", &sql)).await {
         Ok(()) => Ok(()),
         Err(error) => {
             let _ = session.execute("giving up", "ROLLBACK").await;
-            Err(ReplayError::NoJournal { message: error.to_string() })
+            // A full disk is nothing that an administrator's SQL would mend.
+            let forbidden = error.sqlstate() == Some("42501");
+            Err(if forbidden { ReplayError::NoJournal { message: error.to_string() } } else { error.into() })
         }
     }
 }
@@ -95,17 +100,47 @@ pub async fn replays(session: &Session) -> Result<Vec<Replay>, ReplayError> {
     Ok(rows.iter().map(replay).collect())
 }
 
+/// Locked by the session that runs a replay, for as long as it lives.
+const ALIVE: &str = "hashtextextended('restante replay ' || id, 0)";
+
+/// What tells replays apart that were asked for the same: a restore that is run again goes on with the one that was cut short.
+fn same(plan: &Plan) -> [&str; 3] {
+    let facts = &plan.comparison.facts;
+    [&facts.repository, &facts.snapshot, &plan.asked]
+}
+
 /// Begins a replay: a name by which people undo it.
-pub(super) async fn begin(session: &Session, repository: &str, snapshot: &str) -> Result<String, ReplayError> {
-    let sql = "INSERT INTO restante.replay (id, repository, snapshot) \
+pub(super) async fn begin(session: &Session, plan: &Plan) -> Result<String, ReplayError> {
+    let sql = format!(
+        "WITH begun AS (INSERT INTO restante.replay (id, repository, snapshot, asked) \
          VALUES (to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS') || '-' \
-         || left(replace(gen_random_uuid()::text, '-', ''), 6), $1, $2) RETURNING id";
-    let row = session.client().query_one(sql, &[&repository, &snapshot]).await;
+         || left(replace(gen_random_uuid()::text, '-', ''), 6), $1, $2, $3) RETURNING id) \
+         SELECT id, pg_advisory_lock({ALIVE})::text FROM begun"
+    );
+    let [repository, snapshot, asked] = same(plan);
+    let row = failpoint::committing(session.client().query_one(&sql, &[&repository, &snapshot, &asked])).await;
     Ok(row.map_err(PostgresError::server("beginning the replay"))?.get(0))
 }
 
-pub(super) async fn end(session: &Session, replay: &str) -> Result<(), ReplayError> {
-    let sql = "UPDATE restante.replay SET ended = clock_timestamp() WHERE id = $1";
-    session.client().execute(sql, &[&replay]).await.map_err(PostgresError::server("ending the replay"))?;
+/// Replays that were asked for the same and whose session is gone before their end: what is left of them is this run's to do.
+pub(super) async fn cut_short(session: &Session, plan: &Plan) -> Result<Vec<String>, ReplayError> {
+    let failed = || PostgresError::server("looking for replays that were cut short");
+    let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
+    if !session.client().query_one(&there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT id FROM restante.replay WHERE ended IS NULL AND repository = $1 AND snapshot = $2 AND asked = $3 \
+         AND pg_try_advisory_xact_lock({ALIVE}) ORDER BY begun, id"
+    );
+    let [repository, snapshot, asked] = same(plan);
+    let rows = session.client().query(&sql, &[&repository, &snapshot, &asked]).await.map_err(failed())?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+pub(super) async fn end(session: &Session, replays: &[String]) -> Result<(), ReplayError> {
+    let sql = "UPDATE restante.replay SET ended = clock_timestamp() WHERE id = ANY($1) AND ended IS NULL";
+    let ended = failpoint::committing(session.client().execute(sql, &[&replays])).await;
+    ended.map_err(PostgresError::server("ending the replay"))?;
     Ok(())
 }

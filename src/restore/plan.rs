@@ -22,7 +22,7 @@ pub enum Doubtful {
     Skip,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct PlanOptions {
     pub window: Window,
     /// Only these accounts and mailboxes, by their names; empty: all.
@@ -63,6 +63,8 @@ pub struct Plan {
     pub left_out: u64,
     /// Living messages are made whole again.
     pub repair: bool,
+    /// A hash over the options: no address stands in the journal.
+    pub(super) asked: String,
 }
 
 /// A plan in numbers.
@@ -144,7 +146,9 @@ impl Plan {
             }
         }
         let repair = !filtered && !options.leave_incomplete;
-        Self { comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
+        let asked =
+            blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
+        Self { asked, comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
     }
 
     /// Is there nothing to put back and nothing to repair?

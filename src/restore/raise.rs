@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{settings, transaction};
+use crate::failpoint;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 use crate::postgres::sql;
@@ -87,7 +88,8 @@ async fn catch_up(session: &Session, sequence: &str, least: i64) -> Result<(), R
     let step = |count: i64| {
         let next = &next;
         async move {
-            let row = session.client().query_one(next, &[&count]).await.map_err(PostgresError::server(doing))?;
+            let row = failpoint::committing(session.client().query_one(next, &[&count])).await;
+            let row = row.map_err(PostgresError::server(doing))?;
             Ok::<i64, ReplayError>(row.get(0))
         }
     };

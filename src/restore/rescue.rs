@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RestoreError;
 use super::load::load_table;
+use crate::failpoint;
 use crate::monitor::{SharedMonitor, Unit};
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{TableName, TypeFacts, TypeKind};
@@ -76,7 +77,7 @@ pub async fn rescue(
         ..table.clone()
     };
     let rows = load_table(&session, reader, &as_sent, &target, &[], monitor, cancel).await?;
-    session.execute("committing", "COMMIT").await?;
+    failpoint::committing(session.execute("committing", "COMMIT")).await?;
     Ok(RescueReport { table: target.to_string(), rows, substituted })
 }
 

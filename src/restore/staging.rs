@@ -62,6 +62,7 @@ impl Stage {
 
 /// Makes the staging tables of this session.
 pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
+    let mut create = String::new();
     for stage in Stage::all(layout) {
         let Some(table) = stage.table(layout) else { continue };
         let columns: Vec<String> = table
@@ -73,13 +74,12 @@ pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), Re
             })
             .collect();
         let name = stage.name().quoted();
-        let create = format!(
-            "DROP TABLE IF EXISTS {name}; CREATE TEMPORARY TABLE {name} ({NUMBER} bigint, {}) ON COMMIT DELETE ROWS",
+        create += &format!(
+            "DROP TABLE IF EXISTS {name}; CREATE TEMPORARY TABLE {name} ({NUMBER} bigint, {}) ON COMMIT DELETE ROWS;",
             columns.join(", ")
         );
-        session.execute("making the staging tables", &create).await?;
     }
-    Ok(())
+    Ok(failpoint::committing(session.execute("making the staging tables", &create)).await?)
 }
 
 /// A row to stage: the fields in the order of the snapshot's columns.
@@ -204,16 +204,10 @@ pub(super) async fn transaction<T>(
     for pause in pauses {
         session.execute(what, "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         let failed = match work().await {
-            Ok(done) => {
-                failpoint::hit("commit");
-                match session.execute(what, "COMMIT").await {
-                    Ok(()) => {
-                        failpoint::hit("commit");
-                        return Ok(done);
-                    }
-                    Err(error) => error.into(),
-                }
-            }
+            Ok(done) => match failpoint::committing(session.execute(what, "COMMIT")).await {
+                Ok(()) => return Ok(done),
+                Err(error) => error.into(),
+            },
             Err(error) => error,
         };
         // Fails when the connection is gone; the first error is the one to tell.

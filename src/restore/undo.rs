@@ -18,12 +18,20 @@ use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 use crate::postgres::sql;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct UndoOptions {
     pub replay: String,
     /// Only these mailboxes, by account and name; empty: all.
     pub accounts: Vec<String>,
     pub mailboxes: Vec<String>,
+    /// Messages in one transaction.
+    pub batch_messages: usize,
+}
+
+impl Default for UndoOptions {
+    fn default() -> Self {
+        Self { replay: String::new(), accounts: Vec::new(), mailboxes: Vec::new(), batch_messages: 200 }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -34,9 +42,6 @@ pub struct UndoReport {
     /// Already gone.
     pub gone: u64,
 }
-
-/// Messages in one transaction.
-const BATCH: i64 = 200;
 
 /// SQL for the digest of a message `m` with its children, as it is now.
 pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
@@ -130,7 +135,8 @@ async fn batch(
     staging::settings(session, layout).await?;
     let sql = format!(
         "SELECT entry, mailbox, key, state FROM {JOURNAL} WHERE replay = $1 AND undone IS NULL AND entry > $2 \
-         AND ($3::text[] IS NULL OR mailbox = ANY($3)) ORDER BY entry LIMIT {BATCH}"
+         AND ($3::text[] IS NULL OR mailbox = ANY($3)) ORDER BY entry LIMIT {}",
+        options.batch_messages.max(1)
     );
     let entries = session
         .client()

@@ -101,10 +101,7 @@ const REFERENCE: &str = include_str!("../../../src/profile/builtin/reference.tom
 
 impl Store {
     pub async fn new() -> Self {
-        let database = Self::database().await;
-        let client = database.superuser().await;
-        let names = Names::of(&client).await;
-        Self::over(database, client, names, Profile::builtin("reference").unwrap().unwrap()).await
+        Self::of(Self::database().await).await
     }
 
     /// The same store with another name for its schema, each table, column and sequence. `client` alone still knows the old names, as
@@ -128,6 +125,20 @@ impl Store {
         database
     }
 
+    /// In a database that is empty.
+    pub async fn made(database: TestDatabase) -> Self {
+        database.execute(restante_fixtures::store::SCHEMA).await;
+        database.execute(restante_fixtures::store::CHECKS).await;
+        Self::of(database).await
+    }
+
+    /// In a database that has the store already.
+    pub async fn of(database: TestDatabase) -> Self {
+        let client = database.superuser().await;
+        let names = Names::of(&client).await;
+        Self::over(database, client, names, Profile::builtin("reference").unwrap().unwrap()).await
+    }
+
     async fn over(database: TestDatabase, client: Client, names: Names, profile: Profile) -> Self {
         let reader = connect(&database, "postgres").await;
         let contents = (0..CONTENTS).map(|number| (sha256(&Content(number).raw()), Content(number))).collect();
@@ -140,6 +151,11 @@ impl Store {
         drop(self.client);
         let admin = crate::server::connect(&self.database.server().superuser_dsn("postgres")).await;
         admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+    }
+
+    /// Lets go of the connection, so that the database can be a template.
+    pub fn let_go(self) -> TestDatabase {
+        self.database
     }
 
     /// Empty tables and fresh counters, far faster than another database.
