@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use restante::compare::source::RepositorySource;
-use restante::compare::{self};
+use restante::compare::{self, Window};
 use restante::postgres::session::{Session, SessionOptions};
 use restante::profile::Profile;
 use restante::repository::snapshots::{self, SnapshotReader};
-use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayReport, Window};
+use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayReport};
 use restante::storage::Storage;
 use restante::storage::faults::{Call, Fault, Faulty, Verb};
 
@@ -32,8 +32,9 @@ async fn restore(place: &Place<'_>, storage: &Arc<dyn Storage>) -> Result<Replay
         let source = RepositorySource::open(reader).await?;
         let session = Session::connect(&dsn(&place.dsn), SessionOptions::default()).await?;
         let profile = Profile::builtin("reference").unwrap()?;
-        let comparison = compare::compare(&session, &source, &profile, &compare::Options::default()).await?;
         let window = Window { from: Some(clock(i64::from(DAMAGE))), to: None };
+        let options = compare::Options { window, ..Default::default() };
+        let comparison = compare::compare(&session, &source, &profile, &options).await?;
         let plan = Plan::new(comparison, &PlanOptions { window, ..Default::default() });
         let options = ApplyOptions { batch_messages: 7, ..Default::default() };
         Ok(Apply::new(plan, options).run(&session, &source, &profile, &*super::sample::monitor()).await?)
