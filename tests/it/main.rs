@@ -11,3 +11,4 @@ mod seaweedfs;
 mod server;
 mod snapshot;
 mod storage;
+mod window;

@@ -3,11 +3,8 @@
 //! The snapshots are taken into memory ([`memory`]), so that a history costs a fraction of a second; that the same rows come out of a
 //! repository is for the tests of the snapshot to show.
 
-mod budget;
 mod check;
-mod commands;
 mod history;
-mod hostile;
 mod memory;
 mod model;
 mod names;

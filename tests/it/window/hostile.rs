@@ -9,9 +9,9 @@ use restante::storage::Storage;
 use restante::storage::directory::Directory;
 use tokio::process::Command;
 
-use super::store::{Content, Store};
 use crate::matrix::incident::{Mail, granted, mails, program};
 use crate::matrix::sample::Keys;
+use crate::restore::store::{Content, Store};
 use crate::server::{TestServer, connect};
 
 /// Each is a mailbox, an account, a flag, a subject and a sender. `FORGED` begins what must never begin a line.
