@@ -250,12 +250,22 @@ impl TestServer {
             Auth::Trust => String::new(),
             Auth::Scram => format!(" password={}", quoted_value(PASSWORD)),
         };
-        format!("host={} port={} user={role} dbname={database}{password}", self.directory.display(), self.port)
+        format!(
+            "host={} port={} user={role} dbname={}{password}",
+            self.directory.display(),
+            self.port,
+            quoted_value(database)
+        )
     }
 
     /// A fresh database, from `template` (another [`TestDatabase`]'s name) or empty. Nobody but the superuser may even connect.
     pub async fn database(self: &Arc<Self>, template: Option<&str>) -> TestDatabase {
         self.database_with(&format!("TEMPLATE {}", template.unwrap_or("template0"))).await
+    }
+
+    /// A database that is there.
+    pub fn called(self: &Arc<Self>, name: &str) -> TestDatabase {
+        TestDatabase { server: self.clone(), name: name.to_owned() }
     }
 
     /// A fresh database with other options of CREATE DATABASE.
@@ -323,10 +333,16 @@ impl TestDatabase {
         }
     }
 
+    /// For tests that make hundreds.
+    pub async fn drop(self) {
+        let admin = connect(&self.server.superuser_dsn("postgres")).await;
+        admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await.unwrap();
+    }
+
     /// A new role that may log in and nothing else: no superuser, owns nothing, cannot even connect to this database.
     pub async fn ordinary_role(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let role = format!("r_{}_{}", self.name, NEXT.fetch_add(1, Ordering::Relaxed));
+        let role = format!("r{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         self.execute(&format!("CREATE ROLE {role} LOGIN NOSUPERUSER NOINHERIT PASSWORD {}", quoted_literal(PASSWORD)))
             .await;
         role

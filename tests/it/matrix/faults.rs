@@ -165,7 +165,7 @@ async fn a_server_restarted_in_the_middle_costs_the_run_and_nothing_else() {
 }
 
 #[cfg(feature = "s3")]
-mod s3 {
+pub mod s3 {
     use std::sync::Arc;
 
     use restante::storage::{Location, Storage, open};
@@ -175,11 +175,11 @@ mod s3 {
     use crate::s3_server::{Switches, server};
     use crate::server::TestServer;
 
-    /// A name, what is switched, and whether a snapshot and a verify get through.
-    type Setting = (&'static str, fn(&mut Switches), [bool; 2]);
+    /// A name, what is switched, and whether a snapshot, a verify and a restore get through.
+    pub type Setting = (&'static str, fn(&mut Switches), [bool; 3]);
 
     /// Every switch. Exhaustive on purpose.
-    fn settings() -> Vec<Setting> {
+    pub fn settings() -> Vec<Setting> {
         let Switches {
             ignores_conditions: _,
             ignores_retention: _,
@@ -196,22 +196,22 @@ mod s3 {
             says: _,
         } = Switches::default();
         vec![
-            ("conditions are ignored", |s| s.ignores_conditions = true, [true, true]),
-            ("retention is ignored", |s| s.ignores_retention = true, [true, true]),
-            ("slow down, once", |s| s.slow_down = 1, [true, true]),
-            ("slow down, always", |s| s.slow_down = u32::MAX, [false, false]),
-            ("a rival's conflict", |s| s.conflict = 1, [true, true]),
-            ("an answer to a write is lost", |s| s.lose_put_answers = 1, [true, true]),
-            ("the connection is cut three times", |s| s.cut_bodies = Some((3, 10)), [true, true]),
-            ("the connection is always cut", |s| s.cut_bodies = Some((u32::MAX, 1)), [false, false]),
-            ("answers are too short", |s| s.shorten_bodies = Some(300), [false, false]),
-            ("ranges are ignored", |s| s.ignores_ranges = true, [true, false]),
-            ("listings lag", |s| s.stale_list = Some(Default::default()), [true, true]),
-            ("listings are in disorder", |s| s.list_backwards = true, [false, false]),
-            ("the bucket is elsewhere", |s| s.redirect_to_region = Some("eu-south-2"), [false, false]),
-            ("access is denied", |s| s.refuse = Some((403, "AccessDenied")), [false, false]),
-            ("no space is left", |s| s.refuse = Some((507, "InsufficientStorage")), [false, false]),
-            ("the server fails", |s| s.refuse = Some((500, "InternalError")), [false, false]),
+            ("conditions are ignored", |s| s.ignores_conditions = true, [true, true, true]),
+            ("retention is ignored", |s| s.ignores_retention = true, [true, true, true]),
+            ("slow down, once", |s| s.slow_down = 1, [true, true, true]),
+            ("slow down, always", |s| s.slow_down = u32::MAX, [false, false, false]),
+            ("a rival's conflict", |s| s.conflict = 1, [true, true, true]),
+            ("an answer to a write is lost", |s| s.lose_put_answers = 1, [true, true, true]),
+            ("the connection is cut three times", |s| s.cut_bodies = Some((3, 10)), [true, true, true]),
+            ("the connection is always cut", |s| s.cut_bodies = Some((u32::MAX, 1)), [false, false, false]),
+            ("answers are too short", |s| s.shorten_bodies = Some(300), [false, false, false]),
+            ("ranges are ignored", |s| s.ignores_ranges = true, [true, false, false]),
+            ("listings lag", |s| s.stale_list = Some(Default::default()), [true, true, false]),
+            ("listings are in disorder", |s| s.list_backwards = true, [false, false, true]),
+            ("the bucket is elsewhere", |s| s.redirect_to_region = Some("eu-south-2"), [false, false, false]),
+            ("access is denied", |s| s.refuse = Some((403, "AccessDenied")), [false, false, false]),
+            ("no space is left", |s| s.refuse = Some((507, "InsufficientStorage")), [false, false, false]),
+            ("the server fails", |s| s.refuse = Some((500, "InternalError")), [false, false, false]),
         ]
     }
 

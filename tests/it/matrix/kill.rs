@@ -189,20 +189,20 @@ async fn verify_tells_by_its_exit_code_what_it_found() {
 }
 
 /// Numbers that look random: of the seed in RESTANTE_TEST_SEED, or of this instant.
-struct Dice {
-    seed: u64,
+pub struct Dice {
+    pub seed: u64,
     thrown: u64,
 }
 
 impl Dice {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
         let seed = std::env::var("RESTANTE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(now);
         Self { seed, thrown: 0 }
     }
 
     /// Between 0 and 1.
-    fn throw(&mut self) -> f64 {
+    pub fn throw(&mut self) -> f64 {
         self.thrown += 1;
         let hash = blake3::hash(&[self.seed.to_le_bytes(), self.thrown.to_le_bytes()].concat());
         let bytes = hash.as_bytes();
@@ -256,22 +256,26 @@ async fn a_process_killed_at_any_instant_leaves_a_repository_that_is_whole() {
 }
 
 /// A file system of a few MiB, mounted for the test; `None` where that is not allowed.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(kib: u32) -> Option<Self> {
+    pub fn mount(kib: u32) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         mount(&["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"], folder.path()).then_some(Self(folder))
     }
 
-    fn grow(&self, kib: u32) {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn grow(&self, kib: u32) {
         assert!(mount(&["-o", &format!("remount,size={kib}k")], self.0.path()));
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.0.path()).status();
     }
 }
 

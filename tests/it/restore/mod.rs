@@ -3,7 +3,8 @@
 //! The snapshots are taken into memory ([`memory`]), so that a history costs a fraction of a second; that the same rows come out of a
 //! repository is for the tests of the snapshot to show.
 
+mod hostile;
 mod memory;
 mod model;
 mod scripted;
-mod store;
+pub mod store;

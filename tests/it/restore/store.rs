@@ -91,13 +91,28 @@ pub const CONTENTS: u32 = 60;
 
 impl Store {
     pub async fn new() -> Self {
-        let database = TestServer::shared().database(None).await;
+        Self::made(TestServer::shared().database(None).await).await
+    }
+
+    /// In a database that is empty.
+    pub async fn made(database: TestDatabase) -> Self {
         let client = database.superuser().await;
         client.batch_execute(restante_fixtures::store::SCHEMA).await.unwrap();
         client.batch_execute(restante_fixtures::store::CHECKS).await.unwrap();
+        Self::of(database).await
+    }
+
+    /// In a database that has the store already.
+    pub async fn of(database: TestDatabase) -> Self {
+        let client = database.superuser().await;
         let profile = Profile::builtin("reference").unwrap().unwrap();
         let contents = (0..CONTENTS).map(|number| (sha256(&Content(number).raw()), Content(number))).collect();
         Self { database, client, profile, contents }
+    }
+
+    /// Lets go of the connection, so that the database can be a template.
+    pub fn let_go(self) -> TestDatabase {
+        self.database
     }
 
     /// Empty tables and fresh counters, far faster than another database.
