@@ -70,7 +70,9 @@ async fn a_store_twice_as_large_takes_no_more_memory() {
     let [(small, low), (large, high)] = peaks[..] else { unreachable!() };
     assert!(small >= 190 && large >= 380, "{peaks:?}");
     assert!(high <= BOUND / MIB, "{peaks:?}");
-    assert!(high * 100 <= low * 110, "{peaks:?}");
+    // By chance alone it is up to 9 MiB more (52 and 60, 53 and 62, on a machine with twenty processes for two cores); what grew
+    // with the store would be a share of 210 MiB.
+    assert!(high <= low + 16, "{peaks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
