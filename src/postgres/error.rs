@@ -35,6 +35,10 @@ pub enum PostgresError {
     Frame(#[from] FrameError),
     #[error("{}", gave_way(.waiting))]
     Yielded { waiting: Vec<Waiting> },
+    #[error(
+        "the connection that watches whether somebody waits behind the snapshot's locks was lost ({reason}), so the snapshot ended; run it again"
+    )]
+    Unwatched { reason: String },
     #[error("the snapshot is {} seconds old, the limit; VACUUM was held back so long. Raise the limit or give more readers", .age.as_secs())]
     TooOld { age: Duration },
     #[error(
@@ -92,7 +96,7 @@ impl PostgresError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Yielded { .. } | Self::RecoveryConflict { .. } | Self::LockTimeout { .. } => true,
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Unwatched { .. } => true,
             // Serialization failure, deadlock, lock timeout; the server stops or starts.
             Self::Server { source, .. } => {
                 source.is_closed()

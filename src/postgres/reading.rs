@@ -89,6 +89,8 @@ impl fmt::Display for Waiting {
 enum Ending {
     Yielded(Vec<Waiting>),
     TooOld(Duration),
+    /// Why the watcher's connection was lost.
+    Unwatched(String),
 }
 
 /// What readers and watcher share.
@@ -104,7 +106,11 @@ impl Shared {
         match self.ending.get() {
             Some(Ending::Yielded(waiting)) => PostgresError::Yielded { waiting: waiting.clone() },
             Some(Ending::TooOld(age)) => PostgresError::TooOld { age: *age },
-            None => error,
+            Some(Ending::Unwatched(reason)) if matches!(error, PostgresError::Cancelled) => {
+                PostgresError::Unwatched { reason: reason.clone() }
+            }
+            // A reader's own connection may have been lost as well: its words are as good.
+            Some(Ending::Unwatched(_)) | None => error,
         }
     }
 }
@@ -240,8 +246,8 @@ impl ReadingSet {
         Ok(Self { readers, catalog, facts, visibility, taken_at, exported, shared, watcher })
     }
 
-    /// Resolves when the readers must stop, with the reason: [`PostgresError::Yielded`], [`PostgresError::TooOld`] or
-    /// [`PostgresError::Cancelled`].
+    /// Resolves when the readers must stop, with the reason: [`PostgresError::Yielded`], [`PostgresError::TooOld`],
+    /// [`PostgresError::Unwatched`] or [`PostgresError::Cancelled`].
     pub async fn must_end(&self) -> PostgresError {
         self.shared.stop.cancelled().await;
         self.shared.explain(PostgresError::Cancelled)

@@ -13,7 +13,8 @@ use crate::repository::manifest::{Manifest, Table};
 /// So few rows are no share of a table.
 const FEW: u64 = 100;
 /// A session tells what it deleted a second after its transaction, one that falls idle before then after ten more
-/// (`PGSTAT_MIN_INTERVAL` and `PGSTAT_IDLE_INTERVAL` in PostgreSQL's `pgstat.c`).
+/// (`PGSTAT_MIN_INTERVAL` and `PGSTAT_IDLE_INTERVAL` in PostgreSQL's `pgstat.c`). Before 15 one that falls idle within half a
+/// second of its last word kept the rest to itself, and no wait is long enough.
 const LAG: Duration = Duration::from_secs(1);
 const PATIENCE: u32 = 12;
 
@@ -64,8 +65,14 @@ fn compare(before: &Manifest, now: &Manifest, deleted: &Deleted, percent: u8, ca
             None => {}
             Some(table) => {
                 let explained = explained(old, table, deleted).filter(|_| counted);
-                findings
-                    .extend(shrunk(old.rows, table.rows, explained, percent).map(|why| format!("table {label} {why}")));
+                let unexplained = explained.is_some_and(|explained| old.rows.saturating_sub(table.rows) > explained);
+                let late = if unexplained && now.server.version_num < 150_000 {
+                    " (before PostgreSQL 15 an idle session tells what it deleted only when it works again or ends)"
+                } else {
+                    ""
+                };
+                let why = shrunk(old.rows, table.rows, explained, percent);
+                findings.extend(why.map(|why| format!("table {label} {why}{late}")));
             }
         }
     }

@@ -13,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 use futures_util::TryStreamExt;
 use tokio_postgres::Client;
 
-use crate::server::{TestDatabase, TestServer};
+use crate::server::{TestDatabase, TestServer, binaries};
 
 const STORE: &str = include_str!("independent/store.sql");
 
@@ -53,7 +53,9 @@ impl Trial {
         if self.path("a").exists() {
             command.arg("--identity").arg(self.path("a"));
         }
-        let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+        // This server's pg_dump; the system's may be older.
+        let path = format!("{}:{}", binaries().display(), std::env::var("PATH").unwrap_or_default());
+        let output = command.env("PATH", path).args(arguments).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }

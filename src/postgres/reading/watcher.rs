@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Ending, ReadingOptions, Shared, Waiting};
+use crate::postgres::error::explained;
 use crate::postgres::session::Session;
 
 /// How often to look. A waiting ALTER blocks every new SELECT on its table, so seconds count; one look costs the server
@@ -37,8 +38,11 @@ pub(super) async fn watch(session: Session, backends: Vec<i32>, options: Reading
             break Some(Ending::TooOld(age));
         }
         let Some(after) = options.yield_after else { continue };
-        // If the watcher's connection is lost nobody would give way any more: the readers have to end as well.
-        let Ok(rows) = session.client().query(&question, &[]).await else { break None };
+        let rows = match session.client().query(&question, &[]).await {
+            Ok(rows) => rows,
+            // Nobody would give way any more: the readers have to end as well.
+            Err(error) => break Some(Ending::Unwatched(explained(&error))),
+        };
         let waiting: Vec<Waiting> = rows
             .iter()
             .map(|row| Waiting {

