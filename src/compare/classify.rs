@@ -151,19 +151,17 @@ async fn read(
         parents: &parents,
         window: options.window,
         outside: Outside::default(),
-        inside: HashSet::new(),
     };
     let mut leftovers = scan.rows(session, source, &facts).await?;
     let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
-    let Scan { mut counters, mut pairs, same, changed, outside, inside, .. } = scan;
+    let Scan { mut counters, mut pairs, same, changed, outside, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
 
     duplicates::moved_rows(&layout, &mut leftovers, &mut live);
     // A row that was moved lives, so what it misses is put under it.
     let gone = leftovers.iter().enumerate().filter(|(_, leftover)| leftover.class == Class::Absent);
     let lost: HashMap<Vec<u8>, usize> = gone.map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
-    let inside = options.window.is_bounded().then_some(inside);
-    let incomplete = belongings(session, source, &layout, &lost, inside, &mut leftovers).await?;
+    let incomplete = belongings(session, source, &layout, &lost, &options.window, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;
 
     decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
@@ -199,8 +197,6 @@ struct Scan<'a> {
     window: Window,
     /// What is not read of the snapshot's messages.
     outside: Outside,
-    /// Keys of the snapshot's messages in a bounded window.
-    inside: HashSet<Vec<u8>>,
 }
 
 impl Scan<'_> {
@@ -276,9 +272,6 @@ impl Scan<'_> {
             .scan(&message.table.source, pick, &mut |cells| {
                 let key = inline(cells, key_column);
                 let instant = instant(&message.clocks, cells);
-                if self.window.is_bounded() && self.window.holds(instant) {
-                    self.inside.extend(key.map(<[u8]>::to_vec));
-                }
                 let mailbox_key = inline(cells, message.mailbox);
                 let mailbox = mailbox_key.and_then(|key| parents.mailbox(key));
                 let target = mailbox.and_then(|at| parents.target(at)).map(|live| &live.key[..]).or(mailbox_key);
@@ -422,7 +415,7 @@ async fn belongings(
     source: &dyn Source,
     layout: &Layout,
     lost: &HashMap<Vec<u8>, usize>,
-    inside: Option<HashSet<Vec<u8>>>,
+    window: &Window,
     leftovers: &mut [Leftover],
 ) -> Result<Incomplete, CompareError> {
     let mut incomplete = Incomplete {
@@ -431,10 +424,16 @@ async fn belongings(
         messages: HashSet::new(),
     };
     let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
-    let inside = inside.map(|inside| &inside | &keys);
     let kinds = layout.parts.iter().map(|part| &part.via).chain(&layout.children);
     for (kind, child) in kinds.enumerate() {
-        // Those of living messages are looked at only where users do not change them.
+        // Those of living messages are looked at only where users do not change them; of a window's neighbours they are counted first.
+        let counted = !child.mutable && window.is_bounded();
+        let (mut picked, mut outside) = if counted {
+            Outside::of_children(child.message, &keys, &source.segments(&child.table.source).await?)
+        } else {
+            Default::default()
+        };
+        let number = |key: Option<&[u8]>| zone::integer(key?, false);
         let mut living: HashSet<Print> = HashSet::new();
         if !child.mutable {
             let mut columns = vec![child.message];
@@ -442,38 +441,49 @@ async fn belongings(
             let select = format!("SELECT {} FROM {} c", child.table.select(&columns, "c"), child.table.quoted());
             live::copy(session, "reading what belongs to live messages", &select, columns.len(), &mut |row| {
                 living.insert(row_print(row[0], row[1..].iter().copied()));
+                outside.live(number(row[0]), None);
                 Ok(())
             })
             .await?;
         }
-        let pick = match &inside {
-            _ if child.mutable => Pick::Keys { column: child.message, keys: &keys },
-            Some(inside) => Pick::Keys { column: child.message, keys: inside },
-            None => Pick::All,
-        };
-        source
-            .scan(&child.table.source, pick, &mut |cells| {
-                let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
-                let Some(message) = inline(cells, child.message) else { return Ok(()) };
-                if let Some(at) = lost.get(message) {
-                    let leftover = &mut leftovers[*at];
-                    match kind.checked_sub(layout.parts.len()) {
-                        None => leftover.via[kind].push(keep()),
-                        Some(child) => leftover.children[child].push(keep()),
+        for _ in 0..2 {
+            let pick = if child.mutable {
+                Pick::Keys { column: child.message, keys: &keys }
+            } else if counted {
+                Pick::Segments(&picked)
+            } else {
+                Pick::All
+            };
+            source
+                .scan(&child.table.source, pick, &mut |cells| {
+                    let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
+                    let Some(message) = inline(cells, child.message) else { return Ok(()) };
+                    if let Some(at) = lost.get(message) {
+                        let leftover = &mut leftovers[*at];
+                        match kind.checked_sub(layout.parts.len()) {
+                            None => leftover.via[kind].push(keep()),
+                            Some(child) => leftover.children[child].push(keep()),
+                        }
+                        return Ok(());
                     }
-                    return Ok(());
-                }
-                let print = row_print(Some(message), child.natural.iter().map(|at| inline(cells, *at)));
-                if !child.mutable && !living.contains(&print) {
-                    incomplete.messages.insert(message.to_vec());
-                    match kind.checked_sub(layout.parts.len()) {
-                        None => incomplete.via[kind].push(keep()),
-                        Some(child) => incomplete.children[child].push(keep()),
+                    let print = row_print(Some(message), child.natural.iter().map(|at| inline(cells, *at)));
+                    if living.contains(&print) {
+                        outside.paired(number(Some(message)), None);
+                    } else if !child.mutable {
+                        incomplete.messages.insert(message.to_vec());
+                        match kind.checked_sub(layout.parts.len()) {
+                            None => incomplete.via[kind].push(keep()),
+                            Some(child) => incomplete.children[child].push(keep()),
+                        }
                     }
-                }
-                Ok(())
-            })
-            .await?;
+                    Ok(())
+                })
+                .await?;
+            if !counted {
+                break;
+            }
+            picked = outside.unsettled();
+        }
     }
     Ok(incomplete)
 }

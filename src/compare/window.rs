@@ -7,10 +7,12 @@
 //! key and a time of the segment as the segment has rows, and all of them are accounted for. Where the numbers differ, the segment
 //! is read after all. Segments whose keys overlap are counted together.
 //!
-//! What this cannot see: a message of such a segment is gone *and* another with a key and a time of the very segment has come, both
+//! What belongs to messages is counted the same way, by the key of the message, so a living message that misses a part is found wherever it is.
+//!
+//! What this cannot see: a row of such a segment is gone *and* another with a key and a time of the very segment has come, both
 //! outside the window. `gap` reads everything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -18,6 +20,7 @@ use serde::Serialize;
 use super::layout::{Clock, Layout};
 use super::source::{Numbers, SegmentFacts};
 use crate::profile::TimeType;
+use crate::repository::zone;
 
 /// `[from, to)` on the store's clock of saving, or of arrival where there is none.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -58,7 +61,7 @@ impl Window {
 struct Group {
     segments: Vec<usize>,
     rows: u64,
-    /// Ascending and apart.
+    /// Ascending and apart; none where the key alone counts.
     instants: Vec<(Timestamp, Timestamp)>,
     /// Live rows with a key and a time of these segments, less those that a row of another segment stands behind.
     alive: i64,
@@ -88,15 +91,30 @@ impl Outside {
             if near.contains(&at) {
                 continue;
             }
-            let keys = facts.columns.get(key).and_then(Option::as_ref).filter(|keys| !keys.has_nulls);
-            match (keys, instants(layout, facts)) {
-                (Some(keys), Some(instants)) if !keys.intervals.is_empty() => {
-                    ranges.extend(keys.intervals.iter().map(|(low, high)| (*low, *high, at)));
+            match (keys(facts, key), instants(layout, facts)) {
+                (Some(keys), Some(instants)) => {
+                    ranges.extend(keys.iter().map(|(low, high)| (*low, *high, at)));
                     times[at] = instants;
                 }
                 _ => _ = near.insert(at),
             }
         }
+        (near, Self::grouped(ranges, segments, times))
+    }
+
+    /// The same for rows that belong to messages: to be read are the segments that can hold some of the messages in `lost`.
+    pub fn of_children(column: usize, lost: &HashSet<Vec<u8>>, segments: &[SegmentFacts]) -> (BTreeSet<usize>, Self) {
+        let lost: Option<BTreeSet<i64>> = lost.iter().map(|key| zone::integer(key, false)).collect();
+        let (mut near, mut ranges) = (BTreeSet::new(), Vec::new());
+        for (at, facts) in segments.iter().enumerate().filter(|(_, facts)| facts.rows > 0) {
+            match (keys(facts, column), &lost) {
+                (Some(keys), Some(lost)) if keys.iter().all(|(low, high)| lost.range(low..=high).next().is_none()) => {
+                    ranges.extend(keys.iter().map(|(low, high)| (*low, *high, at)));
+                }
+                _ => _ = near.insert(at),
+            }
+        }
+        let times = vec![Vec::new(); segments.len()];
         (near, Self::grouped(ranges, segments, times))
     }
 
@@ -108,6 +126,7 @@ impl Outside {
         ranges.sort_unstable();
         // Runs of overlapping keys; a segment has up to eight ranges, so runs that share one belong together.
         let mut runs: Vec<(i64, i64, usize)> = Vec::new();
+        let members: BTreeSet<usize> = ranges.iter().map(|(_, _, at)| *at).collect();
         let mut leader: Vec<usize> = (0..segments.len()).collect();
         for (low, high, at) in ranges {
             match runs.last_mut().filter(|run| low <= run.1) {
@@ -122,10 +141,7 @@ impl Outside {
         let mut groups: Vec<Group> = Vec::new();
         let mut group_of = vec![None; segments.len()];
         let mut keys = Vec::with_capacity(runs.len());
-        for at in 0..segments.len() {
-            if times[at].is_empty() {
-                continue;
-            }
+        for at in members {
             let group = *group_of[find(&mut leader, at)].get_or_insert_with(|| {
                 groups.push(Group::default());
                 groups.len() - 1
@@ -153,12 +169,15 @@ impl Outside {
     }
 
     fn group(&self, key: Option<i64>, instant: Option<Timestamp>) -> Option<usize> {
-        let (key, instant) = (key?, instant?);
+        let key = key?;
         let at = self.keys.partition_point(|(_, high, _)| *high < key);
         let (low, _, group) = *self.keys.get(at)?;
         let times = &self.groups[group].instants;
-        let time = times.get(times.partition_point(|(_, high)| *high < instant))?;
-        (low <= key && time.0 <= instant).then_some(group)
+        let in_time = |instant: Timestamp| {
+            let time = times.get(times.partition_point(|(_, high)| *high < instant));
+            time.is_some_and(|(low, _)| *low <= instant)
+        };
+        (low <= key && (times.is_empty() || instant.is_some_and(in_time))).then_some(group)
     }
 
     /// A live row.
@@ -204,6 +223,12 @@ fn find(leader: &mut [usize], mut at: usize) -> usize {
         at = leader[at];
     }
     at
+}
+
+/// The keys that a segment has; `None`: nobody knows.
+fn keys(facts: &SegmentFacts, column: usize) -> Option<&[(i64, i64)]> {
+    let keys = facts.columns.get(column)?.as_ref()?;
+    (!keys.has_nulls && !keys.intervals.is_empty()).then_some(&keys.intervals)
 }
 
 /// When the rows of a segment were saved or arrived; `None`: it may have rows without a time, or nobody knows.
@@ -277,6 +302,22 @@ mod tests {
         assert_eq!((outside.rows(), outside.highest_key()), (7, Some(60)));
         assert!(outside.accounts_for(Some(55), Some(second(9))));
         assert!(!outside.accounts_for(Some(25), Some(second(3))));
+    }
+
+    #[test]
+    fn what_belongs_to_lost_messages_is_read_and_the_rest_is_counted_by_key() {
+        let key = |key: i64| key.to_be_bytes().to_vec();
+        let facts = |low: i64, high: i64, rows: u64| {
+            let numbers = Numbers { has_nulls: false, intervals: vec![(low, high)] };
+            SegmentFacts { columns: vec![Some(numbers)], ..segment(rows) }
+        };
+        let segments = [facts(1, 10, 3), facts(11, 20, 2), SegmentFacts { columns: vec![None], ..segment(1) }];
+        let (near, mut outside) = Outside::of_children(0, &HashSet::from([key(15)]), &segments);
+        assert_eq!(near, BTreeSet::from([1, 2]));
+        outside.live(Some(2), None);
+        outside.live(Some(2), None);
+        outside.live(Some(15), None);
+        assert_eq!(outside.unsettled(), BTreeSet::from([0]));
     }
 
     #[test]
