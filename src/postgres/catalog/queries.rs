@@ -239,17 +239,20 @@ const EXTENSIONS: &str = "SELECT e.extname AS name, e.extversion AS version, n.n
 
 const PUBLICATIONS: &str = "SELECT pubname AS name, puballtables AS all_tables FROM pg_publication ORDER BY 1";
 
-/// All types but the row types of system catalogs; [`types::settle`] keeps those that matter.
+/// All types but the row types of system catalogs; [`types::settle`] keeps those that matter. Constraints are looked for of domains
+/// alone: one by one no index finds them, and types times constraints was a third of the time that a small comparison took.
 const TYPES: &str = "SELECT t.oid::int8, n.nspname AS schema, t.typname AS name, t.typtype AS kind, \
      t.typsend <> 0 AS has_send, t.typreceive <> 0 AS has_receive, \
      CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem::int8 END AS element, \
      nullif(t.typbasetype, 0)::int8 AS base, CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END \
      AS base_type, t.typnotnull AS not_null, coalesce(r.rngsubtype, m.rngsubtype)::int8 AS subtype, \
-     (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = t.oid) AS labels, \
+     (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e WHERE t.typtype = 'e' AND e.enumtypid = t.oid) \
+      AS labels, \
      (SELECT json_agg(json_build_object('name', a.attname, 'type_oid', a.atttypid::int8, 'type', \
       format_type(a.atttypid, a.atttypmod)) ORDER BY a.attnum) FROM pg_attribute a WHERE t.typtype = 'c' \
       AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS attributes, \
-     (SELECT json_agg(pg_get_constraintdef(o.oid) ORDER BY o.conname) FROM pg_constraint o WHERE o.contypid = t.oid) AS checks, \
+     (SELECT json_agg(pg_get_constraintdef(o.oid) ORDER BY o.conname) FROM pg_constraint o WHERE t.typtype = 'd' \
+      AND o.contypid = t.oid) AS checks, \
      n.nspname NOT IN ('pg_catalog', 'information_schema', 'restante') AND n.nspname !~ '^pg_' AND (c.relkind IS NULL \
       OR c.relkind = 'c') AND t.typtype IN ('c', 'd', 'e', 'r') AS user_made \
      FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_class c ON c.oid = t.typrelid \

@@ -5,7 +5,8 @@
 //! at any point, by windows, by two at once, while mail goes on arriving, again; undoes and redoes. After each restore every row of the store must be
 //! one that the model knows alive or one lost mail that came back: nothing lost, nothing doubled, nothing resurrected.
 //!
-//! `RESTANTE_HISTORIES` and `RESTANTE_SEED` say how many and from where; one history alone is `RESTANTE_HISTORIES=1` with its seed.
+//! 500 of them, 10,000 in `scripts/test --long`; `RESTANTE_HISTORIES` and `RESTANTE_SEED` say how many and from where. One history
+//! alone is `RESTANTE_HISTORIES=1` with its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -220,7 +221,8 @@ fn workers() -> usize {
 
 #[test]
 fn no_history_loses_doubles_or_resurrects_a_mail() {
-    let (histories, seed) = (number("RESTANTE_HISTORIES", 500), number("RESTANTE_SEED", 1));
+    let many = if std::env::var_os("RESTANTE_TEST_LONG").is_some() { 10_000 } else { 500 };
+    let (histories, seed) = (number("RESTANTE_HISTORIES", many), number("RESTANTE_SEED", 1));
     let held = run(histories, seed, false);
     // Past libtest's capture: the table is part of what the run says.
     let mut out = std::io::stdout().lock();

@@ -219,3 +219,32 @@ impl Names {
         }
     }
 }
+
+/// Beside the model over a renamed store: names that are no words of their own are looked for in the text of the engine.
+#[test]
+fn no_name_of_the_reference_store_stands_in_the_engine() {
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        text.split(|c: char| !(c.is_ascii_lowercase() || c == '_')).filter(|word| word.contains('_'))
+    }
+    // Mail itself has these two.
+    let statements = restante_fixtures::store::SCHEMA.lines().filter_map(|line| line.split("--").next());
+    let names: std::collections::BTreeSet<&str> =
+        statements.flat_map(words).filter(|word| !matches!(*word, "message_id" | "content_type")).collect();
+    assert!(names.contains("saved_at") && names.contains("message_attachments"), "{names:?}");
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "rs") && !path.ends_with("profile/tests.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let found: Vec<&str> = words(&text).filter(|word| names.contains(word)).collect();
+                assert!(found.is_empty(), "{} names {found:?} of a mail store", path.display());
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 50, "{files} files");
+}
