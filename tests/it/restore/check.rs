@@ -74,9 +74,10 @@ impl History<'_> {
             assert_eq!(found.seen, fitting[0].seen, "CHANGED: {found:?} lost its flags\n{}", self.told());
         }
         let lost = self.lost.remove(at);
+        let alive = |one: &super::history::Mailbox| one.state == State::Alive && one.id == found.mailbox;
         let mail = Mail {
             serial: self.serial(),
-            mailbox: lost.mailbox,
+            mailbox: self.mailboxes.iter().position(alive).unwrap_or(lost.mailbox),
             content,
             saved: self.minute,
             seen: found.seen,

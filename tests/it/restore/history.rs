@@ -73,6 +73,10 @@ pub struct Mailbox {
     pub id: i64,
     pub state: State,
     pub held: bool,
+    /// Made anew by its user when it was lost.
+    remade: bool,
+    /// What was lost from it when it was deleted after that.
+    dropped: Vec<Lost>,
 }
 
 /// A UID as a client knows it: mailbox, UIDVALIDITY, UID.
@@ -144,7 +148,8 @@ impl<'a> History<'a> {
     async fn make_mailbox(&mut self, account: i64, name: &str) {
         let id = self.store.mailbox(account, name, self.minute).await;
         self.tell("make mailbox", format!("{id} {name}"));
-        self.mailboxes.push(Mailbox { account, name: name.to_owned(), id, state: State::Alive, held: false });
+        let (name, state) = (name.to_owned(), State::Alive);
+        self.mailboxes.push(Mailbox { account, name, id, state, held: false, remade: false, dropped: Vec::new() });
     }
 
     fn in_state(&self, state: State) -> Vec<usize> {
@@ -252,6 +257,9 @@ impl<'a> History<'a> {
                     self.mailboxes[at].name += " (gone)";
                     self.make_mailbox(account, &name).await;
                     self.happened.insert("make a deleted mailbox anew");
+                    // A lost one that was made anew, deleted, and made anew in its row: as if it had been made anew once.
+                    let dropped = std::mem::take(&mut self.mailboxes[at].dropped).into_iter();
+                    self.lost.extend(dropped.map(|lost| Lost { optional: true, ..lost }));
                 }
             }
             _ => self.make_lost_mailbox().await,
@@ -328,7 +336,11 @@ impl<'a> History<'a> {
         self.mailboxes[mailbox].state = State::Deleted;
         let own: Vec<i64> = self.alive.iter().filter(|(_, mail)| mail.mailbox == mailbox).map(|(id, _)| *id).collect();
         own.iter().for_each(|id| self.forget(*id));
-        self.lost.retain(|lost| lost.mailbox != mailbox);
+        let (dropped, lost) = std::mem::take(&mut self.lost).into_iter().partition(|lost| lost.mailbox == mailbox);
+        self.lost = lost;
+        if self.mailboxes[mailbox].remade {
+            self.mailboxes[mailbox].dropped = dropped;
+        }
     }
 
     /// The user misses a mailbox and makes one of its name before anybody restores.
@@ -341,7 +353,7 @@ impl<'a> History<'a> {
         if id == self.mailboxes[at].id {
             self.lost.iter_mut().filter(|lost| lost.mailbox == at).for_each(|lost| lost.optional = true);
         }
-        (self.mailboxes[at].id, self.mailboxes[at].state) = (id, State::Alive);
+        (self.mailboxes[at].id, self.mailboxes[at].state, self.mailboxes[at].remade) = (id, State::Alive, true);
     }
 
     fn account(&self, id: i64) -> i64 {
