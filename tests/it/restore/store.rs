@@ -141,6 +141,8 @@ impl Store {
 
     async fn over(database: TestDatabase, client: Client, names: Names, profile: Profile) -> Self {
         let reader = connect(&database, "postgres").await;
+        // The sessions of restores are waited for; this one stays.
+        reader.execute("naming a session", "SET application_name = 'model'").await.unwrap();
         let contents = (0..CONTENTS).map(|number| (sha256(&Content(number).raw()), Content(number))).collect();
         Self { database, client, reader, profile, names, contents }
     }
@@ -379,7 +381,7 @@ impl Store {
         let report = Cut { work: Box::pin(work), steps }.await;
         // The server may still be at the last statement.
         let all = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
-        while self.client.query_one(all, &[]).await.unwrap().get::<_, i64>(0) > 1 {
+        while self.client.query_one(all, &[]).await.unwrap().get::<_, i64>(0) > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         report
