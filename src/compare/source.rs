@@ -127,7 +127,7 @@ pub trait Source: Send + Sync {
     async fn values(&self, wanted: &[LargeValue]) -> Result<Vec<Bytes>, CompareError>;
 }
 
-/// Bytes of chunks kept for the next question: neighbouring batches take their small values from the same groups.
+/// Neighbouring batches take their small values from the same groups.
 const KEPT_CHUNKS: usize = 32 << 20;
 /// Value maps kept for the next question; the values of one batch come from few increments.
 const KEPT_VALUE_MAPS: usize = 16;
@@ -141,8 +141,13 @@ pub struct RepositorySource {
 }
 
 impl RepositorySource {
-    pub async fn open(mut reader: SnapshotReader) -> Result<Self, CompareError> {
-        reader.chunks = reader.chunks.keeping(KEPT_CHUNKS);
+    pub async fn open(reader: SnapshotReader) -> Result<Self, CompareError> {
+        Self::keeping(reader, KEPT_CHUNKS).await
+    }
+
+    /// `kept`: bytes of chunks that are kept for the next question.
+    pub async fn keeping(mut reader: SnapshotReader, kept: usize) -> Result<Self, CompareError> {
+        reader.chunks = reader.chunks.keeping(kept);
         let manifest = reader.manifest();
         let catalog = reader.chunks.fetch_joined(&manifest.schema.catalog).await?;
         let catalog: Catalog = if catalog.is_empty() {

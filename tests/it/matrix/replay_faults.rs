@@ -29,7 +29,8 @@ async fn restore(place: &Place<'_>, storage: &Arc<dyn Storage>) -> Result<Replay
         let repository = place.incident.keys.as_reader(storage).await?;
         let (all, _) = snapshots::list(&repository).await?;
         let reader = SnapshotReader::open(&repository, snapshots::select(&all, "latest")?).await?;
-        let source = RepositorySource::open(reader).await?;
+        // So small a store would be read before the first batch, and no call would fail halfway.
+        let source = RepositorySource::keeping(reader, 0).await?;
         let session = Session::connect(&dsn(&place.dsn), SessionOptions::default()).await?;
         let profile = Profile::builtin("reference").unwrap()?;
         let window = Window { from: Some(clock(i64::from(DAMAGE))), to: None };
