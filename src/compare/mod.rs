@@ -16,6 +16,7 @@
 //! | [`content`] | the mail as its sender wrote it, and its fingerprint, from either side |
 //! | [`tombstones`] | what users deleted themselves |
 //! | [`past`] | what earlier replays put back |
+//! | `belongings` | what belongs to lost messages, and what living ones miss |
 //! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
 //! | [`window`] | what of the snapshot the restore of a window need not read |
@@ -24,6 +25,7 @@
 //! | [`diff`] | two snapshots, table by table |
 //! | [`report`] | what may be printed of it: no subjects, no content |
 
+mod belongings;
 pub mod choose;
 pub mod classify;
 pub mod content;

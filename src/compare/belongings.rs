@@ -1,0 +1,133 @@
+//! What belongs to messages: links to parts and other children of lost ones, and what living messages miss of theirs.
+
+use std::collections::{HashMap, HashSet};
+
+use super::classify::{Leftover, row_print};
+use super::content::PartRows;
+use super::error::CompareError;
+use super::layout::Layout;
+use super::live;
+use super::parents::inline;
+use super::row::{Print, Row};
+use super::source::{Pick, Source};
+use super::window::{Outside, Window};
+use crate::postgres::session::Session;
+use crate::repository::zone;
+
+/// Rows of living messages that are gone.
+#[derive(Debug, Default)]
+pub struct Incomplete {
+    /// By kind of part.
+    pub via: Vec<Vec<Row>>,
+    pub children: Vec<Vec<Row>>,
+    /// Keys of the living messages that miss something.
+    pub messages: HashSet<Vec<u8>>,
+}
+
+/// Children of lost messages, and rows that living messages miss.
+pub(super) async fn belongings(
+    session: &Session,
+    source: &dyn Source,
+    layout: &Layout,
+    lost: &HashMap<Vec<u8>, usize>,
+    window: &Window,
+    leftovers: &mut [Leftover],
+) -> Result<Incomplete, CompareError> {
+    let mut incomplete = Incomplete {
+        via: vec![Vec::new(); layout.parts.len()],
+        children: vec![Vec::new(); layout.children.len()],
+        messages: HashSet::new(),
+    };
+    let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
+    let kinds = layout.parts.iter().map(|part| &part.via).chain(&layout.children);
+    for (kind, child) in kinds.enumerate() {
+        // Those of living messages are looked at only where users do not change them; of a window's neighbours they are counted first.
+        let counted = !child.mutable && window.is_bounded();
+        let (mut picked, mut outside) = if counted {
+            Outside::of_children(child.message, &keys, &source.segments(&child.table.source).await?)
+        } else {
+            Default::default()
+        };
+        let number = |key: Option<&[u8]>| zone::integer(key?, false);
+        let mut living: HashSet<Print> = HashSet::new();
+        if !child.mutable {
+            let mut columns = vec![child.message];
+            columns.extend(&child.natural);
+            let select = format!("SELECT {} FROM {} c", child.table.select(&columns, "c"), child.table.quoted());
+            live::copy(session, "reading what belongs to live messages", &select, columns.len(), &mut |row| {
+                living.insert(row_print(row[0], row[1..].iter().copied()));
+                outside.live(number(row[0]), None);
+                Ok(())
+            })
+            .await?;
+        }
+        for _ in 0..2 {
+            let pick = if child.mutable {
+                Pick::Keys { column: child.message, keys: &keys }
+            } else if counted {
+                Pick::Segments(&picked)
+            } else {
+                Pick::All
+            };
+            source
+                .scan(&child.table.source, pick, &mut |cells| {
+                    let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
+                    let Some(message) = inline(cells, child.message) else { return Ok(()) };
+                    if let Some(at) = lost.get(message) {
+                        let leftover = &mut leftovers[*at];
+                        rows_of(&mut leftover.via, &mut leftover.children, kind).push(keep());
+                        return Ok(());
+                    }
+                    let print = row_print(Some(message), child.natural.iter().map(|at| inline(cells, *at)));
+                    if living.contains(&print) {
+                        outside.paired(number(Some(message)), None);
+                    } else if !child.mutable {
+                        incomplete.messages.insert(message.to_vec());
+                        rows_of(&mut incomplete.via, &mut incomplete.children, kind).push(keep());
+                    }
+                    Ok(())
+                })
+                .await?;
+            if !counted {
+                break;
+            }
+            picked = outside.unsettled();
+        }
+    }
+    Ok(incomplete)
+}
+
+/// Kinds are counted through: first the links to parts, then the other children.
+fn rows_of<'a>(via: &'a mut [Vec<Row>], children: &'a mut [Vec<Row>], kind: usize) -> &'a mut Vec<Row> {
+    match kind.checked_sub(via.len()) {
+        None => &mut via[kind],
+        Some(child) => &mut children[child],
+    }
+}
+
+/// The parts that leftovers and incomplete messages name.
+pub(super) async fn parts(
+    source: &dyn Source,
+    layout: &Layout,
+    leftovers: &[Leftover],
+    incomplete: &Incomplete,
+) -> Result<PartRows, CompareError> {
+    let mut parts = Vec::with_capacity(layout.parts.len());
+    for (kind, part) in layout.parts.iter().enumerate() {
+        let rows = leftovers.iter().flat_map(|leftover| &leftover.via[kind]).chain(&incomplete.via[kind]);
+        let keys: HashSet<Vec<u8>> = rows.filter_map(|row| Some(row[part.part].bytes()?.to_vec())).collect();
+        let mut found = HashMap::with_capacity(keys.len());
+        let key = part.table.single_key()?;
+        if !keys.is_empty() {
+            source
+                .scan(&part.table.source, Pick::Keys { column: key, keys: &keys }, &mut |cells| {
+                    let row = cells.iter().map(|cell| cell.keep()).collect();
+                    found.insert(inline(cells, key).unwrap_or_default().to_vec(), row);
+                    Ok(())
+                })
+                .await?;
+        }
+        parts.push(found);
+    }
+    Ok(parts)
+}
