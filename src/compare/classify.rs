@@ -203,6 +203,7 @@ impl Scan<'_> {
         if !self.window.is_bounded() {
             self.live_rows(session).await?;
             self.snapshot_rows(source, facts, Pick::All, &mut leftovers).await?;
+            leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
             return Ok(leftovers);
         }
         let segments = source.segments(&table.source).await?;
@@ -212,6 +213,8 @@ impl Scan<'_> {
         self.snapshot_rows(source, facts, Pick::Segments(&near), &mut leftovers).await?;
         let unsettled = self.outside.unsettled();
         self.snapshot_rows(source, facts, Pick::Segments(&unsettled), &mut leftovers).await?;
+        // Of two equal mails each window must take the same for the one that lives: in whatever order the segments were read.
+        leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
         self.counters.snapshot_key(self.outside.highest_key());
         Ok(leftovers)
     }
