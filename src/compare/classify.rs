@@ -144,6 +144,8 @@ async fn read(
         outside: Outside::default(),
     };
     let mut leftovers = scan.rows(session, source, &facts).await?;
+    // Of two equal mails each window must take the same for the one that lives, in whatever order their segments were read.
+    leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
     let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
     let Scan { mut counters, mut pairs, same, changed, outside, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
@@ -203,7 +205,6 @@ impl Scan<'_> {
         if !self.window.is_bounded() {
             self.live_rows(session).await?;
             self.snapshot_rows(source, facts, Pick::All, &mut leftovers).await?;
-            leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
             return Ok(leftovers);
         }
         let segments = source.segments(&table.source).await?;
@@ -213,8 +214,6 @@ impl Scan<'_> {
         self.snapshot_rows(source, facts, Pick::Segments(&near), &mut leftovers).await?;
         let unsettled = self.outside.unsettled();
         self.snapshot_rows(source, facts, Pick::Segments(&unsettled), &mut leftovers).await?;
-        // Of two equal mails each window must take the same for the one that lives: in whatever order the segments were read.
-        leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
         self.counters.snapshot_key(self.outside.highest_key());
         Ok(leftovers)
     }

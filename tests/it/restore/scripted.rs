@@ -283,6 +283,27 @@ async fn a_window_and_a_mailbox_narrow_a_restore_and_the_rest_is_counted() {
 }
 
 #[tokio::test]
+async fn two_windows_take_a_living_copy_for_the_same_lost_mail() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    // The equal ones lie in two segments, one of each window.
+    for (minute, content) in [11, 2, 3, 4, 5, 11].into_iter().enumerate() {
+        ids.push(store.deliver(inbox, Content(content), minute as i64, 0).await);
+    }
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[], true).await;
+    store.deliver(inbox, Content(11), 20, 0).await;
+    let cut = Some(clock(4));
+    for (from, to) in [(None, cut), (cut, None)] {
+        let plan = PlanOptions { window: Window { from, to }, ..Default::default() };
+        store.restore_with(&snapshot, None, &plan, ApplyOptions::default()).await;
+    }
+    assert_eq!(contents(&store, inbox).await, [2, 3, 4, 5, 11, 11]);
+}
+
+#[tokio::test]
 async fn a_snapshot_of_the_damaged_store_is_seen_through() {
     let store = Store::new().await;
     let account = store.account("a@example.org").await;

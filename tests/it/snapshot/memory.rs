@@ -2,9 +2,7 @@
 
 use std::process::Command;
 
-use restante_fixtures::{load, store};
-
-use super::support::{Place, snapshot_role, text};
+use super::support::{Place, filled, snapshot_role, text};
 use crate::server::{TestDatabase, TestServer};
 
 const MIB: u64 = 1 << 20;
@@ -37,15 +35,6 @@ fn taking(place: &Place, store: &str) -> u64 {
     let mut program = place.program(store);
     program.args(["snapshot", "--memory", "64MiB", "--jobs", "2"]);
     peak(&program)
-}
-
-async fn filled(messages: u64) -> TestDatabase {
-    let database = TestServer::shared().database(None).await;
-    let client = database.superuser().await;
-    store::create(&client).await.unwrap();
-    let options = load::Options { messages, max_size: 2_000_000, ..Default::default() };
-    load::load(&client, &options).await.unwrap();
-    database
 }
 
 async fn size(database: &TestDatabase) -> i64 {

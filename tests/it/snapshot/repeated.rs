@@ -11,19 +11,9 @@ use restante::repository::reader::load_index;
 use restante::repository::snapshots;
 use restante::snapshot::{Head, SnapshotError, SnapshotOptions, take};
 use restante::storage::layers::Counting;
-use restante_fixtures::{load, store};
 
-use super::support::{Place, dsn, monitor, options, restored, snapshot, snapshot_role, text};
-use crate::server::{TestDatabase, TestServer};
-
-async fn filled(messages: u64) -> TestDatabase {
-    let database = TestServer::shared().database(None).await;
-    let client = database.superuser().await;
-    store::create(&client).await.unwrap();
-    let options = load::Options { messages, max_size: 2_000_000, ..Default::default() };
-    load::load(&client, &options).await.unwrap();
-    database
-}
+use super::support::{Place, dsn, filled, monitor, options, restored, snapshot, snapshot_role, text};
+use crate::server::TestServer;
 
 async fn stored(place: &Place, kind: ChunkKind) -> u64 {
     let reader = place.reader().await;

@@ -22,8 +22,9 @@ use restante::repository::{Access, InitOptions, Repository, init, ring, secrets:
 use restante::restore::full::{FullOptions, FullReport, restore};
 use restante::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, take};
 use restante::storage::{Storage, location};
+use restante_fixtures::{load, store};
 
-use crate::server::{TestDatabase, binaries};
+use crate::server::{TestDatabase, TestServer, binaries};
 
 /// A connection string without this process's environment.
 pub fn dsn(text: &str) -> Dsn {
@@ -110,6 +111,16 @@ impl Place {
         walk(&base, &base, &mut found);
         found
     }
+}
+
+/// The reference store with so many arrivals of up to 2 MB.
+pub async fn filled(messages: u64) -> TestDatabase {
+    let database = TestServer::shared().database(None).await;
+    let client = database.superuser().await;
+    store::create(&client).await.unwrap();
+    let options = load::Options { messages, max_size: 2_000_000, ..Default::default() };
+    load::load(&client, &options).await.unwrap();
+    database
 }
 
 pub async fn open_storage(path: &Path) -> Arc<dyn Storage> {
