@@ -19,7 +19,7 @@ use super::content::{Made, PartRows};
 use super::counters::Counters;
 use super::duplicates;
 use super::error::CompareError;
-use super::layout::{Clock, Layout, layout};
+use super::layout::{Clock, Layout, Table, layout};
 use super::live;
 use super::pairing::{Paired, Pairs};
 use super::parents::{Fate, Parents, inline};
@@ -130,8 +130,8 @@ async fn read(
     catalog::read_sequence_values(session, &mut catalog.sequences).await?;
     let facts = source.facts().clone();
     let layout = layout(profile, &facts, &catalog)?;
-    let parents = Parents::read(session, source, &layout).await?;
     let past = Past::read(session).await?;
+    let parents = Parents::read(session, source, &layout, &past).await?;
 
     let mut scan = Scan {
         counters: Counters::new(&facts, &catalog, &layout, &parents),
@@ -287,7 +287,7 @@ impl Scan<'_> {
                     Paired::Leftover => leftovers.push(Leftover {
                         row: cells.iter().map(|cell| cell.keep()).collect(),
                         key: Bytes::copy_from_slice(key.unwrap_or_default()),
-                        source: source_print(facts, layout, key, evidence),
+                        source: source_print(facts, &layout.message.table, key, evidence),
                         mailbox,
                         instant,
                         class: Class::Absent,
@@ -379,17 +379,17 @@ pub fn row_print<'a>(key: Option<&[u8]>, evidence: impl Iterator<Item = Option<&
     Printer::default().add(key).all(evidence).finish()
 }
 
-/// The name of a message for all journals: store, table, key and creation evidence. Two snapshots of the store give it the same.
-fn source_print<'a>(
+/// The name of a row for all journals: store, table, key and creation evidence. Two snapshots of the store give it the same.
+pub(super) fn source_print<'a>(
     facts: &Facts,
-    layout: &Layout,
+    table: &Table,
     key: Option<&[u8]>,
     evidence: impl Iterator<Item = Option<&'a [u8]>>,
 ) -> Print {
     let mut printer = Printer::default();
     printer.add(facts.store.system_identifier.map(u64::to_le_bytes).as_ref().map(|bytes| &bytes[..]));
     printer.add(Some(facts.store.database.as_bytes())).add(Some(&facts.store.database_oid.to_le_bytes()));
-    printer.add(Some(layout.message.table.label().as_bytes())).add(key).all(evidence).finish()
+    printer.add(Some(table.label().as_bytes())).add(key).all(evidence).finish()
 }
 
 fn state<'a>(fields: impl Iterator<Item = Option<&'a [u8]>>) -> u32 {

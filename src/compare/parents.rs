@@ -1,17 +1,19 @@
 //! Which live account and mailbox a lost message belongs to.
 //!
 //! Parents are found again by their natural key *and* their creation evidence, never by their key: keys were issued again, and mail
-//! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together. Memory: all rows of both
-//! tables, from both sides.
+//! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together; of one that a replay made,
+//! the journal knows the new key. Memory: all rows of both tables, from both sides.
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use super::classify::source_print;
 use super::error::CompareError;
 use super::layout::{Layout, Parent, Table};
 use super::live;
-use super::row::{Cell, Row, Value};
+use super::past::Past;
+use super::row::{Cell, Print, Row, Value};
 use super::source::{Pick, Source, collect};
 use crate::postgres::session::Session;
 use crate::repository::zone;
@@ -35,6 +37,8 @@ pub enum Fate {
 pub struct Known {
     pub row: Row,
     pub key: Bytes,
+    /// Its name for the journal.
+    pub source: Print,
     /// What people call it: address, or name. Hostile text.
     pub label: String,
     /// Of a mailbox: position among the owners.
@@ -74,13 +78,19 @@ pub struct Parents {
 }
 
 impl Parents {
-    pub async fn read(session: &Session, source: &dyn Source, layout: &Layout) -> Result<Self, CompareError> {
+    pub async fn read(
+        session: &Session,
+        source: &dyn Source,
+        layout: &Layout,
+        past: &Past,
+    ) -> Result<Self, CompareError> {
         let mut parents = Self::default();
         if let Some(owner) = &layout.owner {
             parents.owners = snapshot(source, owner).await?;
             parents.live_owners = live(session, owner).await?;
             parents.live_owner_by_key = index(parents.live_owners.iter().map(|owner| &owner.key));
-            resolve(owner, &mut parents.owners, &parents.live_owners, &[], &[]);
+            let live = Live::new(&parents.live_owners, past);
+            parents.owners.iter_mut().for_each(|one| one.fate = live.fate(owner, one, None));
         }
         parents.mailboxes = snapshot(source, &layout.mailbox).await?;
         parents.live_mailboxes = live(session, &layout.mailbox).await?;
@@ -90,8 +100,17 @@ impl Parents {
                 mailbox.owner = mailbox.row[column].bytes().and_then(|key| owners.get(key)).copied();
             }
         }
-        let (owners, live_owners) = (&parents.owners, &parents.live_owners);
-        resolve(&layout.mailbox, &mut parents.mailboxes, &parents.live_mailboxes, owners, live_owners);
+        let live = Live::new(&parents.live_mailboxes, past);
+        for one in &mut parents.mailboxes {
+            one.fate = match one.owner.map(|owner| parents.owners[owner].fate) {
+                Some(Fate::Deleted | Fate::OwnerDeleted) => Fate::OwnerDeleted,
+                Some(Fate::Lost) => Fate::Lost,
+                Some(Fate::Alive(at) | Fate::Successor(at)) => {
+                    live.fate(&layout.mailbox, one, Some(&parents.live_owners[at].key))
+                }
+                None => live.fate(&layout.mailbox, one, None),
+            };
+        }
         parents.by_key = index(parents.mailboxes.iter().map(|mailbox| &mailbox.key));
         parents.live_by_key = index(parents.live_mailboxes.iter().map(|mailbox| &mailbox.key));
         Ok(parents)
@@ -151,7 +170,9 @@ async fn snapshot(source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, Co
         }
         let number = |at: Option<usize>| row[at?].bytes().and_then(|bytes| zone::integer(bytes, false));
         let Some(key) = row[key].bytes().map(Bytes::copy_from_slice) else { continue };
+        let evidence = parent.evidence.iter().map(|at| row[*at].bytes());
         known.push(Known {
+            source: source_print(source.facts(), &parent.table, Some(&key), evidence),
             key,
             label: label(parent, |at| row[at].bytes().map(<[u8]>::to_vec)),
             owner: None,
@@ -229,52 +250,53 @@ pub fn shown(table: &Table, column: usize, field: Option<&[u8]>) -> String {
     }
 }
 
-fn resolve(parent: &Parent, known: &mut [Known], live: &[LiveParent], owners: &[Known], live_owners: &[LiveParent]) {
-    let by_natural: HashMap<&[Option<Bytes>], usize> =
-        live.iter().enumerate().map(|(at, live)| (&live.natural[..], at)).collect();
-    let by_key: HashMap<&[u8], usize> = live.iter().enumerate().map(|(at, live)| (&live.key[..], at)).collect();
-    for one in known {
-        one.fate = match one.owner.map(|owner| owners[owner].fate) {
-            Some(Fate::Deleted | Fate::OwnerDeleted) => Fate::OwnerDeleted,
-            Some(Fate::Lost) => Fate::Lost,
-            Some(Fate::Alive(at) | Fate::Successor(at)) => {
-                fate(parent, one, live, &by_natural, &by_key, Some(&live_owners[at].key))
-            }
-            None => fate(parent, one, live, &by_natural, &by_key, None),
-        };
-    }
+/// The live accounts or mailboxes, by what they are found.
+struct Live<'a> {
+    rows: &'a [LiveParent],
+    by_natural: HashMap<&'a [Option<Bytes>], usize>,
+    by_key: HashMap<&'a [u8], usize>,
+    by_key_text: HashMap<&'a str, usize>,
+    past: &'a Past,
 }
 
-fn fate(
-    parent: &Parent,
-    one: &Known,
-    live: &[LiveParent],
-    by_natural: &HashMap<&[Option<Bytes>], usize>,
-    by_key: &HashMap<&[u8], usize>,
-    owner: Option<&Bytes>,
-) -> Fate {
-    let field = |at: &usize| match (&one.row[*at], owner) {
-        (_, Some(owner)) if Some(*at) == parent.owner => Some(owner.clone()),
-        (value, _) => value.bytes().map(Bytes::copy_from_slice),
-    };
-    let natural: Vec<Option<Bytes>> = parent.natural.iter().map(field).collect();
-    let evidence: Vec<Option<Bytes>> = parent.evidence.iter().map(field).collect();
-    let alive = |at: usize| if live[at].shown { Fate::Alive(at) } else { Fate::Deleted };
-    let named = by_natural.get(&natural[..]).copied();
-    if let Some(at) = named.filter(|at| live[*at].evidence == evidence) {
-        return alive(at);
+impl<'a> Live<'a> {
+    fn new(rows: &'a [LiveParent], past: &'a Past) -> Self {
+        Self {
+            rows,
+            by_natural: rows.iter().enumerate().map(|(at, live)| (&live.natural[..], at)).collect(),
+            by_key: rows.iter().enumerate().map(|(at, live)| (&live.key[..], at)).collect(),
+            by_key_text: rows.iter().enumerate().map(|(at, live)| (&live.key_text[..], at)).collect(),
+            past,
+        }
     }
-    // Renamed: only key and evidence together prove it, and only where there is evidence.
-    let keyed = by_key.get(&one.key[..]).copied();
-    if let Some(at) = keyed.filter(|at| !evidence.is_empty() && live[*at].evidence == evidence) {
-        return alive(at);
-    }
-    match named {
-        // Deleted, and made anew in the same row.
-        Some(at) if live[at].key == one.key => Fate::Deleted,
-        Some(at) if live[at].shown => Fate::Successor(at),
-        Some(_) => Fate::Deleted,
-        None => Fate::Lost,
+
+    /// `owner`: the live key of its account.
+    fn fate(&self, parent: &Parent, one: &Known, owner: Option<&Bytes>) -> Fate {
+        let field = |at: &usize| match (&one.row[*at], owner) {
+            (_, Some(owner)) if Some(*at) == parent.owner => Some(owner.clone()),
+            (value, _) => value.bytes().map(Bytes::copy_from_slice),
+        };
+        let natural: Vec<Option<Bytes>> = parent.natural.iter().map(field).collect();
+        let evidence: Vec<Option<Bytes>> = parent.evidence.iter().map(field).collect();
+        let alive = |at: usize| if self.rows[at].shown { Fate::Alive(at) } else { Fate::Deleted };
+        let named = self.by_natural.get(&natural[..]).copied();
+        if let Some(at) = named.filter(|at| self.rows[*at].evidence == evidence) {
+            return alive(at);
+        }
+        // Renamed: only key and evidence together prove it, and only where there is evidence.
+        let made = self.past.made(&one.source).iter().filter_map(|key| self.by_key_text.get(&key[..]));
+        let own: Vec<usize> = self.by_key.get(&one.key[..]).into_iter().chain(made).copied().collect();
+        let mut same = own.iter().filter(|at| !evidence.is_empty() && self.rows[**at].evidence == evidence);
+        if let Some(at) = same.next() {
+            return alive(*at);
+        }
+        match named {
+            // Deleted, and made anew in the same row.
+            Some(at) if own.contains(&at) => Fate::Deleted,
+            Some(at) if self.rows[at].shown => Fate::Successor(at),
+            Some(_) => Fate::Deleted,
+            None => Fate::Lost,
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use crate::repository::zone;
 
 /// The table of the journal, in Restante's own schema.
 pub const JOURNAL: &str = "\"restante\".\"journal\"";
+/// The accounts and mailboxes that replays made, beside it.
+pub const PARENTS: &str = "\"restante\".\"parent\"";
 
 #[derive(Debug, Default)]
 pub struct Past {
@@ -21,6 +23,8 @@ pub struct Past {
     undone: HashSet<Print>,
     /// Source identity → UIDNEXT of the mailbox when its replay was undone last.
     taken_back: HashMap<Print, i64>,
+    /// Source identity of an account or mailbox → live keys under which replays made it, as text.
+    made: HashMap<Print, Vec<String>>,
 }
 
 impl Past {
@@ -53,6 +57,12 @@ impl Past {
         };
         let read = live::copy(session, "reading the journal of replays", &select, 5, &mut row).await;
         read.map_err(|error| CompareError::Journal { message: error.to_string() })?;
+        let made = session.client().query(&format!("SELECT source, key FROM {PARENTS}"), &[]).await.map_err(failed)?;
+        for row in made {
+            if let Ok(source) = row.get::<_, &[u8]>(0).try_into() {
+                past.made.entry(Print(source)).or_default().push(row.get(1));
+            }
+        }
         Ok(past)
     }
 
@@ -64,6 +74,11 @@ impl Past {
     /// The first UID of what arrived after this message was taken back again: older mail in its mailbox stood beside it.
     pub fn stands_from(&self, source: &Print) -> Option<i64> {
         self.taken_back.get(source).copied()
+    }
+
+    /// Live keys under which replays made this account or mailbox of a snapshot.
+    pub fn made(&self, parent: &Print) -> &[String] {
+        self.made.get(parent).map_or(&[], Vec::as_slice)
     }
 
     /// Was this live row put back by a replay? Then it stands for its own source and for nobody else.

@@ -97,7 +97,7 @@ impl Apply {
         staging::prepare(session, layout).await?;
         report.counters = raise::raise(session, plan).await?;
         let replay = journal::begin(session, plan).await?;
-        let targets = parents::restore(session, plan).await?;
+        let targets = parents::restore(session, plan, &replay).await?;
         report.owners = plan.owners.len();
         report.mailboxes = plan.mailboxes.len();
 

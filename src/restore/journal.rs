@@ -2,6 +2,7 @@
 //!
 //! A row says: this message of a snapshot was put back, as that live row. It is written in the transaction that puts the row back, and
 //! is unique over all replays, repositories and snapshots, so a crash, a second run or a second responder puts nothing back twice.
+//! Accounts and mailboxes that a replay made stand beside it, with their new keys.
 //! Prints are hashes over keys and times; no address and no content stands here.
 
 use serde::Serialize;
@@ -22,6 +23,13 @@ CREATE TABLE IF NOT EXISTS restante.replay (
     asked text NOT NULL DEFAULT '',
     begun timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended timestamptz
+);
+CREATE TABLE IF NOT EXISTS restante.parent (
+    source bytea NOT NULL,
+    key text NOT NULL,
+    replay text NOT NULL REFERENCES restante.replay (id),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (source, key)
 );
 CREATE TABLE IF NOT EXISTS restante.journal (
     entry bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

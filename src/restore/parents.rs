@@ -14,6 +14,8 @@ use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::layout::Parent;
 use crate::compare::live;
 use crate::compare::parents::{Fate, Known};
+use crate::compare::past::PARENTS;
+use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 
 /// A live mailbox that mail goes into.
@@ -32,7 +34,8 @@ pub(super) type Targets = HashMap<(usize, bool), Target>;
 /// What people put aside is found there.
 const ASIDE: &str = "Recovered/";
 
-pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, ReplayError> {
+pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Result<Targets, ReplayError> {
+    let replay = Replay { session, plan, id: replay };
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
     let mut owners: HashMap<usize, Bytes> = HashMap::new();
     for (at, owner) in parents.owners.iter().enumerate() {
@@ -44,13 +47,13 @@ pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, R
         let stage = Stage::Parent { mailbox: false };
         for at in &plan.owners {
             let known = &parents.owners[*at];
-            if let Some(target) = put(session, plan, owner, stage, known, None, "").await? {
+            if let Some(target) = put(replay, owner, stage, known, None, "").await? {
                 owners.insert(*at, target.key);
             }
         }
     }
     let mut targets = Targets::new();
-    for (at, mailbox) in parents.mailboxes.iter().enumerate() {
+    for at in 0..parents.mailboxes.len() {
         if let Some(live) = parents.target(at) {
             let target = Target {
                 key: live.key.clone(),
@@ -60,7 +63,6 @@ pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, R
             };
             targets.insert((at, false), target);
         }
-        let _ = mailbox;
     }
     let lost = plan.mailboxes.iter().map(|at| (*at, false)).chain(plan.aside.iter().map(|at| (*at, true)));
     for (at, aside) in lost {
@@ -74,23 +76,30 @@ pub(super) async fn restore(session: &Session, plan: &Plan) -> Result<Targets, R
         };
         let stage = Stage::Parent { mailbox: true };
         let prefix = if aside { ASIDE } else { "" };
-        if let Some(target) = put(session, plan, &layout.mailbox, stage, known, owner, prefix).await? {
+        if let Some(target) = put(replay, &layout.mailbox, stage, known, owner, prefix).await? {
             targets.insert((at, aside), target);
         }
     }
     Ok(targets)
 }
 
+#[derive(Clone, Copy)]
+struct Replay<'a> {
+    session: &'a Session,
+    plan: &'a Plan,
+    id: &'a str,
+}
+
 /// Inserts the row of a parent unless one of its name is there; `None` when that is not to be used.
 async fn put(
-    session: &Session,
-    plan: &Plan,
+    replay: Replay<'_>,
     parent: &Parent,
     stage: Stage,
     known: &Known,
     owner: Option<&Bytes>,
     prefix: &str,
 ) -> Result<Option<Target>, ReplayError> {
+    let Replay { session, plan, id } = replay;
     let layout = &plan.comparison.layout;
     let table = &parent.table;
     let key = table.single_key()?;
@@ -170,6 +179,11 @@ async fn put(
         let Some((shown, target)) = found else { return Ok(None) };
         // The name may have been taken between the comparison and now: then the next comparison decides.
         let ours = parent.evidence.iter().zip(&target.evidence).all(|(at, live)| row[*at] == *live);
+        if ours && prefix.is_empty() {
+            let sql = format!("INSERT INTO {PARENTS} (source, key, replay) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING");
+            let made = session.client().execute(&sql, &[&&known.source.0[..], &target.key_text, &id]).await;
+            made.map_err(PostgresError::server("writing the journal of replays"))?;
+        }
         Ok((shown && (ours || !prefix.is_empty())).then_some(target))
     })
     .await

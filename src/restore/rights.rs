@@ -38,7 +38,8 @@ pub fn restore_sql(layout: &Layout, role: &str) -> String {
 pub fn gap_sql(role: &str) -> String {
     let role = identifier(role);
     format!(
-        "{}\nGRANT USAGE ON SCHEMA restante TO {role};\nGRANT SELECT ON restante.replay, restante.journal TO {role};\n",
+        "{}\nGRANT USAGE ON SCHEMA restante TO {role};\n\
+         GRANT SELECT ON restante.replay, restante.parent, restante.journal TO {role};\n",
         journal::DDL
     )
 }

@@ -63,6 +63,8 @@ pub struct Lost {
 pub enum State {
     Alive,
     Deleted,
+    /// Deleted, and its user made another one under its name.
+    Replaced,
     Destroyed,
 }
 
@@ -254,7 +256,7 @@ impl<'a> History<'a> {
                 // Another mailbox under the old name.
                 if let Some(at) = self.random.pick(&self.in_state(State::Deleted)).copied() {
                     let (account, name) = (self.mailboxes[at].account, self.mailboxes[at].name.clone());
-                    self.mailboxes[at].name += " (gone)";
+                    self.mailboxes[at].state = State::Replaced;
                     self.make_mailbox(account, &name).await;
                     self.happened.insert("make a deleted mailbox anew");
                     // A lost one that was made anew, deleted, and made anew in its row: as if it had been made anew once.
@@ -420,7 +422,7 @@ impl<'a> History<'a> {
             let Some(mail) = self.alive.remove(&id) else { continue };
             // Where the snapshot had it: nothing is left to tell of a move since.
             if let Some((mailbox, seen)) = mail.held
-                && self.mailboxes[mailbox].state != State::Deleted
+                && !matches!(self.mailboxes[mailbox].state, State::Deleted | State::Replaced)
             {
                 self.lost.push(Lost { mailbox, content: mail.content, seen, optional: false });
             }

@@ -203,6 +203,37 @@ async fn a_deleted_mailbox_stays_deleted_and_a_renamed_one_is_found() {
     assert_eq!(contents(&store, renamed).await, [3]);
 }
 
+/// A replay makes a lost mailbox under a new key, which the snapshot does not have.
+#[tokio::test]
+async fn a_mailbox_that_a_replay_made_is_known_when_its_user_makes_it_anew_or_renames_it() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let mut ids = Vec::new();
+    let mut folders = Vec::new();
+    for (minute, name) in ["anew", "renamed"].into_iter().enumerate() {
+        folders.push(store.mailbox(account, name, minute as i64).await);
+        ids.push(store.deliver(folders[minute], Content(minute as u32), 5, 0).await);
+    }
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &folders, false).await;
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.mailboxes), (2, 2));
+    let layout = store.compare(&snapshot, None).await.layout;
+    let options = UndoOptions { replay: report.replay.unwrap(), ..Default::default() };
+    assert_eq!(undo(&store.session().await, &layout, &options).await.unwrap().undone, 2);
+
+    let sql = "SELECT id FROM mailboxes WHERE name = $1";
+    let anew: i64 = store.client.query_one(sql, &[&"anew"]).await.unwrap().get(0);
+    let renamed: i64 = store.client.query_one(sql, &[&"renamed"]).await.unwrap().get(0);
+    assert!(!folders.contains(&anew) && !folders.contains(&renamed));
+    store.delete_mailbox(anew).await;
+    assert_eq!(store.mailbox(account, "anew", 60).await, anew);
+    store.client.execute("UPDATE mailboxes SET name = 'new name' WHERE id = $1", &[&renamed]).await.unwrap();
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.mailboxes), (1, 0), "{report:?}");
+    assert_eq!((contents(&store, anew).await, contents(&store, renamed).await), (vec![], vec![1]));
+}
+
 #[tokio::test]
 async fn living_messages_get_their_lost_parts_back() {
     let store = Store::new().await;
