@@ -3,6 +3,8 @@
 
 mod command;
 mod coverage;
+#[cfg(feature = "failpoints")]
+mod deaths;
 mod keys;
 mod memory;
 mod oracle;
