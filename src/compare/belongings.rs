@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::classify::{Leftover, row_print};
 use super::content::PartRows;
 use super::error::CompareError;
-use super::layout::Layout;
+use super::layout::{Layout, Refers, Table};
 use super::live;
 use super::parents::inline;
 use super::row::{Print, Row};
@@ -116,18 +116,60 @@ pub(super) async fn parts(
     for (kind, part) in layout.parts.iter().enumerate() {
         let rows = leftovers.iter().flat_map(|leftover| &leftover.via[kind]).chain(&incomplete.via[kind]);
         let keys: HashSet<Vec<u8>> = rows.filter_map(|row| Some(row[part.part].bytes()?.to_vec())).collect();
-        let mut found = HashMap::with_capacity(keys.len());
-        let key = part.table.single_key()?;
-        if !keys.is_empty() {
-            source
-                .scan(&part.table.source, Pick::Keys { column: key, keys: &keys }, &mut |cells| {
-                    let row = cells.iter().map(|cell| cell.keep()).collect();
-                    found.insert(inline(cells, key).unwrap_or_default().to_vec(), row);
-                    Ok(())
-                })
-                .await?;
-        }
-        parts.push(found);
+        parts.push(rows_with(source, &part.table, &keys).await?);
     }
     Ok(parts)
+}
+
+/// What leftovers and incomplete messages share with others, by dictionary and key.
+pub(super) async fn dictionaries(
+    source: &dyn Source,
+    layout: &Layout,
+    leftovers: &[Leftover],
+    incomplete: &Incomplete,
+) -> Result<PartRows, CompareError> {
+    let mut keys: Vec<HashSet<Vec<u8>>> = vec![HashSet::new(); layout.dictionaries.len()];
+    let mut name = |refers: &[(usize, Refers)], rows: &mut dyn Iterator<Item = &Row>| {
+        for row in rows {
+            for (column, refers) in refers {
+                if let (Refers::Dictionary(kind), Some(key)) = (refers, row[*column].bytes()) {
+                    keys[*kind].insert(key.to_vec());
+                }
+            }
+        }
+    };
+    name(&layout.message.refers, &mut leftovers.iter().map(|leftover| &leftover.row));
+    for (kind, part) in layout.parts.iter().enumerate() {
+        let rows = leftovers.iter().flat_map(|leftover| &leftover.via[kind]);
+        name(&part.via.refers, &mut rows.chain(&incomplete.via[kind]));
+    }
+    for (kind, child) in layout.children.iter().enumerate() {
+        let rows = leftovers.iter().flat_map(|leftover| &leftover.children[kind]);
+        name(&child.refers, &mut rows.chain(&incomplete.children[kind]));
+    }
+    let mut found = Vec::with_capacity(keys.len());
+    for (dictionary, keys) in layout.dictionaries.iter().zip(&keys) {
+        found.push(rows_with(source, &dictionary.table, keys).await?);
+    }
+    Ok(found)
+}
+
+/// The rows of a table of the snapshot that have these keys.
+async fn rows_with(
+    source: &dyn Source,
+    table: &Table,
+    keys: &HashSet<Vec<u8>>,
+) -> Result<HashMap<Vec<u8>, Row>, CompareError> {
+    let mut found = HashMap::with_capacity(keys.len());
+    let key = table.single_key()?;
+    if !keys.is_empty() {
+        source
+            .scan(&table.source, Pick::Keys { column: key, keys }, &mut |cells| {
+                let row = cells.iter().map(|cell| cell.keep()).collect();
+                found.insert(inline(cells, key).unwrap_or_default().to_vec(), row);
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(found)
 }

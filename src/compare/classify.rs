@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::belongings::{Incomplete, belongings, parts};
+use super::belongings::{Incomplete, belongings, dictionaries, parts};
 use super::content::{Made, PartRows};
 use super::counters::Counters;
 use super::duplicates;
@@ -95,6 +95,8 @@ pub struct Comparison {
     pub incomplete: Incomplete,
     /// Parts that leftovers and incomplete messages name.
     pub parts: PartRows,
+    /// What they refer to, by dictionary and key.
+    pub dictionaries: PartRows,
     pub counters: Counters,
     pub same: u64,
     pub changed: u64,
@@ -156,6 +158,7 @@ async fn read(
     let lost: HashMap<Vec<u8>, usize> = gone.map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
     let incomplete = belongings(session, source, &layout, &lost, &options.window, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;
+    let dictionaries = dictionaries(source, &layout, &leftovers, &incomplete).await?;
 
     decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
     duplicates::decide(session, source, &layout, &parents, &parts, options, &mut leftovers, &mut live).await?;
@@ -171,6 +174,7 @@ async fn read(
         live,
         incomplete,
         parts,
+        dictionaries,
         counters,
         same,
         changed,

@@ -13,7 +13,7 @@ use super::classify::LiveMessage;
 use super::layout::{Layout, Parent};
 use super::parents::{Fate, Parents};
 use super::source::Facts;
-use crate::postgres::catalog::{Catalog, TableName};
+use crate::postgres::catalog::{Catalog, Sequence, TableName};
 use crate::repository::zone;
 
 /// The highest UID and MODSEQ that were seen.
@@ -41,7 +41,24 @@ pub struct SequenceCounter {
     pub live: i64,
     pub least: i64,
     #[serde(skip)]
-    of_messages: bool,
+    numbers: Numbers,
+}
+
+/// What a sequence numbers, where rows of messages say how far it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    Messages,
+    Modseqs,
+    Others,
+}
+
+impl SequenceCounter {
+    fn new(facts: &Facts, sequence: &Sequence, key: i64, numbers: Numbers) -> Self {
+        let live =
+            sequence.value.map_or(0, |value| if value.is_called { value.last_value } else { value.last_value - 1 });
+        let least = facts.sequences.get(&sequence.name).copied().unwrap_or(0).max(key);
+        Self { name: sequence.name.clone(), live, least, numbers }
+    }
 }
 
 fn shown<S: serde::Serializer>(name: &TableName, to: S) -> Result<S::Ok, S::Error> {
@@ -68,6 +85,7 @@ impl Counters {
             .map(|owner| (&owner.table, highest(&parents.owners.iter().map(|one| &one.key[..]).collect::<Vec<_>>())));
         let mailbox = highest(&parents.mailboxes.iter().map(|one| &one.key[..]).collect::<Vec<_>>());
         let tables = [(&layout.message.table, 0), (&layout.mailbox.table, mailbox)].into_iter().chain(owner);
+        let tables = tables.chain(layout.dictionaries.iter().map(|one| (&one.table, 0)));
         let mut sequences = Vec::new();
         for (table, key) in tables {
             let Ok(column) = table.single_key() else { continue };
@@ -77,12 +95,12 @@ impl Counters {
                     && by.is_some_and(|by| by.table == table.source.name && by.column == table.columns[column].name)
             });
             let Some(sequence) = owned else { continue };
-            let live =
-                sequence.value.map_or(0, |value| if value.is_called { value.last_value } else { value.last_value - 1 });
-            let least = facts.sequences.get(&sequence.name).copied().unwrap_or(0).max(key);
             let of_messages = std::ptr::eq(table, &layout.message.table);
-            sequences.push(SequenceCounter { name: sequence.name.clone(), live, least, of_messages });
+            let numbers = if of_messages { Numbers::Messages } else { Numbers::Others };
+            sequences.push(SequenceCounter::new(facts, sequence, key, numbers));
         }
+        let modseqs = catalog.sequences.iter().find(|sequence| Some(&sequence.name) == layout.modseq_sequence.as_ref());
+        sequences.extend(modseqs.map(|sequence| SequenceCounter::new(facts, sequence, 0, Numbers::Modseqs)));
         Self { sequences, ..Self::default() }
     }
 
@@ -99,13 +117,18 @@ impl Counters {
     pub(super) fn snapshot_key(&mut self, key: Option<i64>) {
         if let Some(key) = key {
             self.highest_key = self.highest_key.max(key);
-            for sequence in self.sequences.iter_mut().filter(|sequence| sequence.of_messages) {
-                sequence.least = sequence.least.max(key);
-            }
+            self.at_least(Numbers::Messages, key);
+        }
+    }
+
+    fn at_least(&mut self, numbers: Numbers, number: i64) {
+        for sequence in self.sequences.iter_mut().filter(|sequence| sequence.numbers == numbers) {
+            sequence.least = sequence.least.max(number);
         }
     }
 
     fn see(&mut self, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
+        self.at_least(Numbers::Modseqs, modseq.unwrap_or(0));
         if !self.seen.contains_key(mailbox) {
             self.seen.insert(Bytes::copy_from_slice(mailbox), Highest::default());
         }

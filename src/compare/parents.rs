@@ -73,6 +73,7 @@ pub struct Parents {
     pub live_owners: Vec<LiveParent>,
     pub live_mailboxes: Vec<LiveParent>,
     by_key: HashMap<Bytes, usize>,
+    owner_by_key: HashMap<Bytes, usize>,
     live_by_key: HashMap<Bytes, usize>,
     live_owner_by_key: HashMap<Bytes, usize>,
 }
@@ -94,10 +95,10 @@ impl Parents {
         }
         parents.mailboxes = snapshot(source, &layout.mailbox).await?;
         parents.live_mailboxes = live(session, &layout.mailbox).await?;
-        let owners = index(parents.owners.iter().map(|owner| &owner.key));
+        parents.owner_by_key = index(parents.owners.iter().map(|owner| &owner.key));
         if let Some(column) = layout.mailbox.owner {
             for mailbox in &mut parents.mailboxes {
-                mailbox.owner = mailbox.row[column].bytes().and_then(|key| owners.get(key)).copied();
+                mailbox.owner = mailbox.row[column].bytes().and_then(|key| parents.owner_by_key.get(key)).copied();
             }
         }
         let live = Live::new(&parents.live_mailboxes, past);
@@ -121,6 +122,11 @@ impl Parents {
         self.by_key.get(key).copied()
     }
 
+    /// The account of the snapshot that has this key there.
+    pub fn owner(&self, key: &[u8]) -> Option<usize> {
+        self.owner_by_key.get(key).copied()
+    }
+
     pub fn live_mailbox(&self, key: &[u8]) -> Option<&LiveParent> {
         Some(&self.live_mailboxes[*self.live_by_key.get(key)?])
     }
@@ -139,7 +145,12 @@ impl Parents {
 
     /// The live key of the account that a snapshot's mailbox belongs to.
     pub fn target_owner(&self, mailbox: usize) -> Option<&LiveParent> {
-        match self.owners[self.mailboxes[mailbox].owner?].fate {
+        self.live_of(self.mailboxes[mailbox].owner?)
+    }
+
+    /// The live account that an account of the snapshot is.
+    pub fn live_of(&self, owner: usize) -> Option<&LiveParent> {
+        match self.owners[owner].fate {
             Fate::Alive(at) | Fate::Successor(at) => Some(&self.live_owners[at]),
             _ => None,
         }

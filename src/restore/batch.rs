@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::alive::alive;
+use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::{Locked, lock_mailboxes};
 use super::parents::{Target, Targets};
@@ -17,7 +18,7 @@ use super::plan::{Move, Plan};
 use super::staging::{self, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::content::bytes_of;
-use crate::compare::layout::Part;
+use crate::compare::layout::{Child, Part};
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;
 use crate::failpoint;
@@ -75,6 +76,7 @@ pub(super) struct Batch<'a> {
     pub(super) items: Vec<Item<'a>>,
     /// By kind: key and row.
     pub(super) parts: Vec<BTreeMap<Vec<u8>, StagedRow>>,
+    pub(super) dictionaries: Entries,
     pub(super) found: HashMap<LargeValue, Bytes>,
     skipped: Outcome,
 }
@@ -93,7 +95,9 @@ fn wanted(plan: &Plan, leftover: &Leftover) -> Vec<LargeValue> {
         let keys = leftover.via[kind].iter().filter_map(|row| row[part.part].bytes());
         keys.filter_map(move |key| plan.comparison.parts[kind].get(key))
     });
-    let values = own.chain(parts).flatten();
+    let shared = dictionaries::named(layout, [&leftover.row], &leftover.via, &leftover.children);
+    let shared = shared.into_iter().filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
+    let values = own.chain(parts).chain(shared).flatten();
     values.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
 
@@ -142,17 +146,25 @@ impl<'a> Batch<'a> {
         let keys = failpoint::committing(staging::new_keys(session, &layout.message.table, chosen.len())).await?;
         let key_column = layout.message.table.single_key()?;
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];
+        let named = chosen.iter().flat_map(|(one, _)| {
+            let leftover = &leftovers[one.leftover];
+            dictionaries::named(layout, [&leftover.row], &leftover.via, &leftover.children)
+        });
+        let dictionaries = dictionaries::entries(plan, named, &found);
         let mut items = Vec::with_capacity(chosen.len());
         for ((one, target), (key, key_text)) in chosen.into_iter().zip(keys) {
             let leftover = &leftovers[one.leftover];
             let mut row = staged(&leftover.row, &found);
             row[key_column] = Some(key.clone());
             row[layout.message.mailbox] = Some(target.key.clone());
-            let belonging = |rows: &[Row], message: usize| -> Vec<StagedRow> {
+            let parents = &plan.comparison.parents;
+            dictionaries::lead_to_parents(parents, &layout.message.refers, Some((one.mailbox, target)), &mut row);
+            let belonging = |rows: &[Row], child: &Child| -> Vec<StagedRow> {
                 rows.iter()
                     .map(|row| {
                         let mut row = staged(row, &found);
-                        row[message] = Some(key.clone());
+                        row[child.message] = Some(key.clone());
+                        dictionaries::lead_to_parents(parents, &child.refers, Some((one.mailbox, target)), &mut row);
                         row
                     })
                     .collect()
@@ -164,10 +176,9 @@ impl<'a> Batch<'a> {
                     }
                 }
             }
-            let via =
-                layout.parts.iter().enumerate().map(|(kind, part)| belonging(&leftover.via[kind], part.via.message));
+            let via = layout.parts.iter().enumerate().map(|(kind, part)| belonging(&leftover.via[kind], &part.via));
             let children = layout.children.iter().enumerate();
-            let children = children.map(|(kind, child)| belonging(&leftover.children[kind], child.message));
+            let children = children.map(|(kind, child)| belonging(&leftover.children[kind], child));
             let (via, children) = (via.collect(), children.collect());
             items.push(Item { leftover, one, target, row, via, children, key_text });
         }
@@ -175,7 +186,7 @@ impl<'a> Batch<'a> {
         let uid =
             |item: &Item<'_>| layout.message.uid.and_then(|at| zone::integer(item.leftover.row[at].bytes()?, false));
         items.sort_by_key(|item| (item.leftover.instant, uid(item)));
-        Ok(Self { plan, replay, items, parts, found, skipped })
+        Ok(Self { plan, replay, items, parts, dictionaries, found, skipped })
     }
 
     /// Puts the messages back; `taken` grows by the live mails that stand for lost ones.

@@ -25,6 +25,11 @@ pub enum ReplayError {
          (a trigger?). Nothing of this batch was written"
     )]
     Altered { table: String, columns: String, rows: i64 },
+    #[error(
+        "{rows} values that mail refers to could not be put into {table}: their key or another unique column of theirs is taken. Nothing of this \
+         batch was written; compare the rows with `restante restore --table {table} --schema rescue`"
+    )]
+    ValueTaken { table: String, rows: i64 },
     #[error("{table} has no default for its key {column}, and it is no uuid: new keys cannot be made")]
     NoNewKey { table: String, column: String },
     #[error(

@@ -28,6 +28,7 @@
 mod alive;
 pub mod apply;
 mod batch;
+mod dictionaries;
 mod error;
 pub mod full;
 pub mod journal;

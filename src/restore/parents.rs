@@ -23,6 +23,8 @@ use crate::postgres::session::Session;
 pub(super) struct Target {
     pub key: Bytes,
     pub key_text: String,
+    /// The account that it belongs to.
+    pub owner: Option<Bytes>,
     /// The first UID that was free when the comparison looked; mail from there on is new to it.
     pub new_from: i64,
     pub evidence: Vec<Option<Bytes>>,
@@ -58,6 +60,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
             let target = Target {
                 key: live.key.clone(),
                 key_text: live.key_text.clone(),
+                owner: parents.target_owner(at).map(|owner| owner.key.clone()),
                 new_from: live.uid.unwrap_or(0) + i64::from(!layout.mailbox.uid_is_next),
                 evidence: live.evidence.clone(),
             };
@@ -168,6 +171,7 @@ async fn put(
                 row[1] == Some(&[1]),
                 Target {
                     key_text: String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned(),
+                    owner: owner.cloned(),
                     key: keep(&row[2]).unwrap_or_default(),
                     new_from: uid,
                     evidence: row[3..3 + evidence].iter().map(keep).collect(),

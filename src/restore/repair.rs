@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::alive::alive;
 use super::batch::staged;
+use super::dictionaries;
 use super::error::ReplayError;
 use super::look::lock_mailboxes;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use super::write::insert_parts;
+use crate::compare::layout::Child;
 use crate::compare::live;
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;
@@ -48,30 +50,42 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
         parts.push(keys.filter_map(|key| Some((key, plan.comparison.parts[kind].get(key)?))).collect());
     }
+    let named = || dictionaries::named(layout, [], &via, &children);
+    let shared = named().into_iter().filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
     let all = via
         .iter()
         .flatten()
         .chain(children.iter().flatten())
-        .chain(parts.iter().flat_map(|parts| parts.values().copied()));
+        .chain(parts.iter().flat_map(|parts| parts.values().copied()))
+        .chain(shared);
     let large: BTreeSet<LargeValue> =
         all.flatten().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
     let needed: Vec<_> = parts.iter().map(|parts| parts.keys().copied().collect()).collect();
     let mut found = alive(session, source, plan, &needed).await?;
     let large: Vec<LargeValue> = large.into_iter().filter(|value| !found.contains_key(value)).collect();
     found.extend(large.iter().copied().zip(source.values(&large).await?));
-    let rows = |rows: &[Row]| rows.iter().map(|row| staged(row, &found)).collect::<Vec<StagedRow>>();
+    let rows = |rows: &[Row], child: &Child| -> Vec<StagedRow> {
+        let mut rows: Vec<StagedRow> = rows.iter().map(|row| staged(row, &found)).collect();
+        for row in &mut rows {
+            dictionaries::lead_to_parents(&plan.comparison.parents, &child.refers, None, row);
+        }
+        rows
+    };
+    let entries = dictionaries::entries(plan, named().into_iter(), &found);
 
     staging::transaction(session, "completing mail", async || {
         staging::settings(session, layout).await?;
         for (kind, parts) in parts.iter().enumerate() {
-            staging::fill(session, layout, Stage::Via(kind), &rows(&via[kind])).await?;
+            staging::fill(session, layout, Stage::Via(kind), &rows(&via[kind], &layout.parts[kind].via)).await?;
             let parts: Vec<StagedRow> = parts.values().map(|row| staged(row, &found)).collect();
             staging::fill(session, layout, Stage::Part(kind), &parts).await?;
         }
         for (kind, children) in children.iter().enumerate() {
-            staging::fill(session, layout, Stage::Child(kind), &rows(children)).await?;
+            staging::fill(session, layout, Stage::Child(kind), &rows(children, &layout.children[kind])).await?;
         }
+        dictionaries::stage(session, layout, &entries).await?;
         lock(session, plan).await?;
+        dictionaries::settle(session, layout, &entries).await?;
         let mut written = 0;
         let message = &layout.message.table;
         let key = message.ident(message.single_key()?);

@@ -11,6 +11,7 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
     let tables =
         [&layout.mailbox.table, &layout.message.table].into_iter().chain(layout.owner.iter().map(|one| &one.table));
     let tables = tables.chain(layout.parts.iter().flat_map(|part| [&part.table, &part.via.table]));
+    let tables = tables.chain(layout.dictionaries.iter().map(|one| &one.table));
     let tables = tables.chain(layout.children.iter().map(|child| &child.table)).map(|table| table.source.name.clone());
     let tombstones = layout.tombstones.iter().map(|tombstone| tombstone.name.clone());
     let derived = profile.derived.iter().filter_map(|derived| {

@@ -26,6 +26,7 @@ pub(super) enum Stage {
     Via(usize),
     Child(usize),
     Part(usize),
+    Dictionary(usize),
     Parent { mailbox: bool },
 }
 
@@ -36,6 +37,7 @@ impl Stage {
             Self::Via(kind) => format!("restante_via_{kind}"),
             Self::Child(kind) => format!("restante_child_{kind}"),
             Self::Part(kind) => format!("restante_part_{kind}"),
+            Self::Dictionary(kind) => format!("restante_dictionary_{kind}"),
             Self::Parent { mailbox } => format!("restante_{}", if mailbox { "mailbox" } else { "owner" }),
         };
         TableName { schema: "pg_temp".to_owned(), name }
@@ -47,6 +49,7 @@ impl Stage {
             Self::Via(kind) => Some(&layout.parts.get(kind)?.via.table),
             Self::Child(kind) => Some(&layout.children.get(kind)?.table),
             Self::Part(kind) => Some(&layout.parts.get(kind)?.table),
+            Self::Dictionary(kind) => Some(&layout.dictionaries.get(kind)?.table),
             Self::Parent { mailbox: true } => Some(&layout.mailbox.table),
             Self::Parent { mailbox: false } => layout.owner.as_ref().map(|owner| &owner.table),
         }
@@ -55,8 +58,9 @@ impl Stage {
     fn all(layout: &Layout) -> Vec<Self> {
         let parts = (0..layout.parts.len()).flat_map(|kind| [Self::Via(kind), Self::Part(kind)]);
         let children = (0..layout.children.len()).map(Self::Child);
+        let dictionaries = (0..layout.dictionaries.len()).map(Self::Dictionary);
         let parents = [Self::Parent { mailbox: true }, Self::Parent { mailbox: false }];
-        [Self::Message].into_iter().chain(parts).chain(children).chain(parents).collect()
+        [Self::Message].into_iter().chain(parts).chain(children).chain(dictionaries).chain(parents).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 
 use super::batch::Batch;
+use super::dictionaries;
 use super::error::ReplayError;
 use super::look::Locked;
 use super::staging::{self, NUMBER, Stage, StagedRow};
@@ -28,7 +29,7 @@ impl Batch<'_> {
             let rows: Vec<StagedRow> = self.items.iter().flat_map(|item| item.children[kind].iter().cloned()).collect();
             staging::fill(session, layout, Stage::Child(kind), &rows).await?;
         }
-        Ok(())
+        dictionaries::stage(session, layout, &self.dictionaries).await
     }
 
     /// Assigns UIDs and MODSEQs as delivery does, and removes what was not claimed from the staging table.
@@ -58,7 +59,15 @@ impl Batch<'_> {
         let set = |at: Option<usize>, value: &str| {
             at.map(|at| format!("{} = v.{value}::{}", message.table.ident(at), message.table.columns[at].type_name))
         };
-        let sets: Vec<String> = set(message.uid, "u").into_iter().chain(set(message.modseq, "m")).collect();
+        let modseq = match (message.modseq, &layout.modseq_sequence) {
+            (Some(at), Some(sequence)) => {
+                let next = sql::literal(&sequence.quoted());
+                let kind = &message.table.columns[at].type_name;
+                Some(format!("{} = nextval({next}::regclass)::{kind}", message.table.ident(at)))
+            }
+            (at, _) => set(at, "m"),
+        };
+        let sets: Vec<String> = set(message.uid, "u").into_iter().chain(modseq).collect();
         if !sets.is_empty() {
             let update = format!(
                 "UPDATE {stage} s SET {} FROM unnest($1::int8[], $2::int8[], $3::int8[]) v(n, u, m) WHERE s.{NUMBER} = v.n",
@@ -90,9 +99,10 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Messages, then parts, then what belongs to the messages.
+    /// What the rows refer to, messages, parts, then what belongs to the messages.
     pub(super) async fn insert(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
+        dictionaries::settle(session, layout, &self.dictionaries).await?;
         let message = &layout.message;
         let key = message.table.ident(message.table.single_key()?);
         let stage = Stage::Message.name().quoted();

@@ -8,5 +8,6 @@ mod history;
 mod memory;
 mod model;
 mod names;
+mod references;
 mod scripted;
 pub mod store;

@@ -97,7 +97,7 @@ pub struct Found {
 /// Contents that the tests use.
 pub const CONTENTS: u32 = 60;
 
-const REFERENCE: &str = include_str!("../../../src/profile/builtin/reference.toml");
+pub const REFERENCE: &str = include_str!("../../../src/profile/builtin/reference.toml");
 
 impl Store {
     pub async fn new() -> Self {

@@ -1,0 +1,433 @@
+//! Laying a profile over the tables of the snapshot and the catalog of the live store.
+
+use std::collections::BTreeMap;
+
+use jiff::tz::TimeZone;
+
+use super::{
+    Body, Child, Clock, Column, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part, Refers, Table,
+    Tombstone, Trigger,
+};
+use crate::compare::error::CompareError;
+use crate::compare::source::{Facts, SourceColumn, SourceTable};
+use crate::postgres::catalog::{self, Catalog, TableName};
+use crate::profile::{self, ClockKind, Columns, CounterKind, Profile};
+use crate::repository::manifest::{StoreIdentity, Wire};
+
+/// Lays the profile over both sides.
+pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
+    let lay = Lay { profile, facts, catalog };
+    if !profile.message_is_link() {
+        return Err(CompareError::NotYet { what: "messages and their places in mailboxes are separate tables" });
+    }
+    let owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
+    let mailbox = lay.mailbox()?;
+    let mut message = lay.message()?;
+    let mut parts = profile.part.iter().map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
+    let mut children = profile.child.iter().map(|child| lay.child(child)).collect::<Result<Vec<_>, _>>()?;
+    let dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
+    let keyword = match profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref()) {
+        None => None,
+        Some(keywords) => {
+            let table = lay.table(&keywords.table, None)?;
+            let message = lay.reference(&table, keywords.of.as_ref(), &message.table)?;
+            let column = lay.column(&table, &keywords.column)?;
+            let (natural, set) = (table.key.clone(), BTreeMap::new());
+            children.push(Child { natural, table, message, set, refers: Vec::new(), mutable: true });
+            Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
+        }
+    };
+    let known: Vec<(Refers, TableName)> = owner
+        .iter()
+        .map(|owner| (Refers::Owner, owner.table.source.name.clone()))
+        .chain([(Refers::Mailbox, mailbox.table.source.name.clone())])
+        .chain(dictionaries.iter().enumerate().map(|(at, one)| (Refers::Dictionary(at), one.table.source.name.clone())))
+        .collect();
+    let soft = profile.message.references.iter().chain(&profile.link.references);
+    message.refers = lay.refers(&message.table, soft, &known)?;
+    message.refers.retain(|(column, _)| *column != message.mailbox);
+    for (at, child) in children.iter_mut().enumerate() {
+        let soft = profile.child.get(at).map(|child| &child.references).into_iter().flatten();
+        child.refers = lay.refers(&child.table, soft, &known)?;
+    }
+    for part in &mut parts {
+        part.via.refers = lay.refers(&part.via.table, [].into_iter(), &known)?;
+    }
+    for (one, dictionary) in profile.dictionary.iter().zip(&dictionaries) {
+        if !one.cycle.0.is_empty() || !lay.refers(&dictionary.table, one.references.iter(), &known)?.is_empty() {
+            return Err(CompareError::NotYet { what: "dictionary tables refer to mailboxes, messages or each other" });
+        }
+    }
+    let mut triggers = Vec::new();
+    let written = [&mailbox.table, &message.table].into_iter().chain(owner.iter().map(|owner| &owner.table));
+    let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
+    let written = written.chain(dictionaries.iter().map(|one| &one.table));
+    for table in written.chain(children.iter().map(|child| &child.table)) {
+        let Some(facts) = catalog.table(&table.source.name.schema, &table.source.name.name) else { continue };
+        triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(
+            |trigger| Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() },
+        ));
+    }
+    let buried = profile.tombstone.iter().find_map(|tombstone| tombstone.predicate.clone());
+    let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
+    let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
+    Ok(Layout {
+        schema: profile.schema.clone(),
+        owner,
+        mailbox,
+        message,
+        parts,
+        children,
+        dictionaries,
+        keyword,
+        modseq_sequence: lay.modseq_sequence(),
+        tombstones,
+        buried,
+        triggers,
+    })
+}
+
+/// Lays the profile over the live store alone, for work that needs no snapshot.
+pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, CompareError> {
+    let tables = catalog.tables.iter().map(|table| SourceTable {
+        name: table.name.clone(),
+        columns: table
+            .live_columns()
+            .map(|column| SourceColumn {
+                number: column.number,
+                name: column.name.clone(),
+                type_name: column.type_name.clone(),
+                wire: if column.wire == catalog::Wire::Text { Wire::Text } else { Wire::Binary },
+            })
+            .collect(),
+        leaves: vec![table.name.clone()],
+        rows: 0,
+    });
+    let facts = Facts {
+        repository: String::new(),
+        snapshot: String::new(),
+        store: StoreIdentity { system_identifier: None, database: String::new(), database_oid: 0 },
+        taken: jiff::Timestamp::UNIX_EPOCH,
+        tables: tables.collect(),
+        sequences: Default::default(),
+    };
+    layout(profile, &facts, catalog)
+}
+
+struct Lay<'a> {
+    profile: &'a Profile,
+    facts: &'a Facts,
+    catalog: &'a Catalog,
+}
+
+impl Lay<'_> {
+    fn name(&self, table: &str) -> TableName {
+        let qualified = self.profile.qualify(table);
+        let (schema, name) = qualified.split_once('.').unwrap_or(("public", &qualified));
+        TableName { schema: schema.to_owned(), name: name.to_owned() }
+    }
+
+    fn table(&self, table: &str, key: Option<&Columns>) -> Result<Table, CompareError> {
+        let name = self.name(table);
+        let missing = |place| CompareError::NoTable { table: name.to_string(), place };
+        let source = self.facts.table(&name).ok_or_else(|| missing("snapshot"))?.clone();
+        let live = self.catalog.table(&name.schema, &name.name).ok_or_else(|| missing("live store"))?;
+        let default = |column: &str| {
+            let found = self.catalog.sensitive.defaults.iter();
+            let mut found = found.filter(|default| default.column.table == name && default.column.column == column);
+            found.next().map(|default| default.expression.clone())
+        };
+        let columns = source
+            .columns
+            .iter()
+            .map(|column| Column {
+                name: column.name.clone(),
+                type_name: column.type_name.clone(),
+                text: column.wire == Wire::Text,
+                live: live.live_columns().find(|live| live.name == column.name).map(|live| LiveColumn {
+                    type_name: live.type_name.clone(),
+                    generated: live.generated.is_some(),
+                    identity: live.identity.is_some(),
+                    default: default(&column.name),
+                }),
+            })
+            .collect();
+        let mut all: Vec<(String, String)> =
+            live.stored_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
+        all.sort();
+        let mut table = Table { source, columns, key: Vec::new(), live: all };
+        table.key = match (key, live.primary_key()) {
+            (Some(key), _) => self.columns(&table, key)?,
+            (None, Some(key)) => key.columns.iter().map(|name| self.column(&table, name)).collect::<Result<_, _>>()?,
+            (None, None) => return Err(CompareError::NoKey { table: table.label() }),
+        };
+        Ok(table)
+    }
+
+    fn column(&self, table: &Table, name: &str) -> Result<usize, CompareError> {
+        table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
+            table: table.label(),
+            column: name.to_owned(),
+            place: "snapshot",
+        })
+    }
+
+    fn columns(&self, table: &Table, columns: &Columns) -> Result<Vec<usize>, CompareError> {
+        columns.0.iter().map(|name| self.column(table, name)).collect()
+    }
+
+    fn single(&self, table: &Table, columns: &Columns, role: &'static str) -> Result<usize, CompareError> {
+        match &columns.0[..] {
+            [name] => self.column(table, name),
+            _ => Err(CompareError::WrongType {
+                table: table.label(),
+                column: columns.0.join(", "),
+                found: format!("{} columns", columns.0.len()),
+                role,
+            }),
+        }
+    }
+
+    fn optional(&self, table: &Table, name: Option<&String>) -> Result<Option<usize>, CompareError> {
+        name.map(|name| self.column(table, name)).transpose()
+    }
+
+    fn assignments(
+        &self,
+        table: &Table,
+        of: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<usize, String>, CompareError> {
+        of.iter().map(|(name, sql)| Ok((self.column(table, name)?, sql.clone()))).collect()
+    }
+
+    /// The column of `table` that refers to `to`: as the profile says, or as the foreign key does.
+    fn reference(&self, table: &Table, columns: Option<&Columns>, to: &Table) -> Result<usize, CompareError> {
+        if let Some(columns) = columns {
+            return self.single(table, columns, "a reference");
+        }
+        let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
+        let mut keys = live.into_iter().flat_map(|live| &live.constraints).filter(|constraint| {
+            constraint.references.as_ref().is_some_and(|reference| reference.table == to.source.name)
+        });
+        match keys.next().map(|constraint| &constraint.columns[..]) {
+            Some([name]) => self.column(table, name),
+            _ => Err(CompareError::NoColumn {
+                table: table.label(),
+                column: format!("that refers to {}", to.label()),
+                place: "profile",
+            }),
+        }
+    }
+
+    fn derived(&self, table: &Table) -> Vec<usize> {
+        let name = &table.source.name;
+        let derived = self.profile.derived.iter().filter(|derived| self.name(&derived.table) == *name);
+        derived.filter_map(|derived| self.column(table, derived.column.as_ref()?).ok()).collect()
+    }
+
+    /// The columns of `table` that refer to one of the `known` tables: by foreign key, or as the profile says.
+    fn refers<'a>(
+        &self,
+        table: &Table,
+        soft: impl Iterator<Item = (&'a String, &'a String)>,
+        known: &[(Refers, TableName)],
+    ) -> Result<Vec<(usize, Refers)>, CompareError> {
+        let to = |name: &TableName| known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
+        let mut found = BTreeMap::new();
+        let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
+        for constraint in live.into_iter().flat_map(|live| &live.constraints) {
+            let reference = constraint.references.as_ref();
+            if let ([column], Some(refers)) = (&constraint.columns[..], reference.and_then(|one| to(&one.table))) {
+                // A column that is newer than the snapshot is not written.
+                if let Ok(column) = self.column(table, column) {
+                    found.insert(column, refers);
+                }
+            }
+        }
+        for (column, name) in soft {
+            if let Some(refers) = to(&self.name(name)) {
+                found.insert(self.column(table, column)?, refers);
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    fn dictionary(&self, dictionary: &profile::Dictionary) -> Result<Dictionary, CompareError> {
+        let table = self.table(&dictionary.table, dictionary.key.as_ref())?;
+        table.single_key()?;
+        Ok(Dictionary { natural: self.columns(&table, &dictionary.natural)?, table })
+    }
+
+    fn modseq_sequence(&self) -> Option<TableName> {
+        let modseq = &self.profile.mailbox.modseq;
+        (modseq.kind == CounterKind::GlobalSequence).then(|| self.name(modseq.sequence.as_deref().unwrap_or_default()))
+    }
+
+    fn owner(&self, owner: &profile::Owner) -> Result<Parent, CompareError> {
+        let table = self.table(&owner.table, owner.key.as_ref())?;
+        table.single_key()?;
+        Ok(Parent {
+            natural: self.columns(&table, &owner.natural)?,
+            evidence: self.columns(&table, &owner.evidence)?,
+            owner: None,
+            live: owner.live.clone(),
+            derived: self.derived(&table),
+            uid: None,
+            modseq: None,
+            uidvalidity: None,
+            uid_is_next: false,
+            modseq_is_next: false,
+            set: BTreeMap::new(),
+            table,
+        })
+    }
+
+    fn mailbox(&self) -> Result<Parent, CompareError> {
+        let mailbox = &self.profile.mailbox;
+        let by_rows = |counter: &profile::Counter| counter.kind == CounterKind::MaxOverRows;
+        if mailbox.uid.kind == CounterKind::GlobalSequence || by_rows(&mailbox.uid) || by_rows(&mailbox.modseq) {
+            return Err(CompareError::NotYet { what: "UIDs do not come from a column of the mailbox" });
+        }
+        let table = self.table(&mailbox.table, mailbox.key.as_ref())?;
+        table.single_key()?;
+        let owner = mailbox.owner.as_ref().map(|owner| self.single(&table, owner, "a reference")).transpose()?;
+        Ok(Parent {
+            natural: self.columns(&table, &mailbox.natural)?,
+            evidence: self.columns(&table, &mailbox.evidence)?,
+            owner,
+            live: mailbox.live.clone(),
+            derived: self.derived(&table),
+            uid: self.optional(&table, mailbox.uid.column.as_ref())?,
+            modseq: self.optional(&table, mailbox.modseq.column.as_ref())?,
+            uidvalidity: self.optional(&table, mailbox.uidvalidity.column.as_ref())?,
+            uid_is_next: mailbox.uid.kind == CounterKind::Next,
+            modseq_is_next: mailbox.modseq.kind == CounterKind::Next,
+            set: self.assignments(&table, &mailbox.set)?,
+            table,
+        })
+    }
+
+    fn message(&self) -> Result<Message, CompareError> {
+        let (message, link, flags) = (&self.profile.message, &self.profile.link, self.profile.flags.as_ref());
+        let table = self.table(&message.table, message.key.as_ref())?;
+        table.single_key()?;
+        let mut clocks = Vec::new();
+        for clock in &message.clocks {
+            let zone = clock
+                .zone
+                .as_ref()
+                .map(|zone| TimeZone::get(zone).map_err(|_| CompareError::UnknownZone { zone: zone.clone() }));
+            clocks.push(Clock {
+                column: self.column(&table, &clock.column)?,
+                kind: clock.clock,
+                time: clock.time,
+                zone: zone.transpose()?,
+            });
+        }
+        clocks.retain(|clock| clock.kind != ClockKind::Header);
+        clocks.sort_by_key(|clock| clock.kind != ClockKind::Saved);
+        let body = match &message.body {
+            profile::Body::Raw { column } => Body::Raw(self.column(&table, column)?),
+            profile::Body::Spliced { column } => Body::Spliced(self.column(&table, column)?),
+            profile::Body::Text { columns } => Body::Pieces(self.columns(&table, columns)?),
+            profile::Body::HeaderAndParts { .. } | profile::Body::PartsOnly => {
+                return Err(CompareError::NotYet { what: "mail is kept as a header and parts" });
+            }
+        };
+        let size = self.optional(&table, message.size.as_ref())?;
+        let mut evidence = self.columns(&table, &message.evidence)?;
+        evidence.extend(self.columns(&table, &link.evidence)?);
+        if evidence.is_empty() {
+            // What a mail server never changes.
+            evidence.extend(clocks.iter().map(|clock| clock.column).chain(size));
+        }
+        let mut set = self.assignments(&table, &message.set)?;
+        set.extend(self.assignments(&table, &link.set)?);
+        let mut columns = Vec::new();
+        if let Some(flags) = flags {
+            set.extend(self.assignments(&table, &flags.set)?);
+            columns = self.columns(&table, &flags.columns)?;
+        }
+        let mut regenerate = self.columns(&table, &message.regenerate)?;
+        regenerate.extend(self.columns(&table, &link.regenerate)?);
+        Ok(Message {
+            mailbox: self.single(&table, &link.mailbox, "a reference")?,
+            evidence,
+            size,
+            // An expression cannot be had from row chunks; then the size alone narrows the search.
+            message_id: message.message_id.as_ref().and_then(|name| self.column(&table, name).ok()),
+            uid: self.optional(&table, link.uid.as_ref())?,
+            modseq: self.optional(&table, link.modseq.as_ref())?,
+            clocks,
+            body,
+            flags: columns,
+            set,
+            regenerate,
+            refers: Vec::new(),
+            table,
+        })
+    }
+
+    fn part(&self, part: &profile::Part) -> Result<Part, CompareError> {
+        let Some(via) = &part.via else {
+            return Err(CompareError::NotYet { what: "parts lie in the table that names them" });
+        };
+        if part.external.is_some() {
+            return Err(CompareError::NotYet { what: "parts lie outside the database" });
+        }
+        let table = self.table(&part.table, part.key.as_ref())?;
+        let link = self.table(&via.table, via.key.as_ref())?;
+        Ok(Part {
+            bytes: self.columns(&table, &part.bytes)?,
+            part: self.single(&link, &via.part, "a reference")?,
+            order: self.columns(&link, &via.order)?,
+            position: self.optional(&link, via.position.as_ref())?,
+            via: Child {
+                message: self.single(&link, &via.message, "a reference")?,
+                natural: self.columns(&link, &via.order)?,
+                set: BTreeMap::new(),
+                refers: Vec::new(),
+                mutable: false,
+                table: link,
+            },
+            table,
+        })
+    }
+
+    fn child(&self, child: &profile::Child) -> Result<Child, CompareError> {
+        let table = self.table(&child.table, None)?;
+        if !matches!(&*child.of, "message" | "link") {
+            return Err(CompareError::NotYet { what: "rows hang on other tables than the message's" });
+        }
+        let message = self.table(&self.profile.message.table, self.profile.message.key.as_ref())?;
+        Ok(Child {
+            message: self.reference(&table, child.columns.as_ref(), &message)?,
+            natural: match &child.natural {
+                Some(natural) => self.columns(&table, natural)?,
+                None => table.key.clone(),
+            },
+            set: self.assignments(&table, &child.set)?,
+            refers: Vec::new(),
+            mutable: false,
+            table,
+        })
+    }
+
+    fn tombstone(&self, tombstone: &profile::Tombstone, message: &Message) -> Result<Tombstone, CompareError> {
+        let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().cloned());
+        let evidence = tombstone.evidence.iter();
+        Ok(Tombstone {
+            name: self.name(tombstone.table.as_deref().unwrap_or_default()),
+            mailbox: first(&tombstone.mailbox),
+            uid: tombstone.uid.clone(),
+            modseq: tombstone.modseq.clone(),
+            message: first(&tombstone.message),
+            evidence: evidence
+                .map(|(own, of)| Ok((own.clone(), self.column(&message.table, of)?)))
+                .collect::<Result<_, CompareError>>()?,
+            at: tombstone.at.clone(),
+            set: tombstone.set.clone(),
+            written: tombstone.write == profile::TombstoneWrite::OnUndo,
+        })
+    }
+}
