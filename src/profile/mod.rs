@@ -21,7 +21,14 @@ pub use model::*;
 pub use validate::{CatalogView, Finding, ForeignKeyView, Severity, TableView};
 
 /// Profiles that Restante ships.
-const BUILTIN: [(&str, &str); 1] = [("reference", include_str!("builtin/reference.toml"))];
+const BUILTIN: [(&str, &str); 6] = [
+    ("archiveopteryx", include_str!("builtin/archiveopteryx.toml")),
+    ("dbmail", include_str!("builtin/dbmail.toml")),
+    ("hyperkitty", include_str!("builtin/hyperkitty.toml")),
+    ("james", include_str!("builtin/james.toml")),
+    ("reference", include_str!("builtin/reference.toml")),
+    ("sora", include_str!("builtin/sora.toml")),
+];
 
 /// A profile that fits together.
 #[derive(Debug, Clone)]

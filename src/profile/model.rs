@@ -89,7 +89,7 @@ pub struct Recognise {
     /// `table.column` names that all exist.
     #[serde(default)]
     pub columns: Vec<String>,
-    /// A query that gives true.
+    /// A query that gives true. It names schemas: the search path is empty.
     pub sql: Option<String>,
 }
 
@@ -334,6 +334,7 @@ pub struct Part {
 #[serde(deny_unknown_fields)]
 pub struct Via {
     pub table: String,
+    pub key: Option<Columns>,
     pub message: Columns,
     pub part: Columns,
     #[serde(default)]

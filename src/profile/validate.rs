@@ -309,6 +309,7 @@ impl Profile {
             if let Some(via) = &part.via {
                 roles.push(
                     Role::new("via", &via.table, self.place(part))
+                        .key(via.key.as_ref())
                         .columns([&via.message, &via.part, &via.order].into_iter().flat_map(|columns| &columns.0))
                         .columns(&via.position),
                 );

@@ -11,4 +11,5 @@ mod seaweedfs;
 mod server;
 mod snapshot;
 mod storage;
+mod stores;
 mod window;

@@ -1,0 +1,90 @@
+//! The mail stores of others, as `fixtures/stores` has them: the built-in profile of each is recognised and fits, and what the store's own
+//! server would ask works.
+
+use restante::compare::fit;
+use restante::postgres::catalog;
+use restante::postgres::dsn::Dsn;
+use restante::postgres::session::{Session, SessionOptions};
+use restante::profile::Severity;
+
+use crate::server::TestServer;
+
+macro_rules! store {
+    ($name:literal) => {
+        (
+            $name,
+            include_str!(concat!("../../fixtures/stores/", $name, "/schema.sql")),
+            include_str!(concat!("../../fixtures/stores/", $name, "/driver.sql")),
+            include_str!(concat!("../../fixtures/stores/", $name, "/queries.sql")),
+        )
+    };
+}
+
+const STORES: [(&str, &str, &str, &str); 5] =
+    [store!("archiveopteryx"), store!("dbmail"), store!("hyperkitty"), store!("james"), store!("sora")];
+
+#[tokio::test]
+async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_works() {
+    for (name, schema, driver, queries) in STORES {
+        let database = TestServer::shared().database(None).await;
+        let client = database.superuser().await;
+        let wanted = schema.lines().filter_map(|line| line.strip_prefix("create extension if not exists "));
+        let wanted: Vec<&str> = wanted.map(|extension| extension.trim_end_matches(';')).collect();
+        let there = "SELECT count(*) FROM pg_available_extensions WHERE name = ANY($1)";
+        let there: i64 = client.query_one(there, &[&wanted]).await.unwrap().get(0);
+        if there < wanted.len() as i64 {
+            println!("{name}: left out, this server comes without {wanted:?}");
+            continue;
+        }
+        // An extension belongs to a superuser, and so does what the fixture makes.
+        client.batch_execute(schema).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        client.batch_execute(driver).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+
+        let dsn = Dsn::parse(&database.superuser_dsn(), &Default::default()).unwrap();
+        let session = Session::connect(&dsn, SessionOptions::default()).await.unwrap();
+        let read = catalog::read(&session).await.unwrap();
+        let profile = fit::recognise(&session, &read).await.unwrap().unwrap_or_else(|| panic!("{name} is not known"));
+        assert_eq!(profile.profile, name);
+        let findings = fit::findings(&profile, &read);
+        let errors: Vec<String> =
+            findings.iter().filter(|one| one.severity == Severity::Error).map(|one| one.to_string()).collect();
+        assert!(errors.is_empty(), "{name}: {errors:#?}");
+
+        for statement in queries.split("-- @").skip(1) {
+            let (label, sql) = statement.split_once('\n').unwrap();
+            client.prepare(sql).await.unwrap_or_else(|error| panic!("{name}, {label}: {error:?}"));
+        }
+        lives(&client, name).await;
+    }
+}
+
+/// Two users, a few mails, and the store's own rules kept.
+async fn lives(client: &tokio_postgres::Client, name: &str) {
+    let text = async |sql: &str, values: &[&(dyn tokio_postgres::types::ToSql + Sync)]| -> String {
+        client.query_one(sql, values).await.unwrap_or_else(|error| panic!("{name}: {sql}: {error:?}")).get(0)
+    };
+    let made = "2026-01-01T00:00:00Z";
+    let account = text("SELECT driver.account('a@example.org')", &[]).await;
+    let mailbox = "SELECT driver.mailbox($1, $2, $3::text::timestamptz)";
+    let inbox = text(mailbox, &[&account, &"INBOX", &made]).await;
+    let archive = text(mailbox, &[&account, &"Archive", &made]).await;
+    let mut links = Vec::new();
+    for number in 0..6_i32 {
+        let deliver = "SELECT driver.deliver($1, $2, $3, $4, $5, $6::text::timestamptz, $6::text::timestamptz)";
+        let id = format!("<{number}@example.org>");
+        let header = format!(
+            "From: b@example.org\r\nTo: a@example.org\r\nSubject: {number}\r\nMessage-ID: {id}\r\nDate: Thu, 1 Jan 2026 00:00:00 +0000\r\n\r\n"
+        );
+        let attachment = (number % 2 == 0).then(|| b"attached".to_vec());
+        let body = format!("mail {number}\r\n").into_bytes();
+        links.push(text(deliver, &[&inbox, &id, &header.into_bytes(), &body, &attachment, &made]).await);
+    }
+    text("SELECT driver.copy($1, $2, now())", &[&links[0], &archive]).await;
+    text("SELECT driver.move($1, $2, now())", &[&links[1], &archive]).await;
+    client.execute("SELECT driver.expunge($1)", &[&links[2]]).await.unwrap();
+    client.execute("SELECT driver.seen($1, true)", &[&links[3]]).await.unwrap();
+    client.execute("SELECT driver.check()", &[]).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    let found = "SELECT count(*), count(content), count(*) FILTER (WHERE mailbox = $1) FROM driver.found()";
+    let row = client.query_one(found, &[&archive]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (6, 6, 2), "{name}");
+}
