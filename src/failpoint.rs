@@ -5,6 +5,7 @@
 //! `storage:before` and `storage:after` around each call, whatever changes the live store for good has `commit:before` and
 //! `commit:after` ([`committing`]).
 //! `RESTANTE_FAILPOINTS_PASSED=FILE` writes the name of each point down as it is passed, so that a test knows them all beforehand.
+//! `RESTANTE_STORAGE_DELAY=MS` makes each storage call take so many milliseconds longer: all that may wait for the storage then does.
 //!
 //! Without the cargo feature `failpoints` nothing of this is compiled in. Every layer may use it.
 
@@ -55,6 +56,18 @@ pub async fn committing<T>(work: impl Future<Output = T>) -> T {
     let done = work.await;
     hit("commit:after");
     done
+}
+
+/// Waits as long as a slow storage would.
+#[cfg(feature = "failpoints")]
+pub async fn delay() {
+    if let Ok(text) = std::env::var("RESTANTE_STORAGE_DELAY") {
+        let Ok(milliseconds) = text.parse() else {
+            eprintln!("RESTANTE_STORAGE_DELAY={text} is not a number of milliseconds");
+            std::process::abort();
+        };
+        tokio::time::sleep(std::time::Duration::from_millis(milliseconds)).await;
+    }
 }
 
 #[cfg(any(feature = "failpoints", test))]

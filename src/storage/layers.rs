@@ -131,7 +131,7 @@ impl Storage for Counting {
     }
 }
 
-/// Passes `storage:before` and `storage:after` around each call (see [`crate::failpoint`]).
+/// Passes `storage:before` and `storage:after` around each call, which takes as long as a test wants (see [`crate::failpoint`]).
 #[cfg(feature = "failpoints")]
 #[derive(Debug)]
 pub struct Dying {
@@ -146,6 +146,7 @@ impl Dying {
 
     async fn around<T>(&self, call: impl Future<Output = T>) -> T {
         crate::failpoint::hit("storage:before");
+        crate::failpoint::delay().await;
         let answer = call.await;
         crate::failpoint::hit("storage:after");
         answer

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -93,7 +94,7 @@ impl Place {
         command
     }
 
-    /// Every object with its bytes.
+    /// Every object with its bytes; what a running program takes away meanwhile is not among them.
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
         fn walk(folder: &Path, base: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
             for entry in fs::read_dir(folder).unwrap() {
@@ -102,7 +103,11 @@ impl Place {
                     walk(&path, base, found);
                 } else {
                     let name = path.strip_prefix(base).unwrap().to_string_lossy().into_owned();
-                    found.insert(name, fs::read(&path).unwrap());
+                    match fs::read(&path) {
+                        Ok(bytes) => _ = found.insert(name, bytes),
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(error) => panic!("{name}: {error}"),
+                    }
                 }
             }
         }
@@ -270,9 +275,7 @@ pub fn binary_rows(bytes: &[u8]) -> Vec<Vec<Option<Vec<u8>>>> {
 
 /// Restores into a database of an ordinary role that owns it, which a full restore needs: it makes the schema.
 pub async fn restored(place: &Place, snapshot: &Snapshot, into: &TestDatabase) -> FullReport {
-    let role = into.ordinary_role().await;
-    // The owner of the database owns `public` through a role that it is a member of.
-    into.execute(&format!("ALTER ROLE {role} INHERIT; ALTER DATABASE {} OWNER TO {role}", into.name())).await;
+    let role = into.owning_role().await;
     restore_into(place, snapshot, &into.dsn_as(&role)).await.unwrap()
 }
 
