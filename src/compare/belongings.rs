@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::classify::{Leftover, row_print};
 use super::content::PartRows;
 use super::error::CompareError;
-use super::layout::{Layout, Refers, Table};
+use super::layout::{Layout, Table};
 use super::live;
 use super::parents::inline;
 use super::row::{Print, Row};
@@ -129,23 +129,9 @@ pub(super) async fn dictionaries(
     incomplete: &Incomplete,
 ) -> Result<PartRows, CompareError> {
     let mut keys: Vec<HashSet<Vec<u8>>> = vec![HashSet::new(); layout.dictionaries.len()];
-    let mut name = |refers: &[(usize, Refers)], rows: &mut dyn Iterator<Item = &Row>| {
-        for row in rows {
-            for (column, refers) in refers {
-                if let (Refers::Dictionary(kind), Some(key)) = (refers, row[*column].bytes()) {
-                    keys[*kind].insert(key.to_vec());
-                }
-            }
-        }
-    };
-    name(&layout.message.refers, &mut leftovers.iter().map(|leftover| &leftover.row));
-    for (kind, part) in layout.parts.iter().enumerate() {
-        let rows = leftovers.iter().flat_map(|leftover| &leftover.via[kind]);
-        name(&part.via.refers, &mut rows.chain(&incomplete.via[kind]));
-    }
-    for (kind, child) in layout.children.iter().enumerate() {
-        let rows = leftovers.iter().flat_map(|leftover| &leftover.children[kind]);
-        name(&child.refers, &mut rows.chain(&incomplete.children[kind]));
+    let lost = leftovers.iter().flat_map(|one| layout.shared(Some(&one.row), &one.via, &one.children));
+    for (kind, key) in lost.chain(layout.shared(None, &incomplete.via, &incomplete.children)) {
+        keys[kind].insert(key.to_vec());
     }
     let mut found = Vec::with_capacity(keys.len());
     for (dictionary, keys) in layout.dictionaries.iter().zip(&keys) {

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::error::CompareError;
+use super::row::Row;
 use super::source::SourceTable;
 use crate::postgres::catalog::TableName;
 use crate::postgres::sql;
@@ -221,6 +222,27 @@ pub struct Trigger {
     pub table: String,
     pub name: String,
     pub function: String,
+}
+
+impl Layout {
+    /// The values, by dictionary and key, that a message and what belongs to it refer to.
+    pub fn shared<'a>(
+        &'a self,
+        message: Option<&'a Row>,
+        via: &'a [Vec<Row>],
+        children: &'a [Vec<Row>],
+    ) -> impl Iterator<Item = (usize, &'a [u8])> {
+        let via = self.parts.iter().zip(via).flat_map(|(part, rows)| rows.iter().map(|row| (&part.via.refers, row)));
+        let children = self.children.iter().zip(children);
+        let children = children.flat_map(|(child, rows)| rows.iter().map(|row| (&child.refers, row)));
+        let all = message.map(|row| (&self.message.refers, row)).into_iter().chain(via).chain(children);
+        all.flat_map(|(refers, row)| {
+            refers.iter().filter_map(|(column, refers)| match refers {
+                Refers::Dictionary(kind) => Some((*kind, row[*column].bytes()?)),
+                Refers::Owner | Refers::Mailbox => None,
+            })
+        })
+    }
 }
 
 impl Table {

@@ -95,8 +95,8 @@ fn wanted(plan: &Plan, leftover: &Leftover) -> Vec<LargeValue> {
         let keys = leftover.via[kind].iter().filter_map(|row| row[part.part].bytes());
         keys.filter_map(move |key| plan.comparison.parts[kind].get(key))
     });
-    let shared = dictionaries::named(layout, [&leftover.row], &leftover.via, &leftover.children);
-    let shared = shared.into_iter().filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
+    let shared = layout.shared(Some(&leftover.row), &leftover.via, &leftover.children);
+    let shared = shared.filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
     let values = own.chain(parts).chain(shared).flatten();
     values.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
@@ -148,7 +148,7 @@ impl<'a> Batch<'a> {
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];
         let named = chosen.iter().flat_map(|(one, _)| {
             let leftover = &leftovers[one.leftover];
-            dictionaries::named(layout, [&leftover.row], &leftover.via, &leftover.children)
+            layout.shared(Some(&leftover.row), &leftover.via, &leftover.children)
         });
         let dictionaries = dictionaries::entries(plan, named, &found);
         let mut items = Vec::with_capacity(chosen.len());

@@ -15,34 +15,12 @@ use super::staging::{self, Stage, StagedRow};
 use super::write::live_type;
 use crate::compare::layout::{Layout, Refers, Table};
 use crate::compare::parents::Parents;
-use crate::compare::row::{LargeValue, Row};
+use crate::compare::row::LargeValue;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 
 /// By dictionary: key in the snapshot, and row.
 pub(super) type Entries = Vec<BTreeMap<Vec<u8>, StagedRow>>;
-
-/// The values, by dictionary and key, that messages and what belongs to them refer to.
-pub(super) fn named<'a, const N: usize>(
-    layout: &Layout,
-    messages: [&'a Row; N],
-    via: &'a [Vec<Row>],
-    children: &'a [Vec<Row>],
-) -> Vec<(usize, &'a [u8])> {
-    let own = messages.into_iter().map(|row| (&layout.message.refers, row));
-    let via = layout.parts.iter().zip(via).flat_map(|(part, rows)| rows.iter().map(|row| (&part.via.refers, row)));
-    let children = layout.children.iter().zip(children);
-    let children = children.flat_map(|(child, rows)| rows.iter().map(|row| (&child.refers, row)));
-    let mut named = Vec::new();
-    for (refers, row) in own.chain(via).chain(children) {
-        for (column, refers) in refers {
-            if let (Refers::Dictionary(kind), Some(key)) = (refers, row[*column].bytes()) {
-                named.push((*kind, key));
-            }
-        }
-    }
-    named
-}
 
 pub(super) fn entries<'a>(
     plan: &Plan,

@@ -50,8 +50,8 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
         parts.push(keys.filter_map(|key| Some((key, plan.comparison.parts[kind].get(key)?))).collect());
     }
-    let named = || dictionaries::named(layout, [], &via, &children);
-    let shared = named().into_iter().filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
+    let shared = layout.shared(None, &via, &children);
+    let shared = shared.filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
     let all = via
         .iter()
         .flatten()
@@ -71,7 +71,7 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         }
         rows
     };
-    let entries = dictionaries::entries(plan, named().into_iter(), &found);
+    let entries = dictionaries::entries(plan, layout.shared(None, &via, &children), &found);
 
     staging::transaction(session, "completing mail", async || {
         staging::settings(session, layout).await?;

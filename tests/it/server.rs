@@ -366,6 +366,14 @@ impl TestDatabase {
         admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await.unwrap();
     }
 
+    /// An ordinary role that owns the database, for what is restored into it.
+    pub async fn owning_role(&self) -> String {
+        let role = self.ordinary_role().await;
+        // The owner of the database owns `public` through a role that it is a member of.
+        self.execute(&format!("ALTER ROLE {role} INHERIT; ALTER DATABASE {} OWNER TO {role}", self.name())).await;
+        role
+    }
+
     /// A new role that may log in and nothing else: no superuser, owns nothing, cannot even connect to this database.
     pub async fn ordinary_role(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -373,6 +381,15 @@ impl TestDatabase {
         self.execute(&format!("CREATE ROLE {role} LOGIN NOSUPERUSER NOINHERIT PASSWORD {}", quoted_literal(PASSWORD)))
             .await;
         role
+    }
+}
+
+/// The server has seen that nobody is there any more.
+pub async fn sessions_end(client: &Client) {
+    let ours =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
+    while client.query_one(ours, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

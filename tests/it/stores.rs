@@ -1,7 +1,7 @@
 //! The mail stores of others, as `fixtures/stores` has them: the built-in profile of each is recognised and fits, and what the store's own
 //! server would ask works.
 
-use restante::compare::fit;
+use restante::compare::{CompareError, fit, layout};
 use restante::postgres::catalog;
 use restante::postgres::dsn::Dsn;
 use restante::postgres::session::{Session, SessionOptions};
@@ -19,6 +19,8 @@ macro_rules! store {
         )
     };
 }
+
+const DRIVER: &str = include_str!("../../fixtures/stores/driver.sql");
 
 const STORES: [(&str, &str, &str, &str); 5] =
     [store!("archiveopteryx"), store!("dbmail"), store!("hyperkitty"), store!("james"), store!("sora")];
@@ -38,7 +40,7 @@ async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_wo
         }
         // An extension belongs to a superuser, and so does what the fixture makes.
         client.batch_execute(schema).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        client.batch_execute(driver).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        client.batch_execute(&[DRIVER, driver].concat()).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
 
         let dsn = Dsn::parse(&database.superuser_dsn(), &Default::default()).unwrap();
         let session = Session::connect(&dsn, SessionOptions::default()).await.unwrap();
@@ -50,16 +52,20 @@ async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_wo
             findings.iter().filter(|one| one.severity == Severity::Error).map(|one| one.to_string()).collect();
         assert!(errors.is_empty(), "{name}: {errors:#?}");
 
+        let refused = layout::layout_of_live(&profile, &read);
+        assert!(matches!(refused, Err(CompareError::NotYet { .. })), "{name}: {refused:?}");
+
         for statement in queries.split("-- @").skip(1) {
             let (label, sql) = statement.split_once('\n').unwrap();
             client.prepare(sql).await.unwrap_or_else(|error| panic!("{name}, {label}: {error:?}"));
         }
-        lives(&client, name).await;
+        let derived: Vec<&str> = profile.derived.iter().filter_map(|derived| derived.sql.as_deref()).collect();
+        lives(&client, name, &derived).await;
     }
 }
 
-/// Two users, a few mails, and the store's own rules kept.
-async fn lives(client: &tokio_postgres::Client, name: &str) {
+/// A user, a few mails, a loss; the store's own rules are kept, and one that is broken is found. `derived`: the profile's statements.
+async fn lives(client: &tokio_postgres::Client, name: &str, derived: &[&str]) {
     let text = async |sql: &str, values: &[&(dyn tokio_postgres::types::ToSql + Sync)]| -> String {
         client.query_one(sql, values).await.unwrap_or_else(|error| panic!("{name}: {sql}: {error:?}")).get(0)
     };
@@ -87,4 +93,32 @@ async fn lives(client: &tokio_postgres::Client, name: &str) {
     let found = "SELECT count(*), count(content), count(*) FILTER (WHERE mailbox = $1) FROM driver.found()";
     let row = client.query_one(found, &[&archive]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (6, 6, 2), "{name}");
+
+    // A damaged table tells no trigger; what the store derives is computed anew, its counters go back.
+    let all: Vec<String> =
+        client.query("SELECT link FROM driver.found()", &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    client.batch_execute("SET session_replication_role = replica").await.unwrap();
+    client.execute("SELECT driver.lose($1, '{}')", &[&&all[..3]]).await.unwrap();
+    client.batch_execute("RESET session_replication_role; SELECT driver.roll_back()").await.unwrap();
+    for sql in derived {
+        client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{name}: {sql}: {error:?}"));
+    }
+    client.execute("SELECT driver.check()", &[]).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    let row = client.query_one("SELECT count(*) FROM driver.found()", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 3, "{name}");
+
+    // Mailboxes gone from under their mail.
+    client.batch_execute("SET session_replication_role = replica").await.unwrap();
+    for table in ["mailboxes", "dbmail_mailboxes", "hyperkitty_mailinglist", "mailbox"] {
+        let there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await.unwrap();
+        if there.get(0) {
+            client.batch_execute(&format!("DELETE FROM {table}")).await.unwrap();
+        }
+    }
+    client.batch_execute("RESET session_replication_role").await.unwrap();
+    assert!(client.execute("SELECT driver.check()", &[]).await.is_err(), "{name}: mail of no mailbox is not found");
+    client
+        .batch_execute("SELECT driver.clear(), driver.check()")
+        .await
+        .unwrap_or_else(|error| panic!("{name}: {error:?}"));
 }

@@ -11,53 +11,47 @@ use super::{
 use crate::compare::error::CompareError;
 use crate::compare::source::{Facts, SourceColumn, SourceTable};
 use crate::postgres::catalog::{self, Catalog, TableName};
-use crate::profile::{self, ClockKind, Columns, CounterKind, Profile};
+use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, SoftReferences};
 use crate::repository::manifest::{StoreIdentity, Wire};
 
 /// Lays the profile over both sides.
 pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
-    let lay = Lay { profile, facts, catalog };
+    let mut lay = Lay { profile, facts, catalog, known: Vec::new() };
     if !profile.message_is_link() {
         return Err(CompareError::NotYet { what: "messages and their places in mailboxes are separate tables" });
     }
     let owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
     let mailbox = lay.mailbox()?;
-    let mut message = lay.message()?;
-    let mut parts = profile.part.iter().map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
-    let mut children = profile.child.iter().map(|child| lay.child(child)).collect::<Result<Vec<_>, _>>()?;
     let dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
+    lay.known.extend(owner.iter().map(|owner| (Refers::Owner, owner.table.source.name.clone())));
+    lay.known.push((Refers::Mailbox, mailbox.table.source.name.clone()));
+    let shared = dictionaries.iter().enumerate();
+    lay.known.extend(shared.map(|(at, one)| (Refers::Dictionary(at), one.table.source.name.clone())));
+    for (one, dictionary) in profile.dictionary.iter().zip(&dictionaries) {
+        if !one.cycle.0.is_empty() || !lay.refers(&dictionary.table, &one.references)?.is_empty() {
+            return Err(CompareError::NotYet { what: "dictionary tables refer to mailboxes, messages or each other" });
+        }
+    }
+    let message = lay.message()?;
+    let parts = profile.part.iter().map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
+    let mut children = profile.child.iter().map(|child| lay.child(child)).collect::<Result<Vec<_>, _>>()?;
     let keyword = match profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref()) {
         None => None,
         Some(keywords) => {
             let table = lay.table(&keywords.table, None)?;
             let message = lay.reference(&table, keywords.of.as_ref(), &message.table)?;
             let column = lay.column(&table, &keywords.column)?;
-            let (natural, set) = (table.key.clone(), BTreeMap::new());
-            children.push(Child { natural, table, message, set, refers: Vec::new(), mutable: true });
+            children.push(Child {
+                natural: table.key.clone(),
+                set: BTreeMap::new(),
+                refers: lay.refers(&table, &SoftReferences::new())?,
+                mutable: true,
+                message,
+                table,
+            });
             Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
         }
     };
-    let known: Vec<(Refers, TableName)> = owner
-        .iter()
-        .map(|owner| (Refers::Owner, owner.table.source.name.clone()))
-        .chain([(Refers::Mailbox, mailbox.table.source.name.clone())])
-        .chain(dictionaries.iter().enumerate().map(|(at, one)| (Refers::Dictionary(at), one.table.source.name.clone())))
-        .collect();
-    let soft = profile.message.references.iter().chain(&profile.link.references);
-    message.refers = lay.refers(&message.table, soft, &known)?;
-    message.refers.retain(|(column, _)| *column != message.mailbox);
-    for (at, child) in children.iter_mut().enumerate() {
-        let soft = profile.child.get(at).map(|child| &child.references).into_iter().flatten();
-        child.refers = lay.refers(&child.table, soft, &known)?;
-    }
-    for part in &mut parts {
-        part.via.refers = lay.refers(&part.via.table, [].into_iter(), &known)?;
-    }
-    for (one, dictionary) in profile.dictionary.iter().zip(&dictionaries) {
-        if !one.cycle.0.is_empty() || !lay.refers(&dictionary.table, one.references.iter(), &known)?.is_empty() {
-            return Err(CompareError::NotYet { what: "dictionary tables refer to mailboxes, messages or each other" });
-        }
-    }
     let mut triggers = Vec::new();
     let written = [&mailbox.table, &message.table].into_iter().chain(owner.iter().map(|owner| &owner.table));
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
@@ -118,6 +112,8 @@ struct Lay<'a> {
     profile: &'a Profile,
     facts: &'a Facts,
     catalog: &'a Catalog,
+    /// What rows may refer to besides their message.
+    known: Vec<(Refers, TableName)>,
 }
 
 impl Lay<'_> {
@@ -225,14 +221,9 @@ impl Lay<'_> {
         derived.filter_map(|derived| self.column(table, derived.column.as_ref()?).ok()).collect()
     }
 
-    /// The columns of `table` that refer to one of the `known` tables: by foreign key, or as the profile says.
-    fn refers<'a>(
-        &self,
-        table: &Table,
-        soft: impl Iterator<Item = (&'a String, &'a String)>,
-        known: &[(Refers, TableName)],
-    ) -> Result<Vec<(usize, Refers)>, CompareError> {
-        let to = |name: &TableName| known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
+    /// The columns of `table` that refer to what is `known`: by foreign key, or as the profile says.
+    fn refers(&self, table: &Table, soft: &SoftReferences) -> Result<Vec<(usize, Refers)>, CompareError> {
+        let to = |name: &TableName| self.known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
         let mut found = BTreeMap::new();
         let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
         for constraint in live.into_iter().flat_map(|live| &live.constraints) {
@@ -345,13 +336,21 @@ impl Lay<'_> {
         set.extend(self.assignments(&table, &link.set)?);
         let mut columns = Vec::new();
         if let Some(flags) = flags {
+            if flags.table.is_some() {
+                return Err(CompareError::NotYet { what: "flags lie in a table of their own" });
+            }
             set.extend(self.assignments(&table, &flags.set)?);
             columns = self.columns(&table, &flags.columns)?;
         }
+        let mailbox = self.single(&table, &link.mailbox, "a reference")?;
+        let mut soft = message.references.clone();
+        soft.extend(link.references.clone());
+        let mut refers = self.refers(&table, &soft)?;
+        refers.retain(|(column, _)| *column != mailbox);
         let mut regenerate = self.columns(&table, &message.regenerate)?;
         regenerate.extend(self.columns(&table, &link.regenerate)?);
         Ok(Message {
-            mailbox: self.single(&table, &link.mailbox, "a reference")?,
+            mailbox,
             evidence,
             size,
             // An expression cannot be had from row chunks; then the size alone narrows the search.
@@ -363,7 +362,7 @@ impl Lay<'_> {
             flags: columns,
             set,
             regenerate,
-            refers: Vec::new(),
+            refers,
             table,
         })
     }
@@ -386,7 +385,7 @@ impl Lay<'_> {
                 message: self.single(&link, &via.message, "a reference")?,
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
-                refers: Vec::new(),
+                refers: self.refers(&link, &SoftReferences::new())?,
                 mutable: false,
                 table: link,
             },
@@ -407,7 +406,7 @@ impl Lay<'_> {
                 None => table.key.clone(),
             },
             set: self.assignments(&table, &child.set)?,
-            refers: Vec::new(),
+            refers: self.refers(&table, &child.references)?,
             mutable: false,
             table,
         })

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use super::memory::{Objects, copy_of};
 use super::sample::Keys;
 use crate::restore::store::{Content, Store};
-use crate::server::{TestDatabase, TestServer};
+use crate::server::{TestDatabase, TestServer, sessions_end};
 
 /// Account, mailbox, hash of the mail put together again, flags and keywords.
 pub type Mail = (String, String, String, String);
@@ -244,7 +244,7 @@ impl Place<'_> {
         let back = if what == Replaying::Restore { wanted.len() - self.incident.taken_back.len() } else { 0 } as i64;
         assert_eq!(counts, [back, back, back, 0], "{when}: the journal is wrong");
 
-        self.sessions_end().await;
+        sessions_end(&self.store.client).await;
         let mut left = relations(&self.store).await;
         left.retain(|name| !self.incident.relations.contains(name) && !name.starts_with("restante."));
         left.retain(|name| !self.crashed || !(name.starts_with("pg_temp_") || name.starts_with("pg_toast_temp_")));
@@ -268,14 +268,6 @@ impl Place<'_> {
         }
         let sql = format!("SELECT row({})::text", counts.join(", "));
         self.store.client.query_one(&sql, &[]).await.unwrap().get(0)
-    }
-
-    /// The server has seen that nobody is there any more.
-    pub async fn sessions_end(&self) {
-        let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
-        while self.store.client.query_one(ours, &[]).await.unwrap().get::<_, i64>(0) > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
     }
 }
 

@@ -21,7 +21,7 @@ use super::long;
 use super::memory::Memory;
 use crate::postgres::support::dsn;
 use crate::restore::store::clock;
-use crate::server::{ServerOptions, TestServer, give_away};
+use crate::server::{ServerOptions, TestServer, give_away, sessions_end};
 
 /// The command `restore` on any storage.
 async fn restore(place: &Place<'_>, storage: &Arc<dyn Storage>) -> Result<ReplayReport, String> {
@@ -56,7 +56,7 @@ async fn then_completes(
 ) {
     if outcome.is_err() {
         // Until the server has seen that nobody is there any more, the run that failed passes for one that goes on.
-        place.sessions_end().await;
+        sessions_end(&place.store.client).await;
         restore(place, storage).await.unwrap_or_else(|said| panic!("{when}, run again: {said}"));
     }
     place.is_done(Replaying::Restore, when).await;

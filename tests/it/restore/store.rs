@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use super::memory::MemorySource;
 use super::names::Names;
-use crate::server::{ServerOptions, TestDatabase, TestServer};
+use crate::server::{ServerOptions, TestDatabase, TestServer, sessions_end};
 
 /// The server's own hash, so that the tests need no crate for it.
 mod sha2_of {
@@ -380,10 +380,7 @@ impl Store {
         let work = self.apply(source, plan, options);
         let report = Cut { work: Box::pin(work), steps }.await;
         // The server may still be at the last statement.
-        let all = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
-        while self.client.query_one(all, &[]).await.unwrap().get::<_, i64>(0) > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
+        sessions_end(&self.client).await;
         report
     }
 

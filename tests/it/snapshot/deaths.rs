@@ -6,7 +6,7 @@ use std::process::Output;
 
 use super::support::{Place, snapshot_of, text};
 use crate::matrix::sample::{self, Rows, TABLES, rows_of};
-use crate::server::{TestDatabase, TestServer};
+use crate::server::{TestDatabase, TestServer, sessions_end};
 
 /// One of the two commands, with what it writes into.
 struct Restoring<'a> {
@@ -22,6 +22,7 @@ impl Restoring<'_> {
         program.env(variable.0, variable.1).output().unwrap()
     }
 
+    /// Exit code, and what it said.
     fn again(&self, into: &str) -> (i32, String) {
         let output = self.run(into, ("RESTANTE_AGAIN", "1"));
         (output.status.code().unwrap(), text(&output))
@@ -58,9 +59,7 @@ async fn place_and_rows() -> (Place, Rows) {
 /// A database that is empty, and a role that owns it as one restores into.
 async fn empty() -> (TestDatabase, String) {
     let database = TestServer::shared().database(None).await;
-    let role = database.ordinary_role().await;
-    database.execute(&format!("ALTER ROLE {role} INHERIT; ALTER DATABASE {} OWNER TO {role}", database.name())).await;
-    let into = database.dsn_as(&role);
+    let into = database.dsn_as(&database.owning_role().await);
     (database, into)
 }
 
@@ -107,10 +106,7 @@ async fn a_table_that_is_rescued_is_there_whole_or_not_at_all() {
         table.dies(&into, point);
         let client = database.superuser().await;
         // A server process that lost its client ends its transaction before it goes.
-        let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'restante'";
-        while client.query_one(ours, &[]).await.unwrap().get::<_, i64>(0) > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
+        sessions_end(&client).await;
         let there = client.query_one("SELECT to_regclass('rescue.messages') IS NOT NULL", &[]).await.unwrap();
         assert_eq!(there.get::<_, bool>(0), at >= committed, "after a death at {point}");
         if at >= committed {
