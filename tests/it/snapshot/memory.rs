@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 const BOUND: u64 = 112 * MIB;
 
 /// So slow a storage that every pack that may wait for it does, on any machine: the peak comes near its ceiling each time.
-const STORAGE_DELAY: &str = "100";
+const STORAGE_DELAY: &str = "250";
 
 /// Runs the program and asks the kernel for its largest resident set; `wait4` cannot be called without `unsafe`, so Python does.
 fn peak(program: &Command) -> u64 {
@@ -55,10 +55,15 @@ async fn a_store_twice_as_large_takes_no_more_memory() {
     }
     let [(small, small_dsn, _), (large, large_dsn, _)] = &stores[..] else { unreachable!() };
     assert!(*small >= 190 && *large >= 380, "{small} and {large} MiB");
+    // The largest of some runs: where the machine is so busy that the storage seems fast, a peak stays below its ceiling. What grew with the
+    // store would raise the ceiling, by a share of 210 MiB.
     let (mut low, mut high) = (0, 0);
-    for _ in 0..2 {
+    for _ in 0..8 {
         low = low.max(taking(&Place::new().await, small_dsn) / MIB);
         high = high.max(taking(&Place::new().await, large_dsn) / MIB);
+        if high * 100 <= low * 110 {
+            break;
+        }
     }
     println!("databases of {small} and {large} MiB: peaks of {low} and {high} MiB");
     assert!(high <= BOUND / MIB, "{high}");
