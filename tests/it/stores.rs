@@ -6,42 +6,63 @@ use restante::postgres::catalog;
 use restante::postgres::dsn::Dsn;
 use restante::postgres::session::{Session, SessionOptions};
 use restante::profile::Severity;
+use tokio_postgres::Client;
 
 use crate::server::TestServer;
 
+/// A mail store as `fixtures/stores` has it.
+pub struct MailStore {
+    pub name: &'static str,
+    schema: &'static str,
+    driver: &'static str,
+    queries: &'static str,
+}
+
 macro_rules! store {
     ($name:literal) => {
-        (
-            $name,
-            include_str!(concat!("../../fixtures/stores/", $name, "/schema.sql")),
-            include_str!(concat!("../../fixtures/stores/", $name, "/driver.sql")),
-            include_str!(concat!("../../fixtures/stores/", $name, "/queries.sql")),
-        )
+        MailStore {
+            name: $name,
+            schema: include_str!(concat!("../../fixtures/stores/", $name, "/schema.sql")),
+            driver: include_str!(concat!("../../fixtures/stores/", $name, "/driver.sql")),
+            queries: include_str!(concat!("../../fixtures/stores/", $name, "/queries.sql")),
+        }
     };
 }
 
-const DRIVER: &str = include_str!("../../fixtures/stores/driver.sql");
+/// What the drivers of all stores share.
+pub const DRIVER: &str = include_str!("../../fixtures/stores/driver.sql");
 
-const STORES: [(&str, &str, &str, &str); 5] =
+pub const STORES: [MailStore; 5] =
     [store!("archiveopteryx"), store!("dbmail"), store!("hyperkitty"), store!("james"), store!("sora")];
 
-#[tokio::test]
-async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_works() {
-    for (name, schema, driver, queries) in STORES {
-        let database = TestServer::shared().database(None).await;
-        let client = database.superuser().await;
-        let wanted = schema.lines().filter_map(|line| line.strip_prefix("create extension if not exists "));
+impl MailStore {
+    /// Makes its tables and its driver in an empty database. `false`, and said, where the server comes without an extension that it needs.
+    pub async fn make(&self, client: &Client) -> bool {
+        let name = self.name;
+        let wanted = self.schema.lines().filter_map(|line| line.strip_prefix("create extension if not exists "));
         let wanted: Vec<&str> = wanted.map(|extension| extension.trim_end_matches(';')).collect();
         let there = "SELECT count(*) FROM pg_available_extensions WHERE name = ANY($1)";
         let there: i64 = client.query_one(there, &[&wanted]).await.unwrap().get(0);
         if there < wanted.len() as i64 {
             println!("{name}: left out, this server comes without {wanted:?}");
-            continue;
+            return false;
         }
         // An extension belongs to a superuser, and so does what the fixture makes.
-        client.batch_execute(schema).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        client.batch_execute(&[DRIVER, driver].concat()).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        client.batch_execute(self.schema).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        client.batch_execute(&[DRIVER, self.driver].concat()).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        true
+    }
+}
 
+#[tokio::test]
+async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_works() {
+    for store in STORES {
+        let name = store.name;
+        let database = TestServer::shared().database(None).await;
+        let client = database.superuser().await;
+        if !store.make(&client).await {
+            continue;
+        }
         let dsn = Dsn::parse(&database.superuser_dsn(), &Default::default()).unwrap();
         let session = Session::connect(&dsn, SessionOptions::default()).await.unwrap();
         let read = catalog::read(&session).await.unwrap();
@@ -55,7 +76,7 @@ async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_wo
         let refused = layout::layout_of_live(&profile, &read);
         assert!(matches!(refused, Err(CompareError::NotYet { .. })), "{name}: {refused:?}");
 
-        for statement in queries.split("-- @").skip(1) {
+        for statement in store.queries.split("-- @").skip(1) {
             let (label, sql) = statement.split_once('\n').unwrap();
             client.prepare(sql).await.unwrap_or_else(|error| panic!("{name}, {label}: {error:?}"));
         }
@@ -65,7 +86,7 @@ async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_wo
 }
 
 /// A user, a few mails, a loss; the store's own rules are kept, and one that is broken is found. `derived`: the profile's statements.
-async fn lives(client: &tokio_postgres::Client, name: &str, derived: &[&str]) {
+async fn lives(client: &Client, name: &str, derived: &[&str]) {
     let text = async |sql: &str, values: &[&(dyn tokio_postgres::types::ToSql + Sync)]| -> String {
         client.query_one(sql, values).await.unwrap_or_else(|error| panic!("{name}: {sql}: {error:?}")).get(0)
     };

@@ -1,4 +1,4 @@
-//! Restores into the reference store, against a real server.
+//! Restores into the reference store, and the model test over all stores, against a real server.
 //!
 //! The snapshots are taken into memory ([`memory`]), so that a history costs a fraction of a second; that the same rows come out of a
 //! repository is for the tests of the snapshot to show.
@@ -11,3 +11,4 @@ mod names;
 mod references;
 mod scripted;
 pub mod store;
+mod ways;

@@ -85,11 +85,6 @@ impl Names {
         new
     }
 
-    /// All tables, quoted.
-    pub fn tables(&self) -> Vec<String> {
-        self.tables.keys().map(|table| self.table(table)).collect()
-    }
-
     /// `"schema"."table"` of a table of the reference store.
     pub fn table(&self, table: &str) -> String {
         sql::qualified(&self.schema, &self.tables[table].name)
@@ -98,12 +93,6 @@ impl Names {
     /// The quoted name of a column.
     pub fn column(&self, table: &str, column: &str) -> String {
         sql::identifier(self.plain(table, column).unwrap_or_else(|| panic!("no column {table}.{column}")))
-    }
-
-    /// The quoted name of the sequence that numbers a table.
-    pub fn sequence_of(&self, table: &str) -> String {
-        let (.., sequence) = self.tables[table].sequence.as_ref().unwrap();
-        sql::qualified(&self.schema, sequence)
     }
 
     fn plain(&self, table: &str, column: &str) -> Option<&str> {

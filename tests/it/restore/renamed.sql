@@ -1,5 +1,5 @@
--- The triggers' functions of fixtures/store.sql for a store whose tables and columns have other names: a rename leaves the text of
--- functions as it is. Names in braces are filled in (names.rs).
+-- The functions of fixtures/store.sql and its driver that need the tables themselves, for a store whose tables and columns have other names: a
+-- rename leaves the text of functions as it is. Names in braces are filled in (names.rs).
 create or replace function messages_inserted() returns trigger language plpgsql as $restante$
 begin
     insert into {mailbox_stats} as s ({mailbox_stats.mailbox_id}, {mailbox_stats.messages}, {mailbox_stats.bytes})
@@ -51,3 +51,8 @@ begin
         where a.{accounts.id} = d.d_account;
     return null;
 end $restante$;
+
+-- A view has no ctid.
+create or replace function driver.tail(rows integer) returns table (link text) language sql stable as $restante$
+    select m.{messages.id}::text from {messages} m order by m.ctid desc limit rows
+$restante$;

@@ -1,68 +1,56 @@
-//! The reference store in small, driven by hand: each call is one transaction, as a mail server would make it.
+//! A mail store in small, driven by hand: each call is one transaction, as its mail server would make it. It speaks to all stores by the
+//! functions of `fixtures/stores`, so it knows no table; without another word it is the reference store.
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 
 use restante::compare::{self, Comparison, Window};
 use restante::monitor::Silent;
 use restante::postgres::dsn::Dsn;
 use restante::postgres::session::{Session, SessionOptions};
-use restante::postgres::sql;
 use restante::profile::Profile;
 use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayReport};
-use sha2_of::sha256;
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use super::memory::MemorySource;
 use super::names::Names;
+use super::ways::{self, Ways};
 use crate::server::{ServerOptions, TestDatabase, TestServer, sessions_end};
-
-/// The server's own hash, so that the tests need no crate for it.
-mod sha2_of {
-    pub fn sha256(bytes: &[u8]) -> Vec<u8> {
-        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec()
-    }
-}
+use crate::stores::{DRIVER, STORES};
 
 /// A mail by its number: what it says, whether it has a Message-ID, whether its attachment is kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Content(pub u32);
 
 impl Content {
-    /// Body as stored, and the attachment with its place.
-    fn stored(self) -> (Vec<u8>, Option<(usize, Vec<u8>)>) {
+    /// Header, body and attachment.
+    fn parts(self) -> (Vec<u8>, Vec<u8>, Option<Vec<u8>>) {
         let number = self.0;
-        // Some have no Message-ID, some share one with other content.
-        let id = match number % 7 {
-            0 => String::new(),
-            1 => "Message-ID: <shared@example.org>\r\n".to_owned(),
-            _ => format!("Message-ID: <{number}@example.org>\r\n"),
-        };
-        let head =
+        let id = self.message_id().map(|id| format!("Message-ID: {id}\r\n")).unwrap_or_default();
+        let header =
             format!("From: a@example.org\r\nDate: Mon, 11 Aug 2014 10:00:00 +0000\r\nSubject: {number}\r\n{id}\r\n");
-        let mut body = head.into_bytes();
         // Over and under the limit at which values go into the payload.
-        body.extend(format!("text of {number}\r\n").repeat(if number.is_multiple_of(2) { 1 } else { 60 }).into_bytes());
-        let attachment = (number % 3 != 1).then(|| {
-            // Shared: one mail of a dozen has the same one.
-            (body.len() - 2, format!("attachment {}", number % 12).repeat(70).into_bytes())
-        });
-        (body, attachment)
+        let body = format!("text of {number}\r\n").repeat(if number.is_multiple_of(2) { 1 } else { 60 });
+        // Shared: one mail of a dozen has the same one.
+        let attachment = (number % 3 != 1).then(|| format!("attachment {}", number % 12).repeat(70).into_bytes());
+        (header.into_bytes(), body.into_bytes(), attachment)
     }
 
+    /// As the reference store gives it out, with the attachment before the last two bytes of the body.
     pub fn raw(self) -> Vec<u8> {
-        let (mut body, attachment) = self.stored();
-        if let Some((at, bytes)) = attachment {
-            let rest = body.split_off(at);
-            body.extend(bytes);
-            body.extend(rest);
-        }
-        body
+        let (mut raw, body, attachment) = self.parts();
+        raw.extend(body);
+        let end = raw.split_off(raw.len() - 2);
+        raw.extend(attachment.unwrap_or_default());
+        raw.extend(end);
+        raw
     }
 
-    fn message_id(self) -> Option<String> {
+    /// Some have none, some share one with other content.
+    pub fn message_id(self) -> Option<String> {
         match self.0 % 7 {
             0 => None,
             1 => Some("<shared@example.org>".to_owned()),
@@ -77,8 +65,36 @@ pub struct Store {
     /// One responder's session, for work that nobody interrupts: a fresh one reads the whole catalog again.
     pub reader: Session,
     pub profile: Profile,
-    names: Names,
-    contents: HashMap<Vec<u8>, Content>,
+    pub ways: Ways,
+    keys: Mutex<Keys>,
+    /// What `driver.found()` says of each content.
+    contents: Mutex<HashMap<Vec<u8>, Content>>,
+}
+
+/// Keys of the store as numbers: what is one already, and any other by the order of appearance, below zero.
+#[derive(Debug, Default)]
+struct Keys {
+    numbers: HashMap<String, i64>,
+    texts: Vec<String>,
+}
+
+impl Keys {
+    fn number(&mut self, text: &str) -> i64 {
+        if let Some(number) = text.parse().ok().filter(|number| *number >= 0) {
+            return number;
+        }
+        if let Some(number) = self.numbers.get(text) {
+            return *number;
+        }
+        self.texts.push(text.to_owned());
+        let number = -(self.texts.len() as i64);
+        self.numbers.insert(text.to_owned(), number);
+        number
+    }
+
+    fn text(&self, number: i64) -> String {
+        if number >= 0 { number.to_string() } else { self.texts[(-number - 1) as usize].clone() }
+    }
 }
 
 /// A message as it is in the store.
@@ -88,6 +104,7 @@ pub struct Found {
     pub name: String,
     pub content: Option<Content>,
     pub id: i64,
+    /// 0 where the store has none.
     pub uid: i64,
     pub uidvalidity: i64,
     pub seen: bool,
@@ -98,53 +115,71 @@ pub struct Found {
 pub const CONTENTS: u32 = 60;
 
 pub const REFERENCE: &str = include_str!("../../../src/profile/builtin/reference.toml");
+const REFERENCE_DRIVER: &str = include_str!("../../../fixtures/stores/reference/driver.sql");
 
 impl Store {
     pub async fn new() -> Self {
-        Self::of(Self::database().await).await
+        Self::made(Self::database().await).await
     }
 
     /// The same store with another name for its schema, each table, column and sequence. `client` alone still knows the old names, as
     /// temporary views of its session.
     pub async fn renamed() -> Self {
         let database = Self::database().await;
+        Self::lay_out(&database).await;
         let client = database.superuser().await;
         let names = Names::of(&client).await.renamed();
         names.rename(&client).await;
         let profile = Profile::parse("renamed", &names.profile(REFERENCE)).unwrap();
-        Self::over(database, client, names, profile).await
+        Self::over(database, client, profile, ways::REFERENCE).await
+    }
+
+    /// The store of another project, by its name. `None` where the server lacks what it needs.
+    pub async fn named(name: &str) -> Option<Self> {
+        let database = Self::database().await;
+        let client = database.superuser().await;
+        if !STORES.iter().find(|store| store.name == name).unwrap().make(&client).await {
+            return None;
+        }
+        let profile = Profile::builtin(name).unwrap().unwrap();
+        let store = Self::over(database, client, profile, Ways::of(name)).await;
+        store.clear().await;
+        Some(store)
     }
 
     async fn database() -> TestDatabase {
         static SERVER: OnceLock<Arc<TestServer>> = OnceLock::new();
         let settings = || ServerOptions { in_memory: true, ..Default::default() }.set("max_wal_size", "128MB");
-        let server = SERVER.get_or_init(|| TestServer::dedicated(settings()));
-        let database = server.database(None).await;
-        database.execute(restante_fixtures::store::SCHEMA).await;
-        database.execute(restante_fixtures::store::CHECKS).await;
-        database
+        SERVER.get_or_init(|| TestServer::dedicated(settings())).database(None).await
+    }
+
+    async fn lay_out(database: &TestDatabase) {
+        for sql in [restante_fixtures::store::SCHEMA, restante_fixtures::store::CHECKS, DRIVER, REFERENCE_DRIVER] {
+            database.execute(sql).await;
+        }
     }
 
     /// In a database that is empty.
     pub async fn made(database: TestDatabase) -> Self {
-        database.execute(restante_fixtures::store::SCHEMA).await;
-        database.execute(restante_fixtures::store::CHECKS).await;
+        Self::lay_out(&database).await;
         Self::of(database).await
     }
 
     /// In a database that has the store already.
     pub async fn of(database: TestDatabase) -> Self {
         let client = database.superuser().await;
-        let names = Names::of(&client).await;
-        Self::over(database, client, names, Profile::builtin("reference").unwrap().unwrap()).await
+        let profile = Profile::builtin("reference").unwrap().unwrap();
+        Self::over(database, client, profile, ways::REFERENCE).await
     }
 
-    async fn over(database: TestDatabase, client: Client, names: Names, profile: Profile) -> Self {
+    async fn over(database: TestDatabase, client: Client, profile: Profile, ways: Ways) -> Self {
         let reader = connect(&database, "postgres").await;
         // The sessions of restores are waited for; this one stays.
         reader.execute("naming a session", "SET application_name = 'model'").await.unwrap();
-        let contents = (0..CONTENTS).map(|number| (sha256(&Content(number).raw()), Content(number))).collect();
-        Self { database, client, reader, profile, names, contents }
+        // What the reference store must give out is known; of the others each content is learnt.
+        let known = (0..if ways == ways::REFERENCE { CONTENTS } else { 0 }).map(Content);
+        let contents = Mutex::new(known.map(|content| (content.raw(), content)).collect());
+        Self { database, client, reader, profile, ways, keys: Mutex::default(), contents }
     }
 
     /// When it is needed no more.
@@ -162,9 +197,36 @@ impl Store {
 
     /// Empty tables and fresh counters, far faster than another database.
     pub async fn clear(&self) {
-        let tables = self.names.tables().join(", ");
-        let sql = format!("TRUNCATE {tables} RESTART IDENTITY; DROP SCHEMA IF EXISTS restante CASCADE");
-        self.client.batch_execute(&sql).await.unwrap();
+        self.client.batch_execute("SELECT driver.clear(); DROP SCHEMA IF EXISTS restante CASCADE").await.unwrap();
+        *self.keys.lock().unwrap() = Keys::default();
+    }
+
+    fn number(&self, key: &str) -> i64 {
+        self.keys.lock().unwrap().number(key)
+    }
+
+    fn key(&self, number: i64) -> String {
+        self.keys.lock().unwrap().text(number)
+    }
+
+    fn all_keys(&self, numbers: &[i64]) -> Vec<String> {
+        numbers.iter().map(|number| self.key(*number)).collect()
+    }
+
+    /// Runs a function that gives no key.
+    async fn act(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) {
+        self.client.execute(sql, values).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// Runs a function that gives a key.
+    async fn made_by(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> i64 {
+        let row = self.client.query_one(sql, values).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        self.number(row.get(0))
+    }
+
+    async fn links(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<i64> {
+        let rows = self.client.query(sql, values).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        rows.iter().map(|row| self.number(row.get(0))).collect()
     }
 
     pub async fn session(&self) -> Session {
@@ -176,180 +238,129 @@ impl Store {
     }
 
     pub async fn account(&self, address: &str) -> i64 {
-        let sql = "INSERT INTO accounts (address, created_at) VALUES ($1, clock_timestamp()) RETURNING id";
-        self.client.query_one(sql, &[&address]).await.unwrap().get(0)
+        self.made_by("SELECT driver.account($1)", &[&address]).await
     }
 
     /// `minute` is the store's clock.
     pub async fn mailbox(&self, account: i64, name: &str, minute: i64) -> i64 {
-        let sql = "INSERT INTO mailboxes AS b (account_id, name, uidvalidity, created_at)
-                   VALUES ($1, $2, 1000 + $3::int8, '2026-01-01'::timestamptz + make_interval(mins => $3::int8::int))
-                   ON CONFLICT (account_id, name) DO UPDATE SET deleted_at = NULL, created_at = excluded.created_at, uidnext = 1,
-                       highestmodseq = 1, uidvalidity = b.uidvalidity + 1 WHERE b.deleted_at IS NOT NULL
-                   RETURNING id";
-        self.client.query_one(sql, &[&account, &name, &minute]).await.unwrap().get(0)
+        let sql = "SELECT driver.mailbox($1, $2, $3::text::timestamptz)";
+        self.made_by(sql, &[&self.key(account), &name, &clock(minute).to_string()]).await
     }
 
-    /// Delivers; `back` minutes lie between arrival (as a client says at APPEND) and saving.
+    /// Those that users see: account, key and name.
+    pub async fn mailboxes(&self) -> Vec<(i64, i64, String)> {
+        let rows = self.client.query("SELECT account, mailbox, name FROM driver.mailboxes()", &[]).await.unwrap();
+        rows.iter().map(|row| (self.number(row.get(0)), self.number(row.get(1)), row.get(2))).collect()
+    }
+
+    /// Delivers; `back` minutes lie between arrival (as a client says at APPEND) and saving. Some stores do not take an equal mail twice: then
+    /// the answer is the key of the one that is there.
     pub async fn deliver(&self, mailbox: i64, content: Content, minute: i64, back: i64) -> i64 {
-        let (body, attachment) = content.stored();
-        let size = content.raw().len() as i64;
-        let id: i64 = self
-            .client
-            .query_one(
-                "WITH b AS (UPDATE mailboxes SET uidnext = uidnext + 1, highestmodseq = highestmodseq + 1 WHERE id = $1
-                            RETURNING uidnext - 1 AS uid, highestmodseq AS modseq)
-                 INSERT INTO messages (mailbox_id, uid, modseq, received_at, saved_at, size, message_id, body)
-                 SELECT $1, uid, modseq, '2026-01-01'::timestamptz + make_interval(mins => ($2::int8 - $3::int8)::int),
-                     '2026-01-01'::timestamptz + make_interval(mins => $2::int8::int), $4, $5, $6 FROM b RETURNING id",
-                &[&mailbox, &minute, &back, &size, &content.message_id(), &body],
-            )
-            .await
-            .unwrap()
-            .get(0);
-        if let Some((at, bytes)) = attachment {
-            let hash = sha256(&bytes);
-            let (length, at) = (bytes.len() as i64, at as i64);
-            let sql = "INSERT INTO attachments VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-            self.client.execute(sql, &[&hash, &length, &bytes]).await.unwrap();
-            let sql = "INSERT INTO message_attachments VALUES ($1, 0, $2, $3, 'a.bin', 'application/octet-stream')";
-            self.client.execute(sql, &[&id, &at, &hash]).await.unwrap();
+        let (header, body, attachment) = content.parts();
+        let (saved, arrival) = (clock(minute).to_string(), clock(minute - back).to_string());
+        let is_new = !self.contents.lock().unwrap().values().any(|known| *known == content);
+        let links = "SELECT link FROM driver.found()";
+        let before = if is_new { self.links(links, &[]).await } else { Vec::new() };
+        let sql = "SELECT driver.deliver($1, $2, $3, $4, $5, $6::text::timestamptz, $7::text::timestamptz)";
+        let id = content.message_id();
+        let id = self.made_by(sql, &[&self.key(mailbox), &id, &header, &body, &attachment, &saved, &arrival]).await;
+        if is_new && !before.contains(&id) {
+            let sql = "SELECT content FROM driver.found() WHERE link = $1";
+            let bytes: Vec<u8> = self.client.query_one(sql, &[&self.key(id)]).await.unwrap().get(0);
+            let other = self.contents.lock().unwrap().insert(bytes, content);
+            assert_eq!(other, None, "the store gives out the same for {content:?}");
         }
         id
     }
 
     pub async fn seen(&self, id: i64, seen: bool) {
-        let sql = "WITH b AS (UPDATE mailboxes SET highestmodseq = highestmodseq + 1
-                              WHERE id = (SELECT mailbox_id FROM messages WHERE id = $1) RETURNING highestmodseq)
-                   UPDATE messages SET seen = $2, recent = false, modseq = b.highestmodseq FROM b WHERE id = $1";
-        self.client.execute(sql, &[&id, &seen]).await.unwrap();
+        self.act("SELECT driver.seen($1, $2)", &[&self.key(id), &seen]).await;
     }
 
+    /// Any reason but "expunge" is for the reference store alone.
     pub async fn expunge(&self, id: i64, reason: &str) {
-        let sql = "WITH b AS (UPDATE mailboxes SET highestmodseq = highestmodseq + 1
-                              WHERE id = (SELECT mailbox_id FROM messages WHERE id = $1) RETURNING highestmodseq),
-                   gone AS (DELETE FROM messages WHERE id = $1 RETURNING mailbox_id, uid, id, saved_at, size)
-                   INSERT INTO expunged (mailbox_id, uid, modseq, message_id, saved_at, size, reason)
-                   SELECT mailbox_id, uid, highestmodseq, id, saved_at, size, $2 FROM gone, b";
-        self.client.execute(sql, &[&id, &reason]).await.unwrap();
+        match reason {
+            "expunge" => self.act("SELECT driver.expunge($1)", &[&self.key(id)]).await,
+            reason => self.act("SELECT driver.expunge($1, $2)", &[&self.key(id), &reason]).await,
+        }
     }
 
     pub async fn copy(&self, id: i64, to: i64, minute: i64) -> i64 {
-        let sql = "WITH b AS (UPDATE mailboxes SET uidnext = uidnext + 1, highestmodseq = highestmodseq + 1 WHERE id = $2
-                              RETURNING uidnext - 1 AS uid, highestmodseq AS modseq)
-                   INSERT INTO messages (mailbox_id, uid, modseq, received_at, saved_at, size, message_id, seen, body)
-                   SELECT $2, b.uid, b.modseq, received_at, '2026-01-01'::timestamptz + make_interval(mins => $3::int8::int), size,
-                       message_id, seen, body FROM messages, b WHERE id = $1 RETURNING id";
-        let copy: i64 = self.client.query_one(sql, &[&id, &to, &minute]).await.unwrap().get(0);
-        let sql = "INSERT INTO message_attachments SELECT $2, ordinal, position, hash, filename, content_type
-                   FROM message_attachments WHERE message_id = $1";
-        self.client.execute(sql, &[&id, &copy]).await.unwrap();
-        copy
+        let sql = "SELECT driver.copy($1, $2, $3::text::timestamptz)";
+        self.made_by(sql, &[&self.key(id), &self.key(to), &clock(minute).to_string()]).await
     }
 
-    /// Moves the very row, as stores do that keep no trace of a move: another mailbox and UID, the same key.
+    /// As the store moves mail: most copy it and expunge it.
+    pub async fn move_to(&self, id: i64, to: i64, minute: i64) -> i64 {
+        let sql = "SELECT driver.move($1, $2, $3::text::timestamptz)";
+        self.made_by(sql, &[&self.key(id), &self.key(to), &clock(minute).to_string()]).await
+    }
+
+    /// Moves the very row, where `ways.moves_row`.
     pub async fn move_row(&self, id: i64, to: i64) {
-        let sql =
-            "WITH b AS (UPDATE mailboxes SET uidnext = uidnext + 1, highestmodseq = highestmodseq + 1 WHERE id = $2
-                              RETURNING uidnext - 1 AS uid, highestmodseq AS modseq)
-                   UPDATE messages SET mailbox_id = $2, uid = b.uid, modseq = b.modseq FROM b WHERE id = $1";
-        self.client.execute(sql, &[&id, &to]).await.unwrap();
+        self.act("SELECT driver.move_row($1, $2)", &[&self.key(id), &self.key(to)]).await;
     }
 
     pub async fn delete_mailbox(&self, mailbox: i64) {
-        let sql = "WITH gone AS (DELETE FROM messages WHERE mailbox_id = $1 RETURNING mailbox_id, uid, modseq, id, saved_at, size)
-                   INSERT INTO expunged (mailbox_id, uid, modseq, message_id, saved_at, size, reason)
-                   SELECT mailbox_id, uid, modseq + 1, id, saved_at, size, 'mailbox' FROM gone";
-        self.client.execute(sql, &[&mailbox]).await.unwrap();
-        self.client.execute("UPDATE mailboxes SET deleted_at = now() WHERE id = $1", &[&mailbox]).await.unwrap();
+        self.act("SELECT driver.delete_mailbox($1)", &[&self.key(mailbox)]).await;
     }
 
     /// Rows vanish and no trigger sees it. `roll` takes the counters back to what is left.
     pub async fn lose(&self, messages: &[i64], mailboxes: &[i64], roll: bool) {
-        self.client.execute("SELECT set_config('session_replication_role', 'replica', false)", &[]).await.unwrap();
-        for sql in [
-            "DELETE FROM message_attachments WHERE message_id = ANY($1)",
-            "DELETE FROM keywords WHERE message_id = ANY($1)",
-            "DELETE FROM messages WHERE id = ANY($1)",
-        ] {
-            self.client.execute(sql, &[&messages]).await.unwrap();
-        }
-        for sql in ["DELETE FROM mailbox_stats WHERE mailbox_id = ANY($1)", "DELETE FROM mailboxes WHERE id = ANY($1)"]
-        {
-            self.client.execute(sql, &[&mailboxes]).await.unwrap();
-        }
-        let mut sql =
-            "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash);"
-                .to_owned();
+        self.client.batch_execute("SET session_replication_role = replica").await.unwrap();
+        let sql = "SELECT driver.lose($1, $2)";
+        self.act(sql, &[&self.all_keys(messages), &self.all_keys(mailboxes)]).await;
+        self.client.batch_execute("RESET session_replication_role").await.unwrap();
         if roll {
-            for table in ["messages", "mailboxes"] {
-                let sequence = sql::literal(&self.names.sequence_of(table));
-                sql += &format!("SELECT setval({sequence}, greatest(1, (SELECT max(id) FROM {table})));");
-            }
-            sql += "UPDATE mailboxes b SET
-                        uidnext = 1 + greatest((SELECT coalesce(max(uid), 0) FROM messages m WHERE m.mailbox_id = b.id),
-                                               (SELECT coalesce(max(uid), 0) FROM expunged e WHERE e.mailbox_id = b.id)),
-                        highestmodseq = greatest(1, (SELECT coalesce(max(modseq), 0) FROM messages m WHERE m.mailbox_id = b.id));";
+            self.act("SELECT driver.roll_back()", &[]).await;
         }
-        sql += "UPDATE mailbox_stats s SET messages = (SELECT count(*) FROM messages m WHERE m.mailbox_id = s.mailbox_id),
-                    bytes = (SELECT coalesce(sum(size), 0) FROM messages m WHERE m.mailbox_id = s.mailbox_id);
-                UPDATE accounts a SET used_bytes = (SELECT coalesce(sum(size), 0) FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id
-                    WHERE b.account_id = a.id);
-                RESET session_replication_role";
-        self.client.batch_execute(&sql).await.unwrap();
+        self.derive().await;
     }
 
-    /// The last rows of the table as it lies on disk, where updated rows are too: what a truncated file loses.
+    /// What the store derives and no trigger keeps is computed anew.
+    pub async fn derive(&self) {
+        for sql in self.profile.derived.iter().filter_map(|derived| derived.sql.as_deref()) {
+            self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        }
+    }
+
+    /// The last mails as they lie on disk: what a truncated file loses.
     pub async fn tail(&self, rows: usize) -> Vec<i64> {
-        let table = self.names.table("messages");
-        let id = self.names.column("messages", "id");
-        let sql = format!("SELECT {id} FROM {table} ORDER BY ctid DESC LIMIT {rows}");
-        self.client.query(&sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+        self.links("SELECT link FROM driver.tail($1)", &[&(rows as i32)]).await
     }
 
     /// Living messages lose their attachments.
     pub async fn lose_parts(&self, messages: &[i64]) {
-        self.client.execute("DELETE FROM message_attachments WHERE message_id = ANY($1)", &[&messages]).await.unwrap();
-        self.client
-            .batch_execute(
-                "DELETE FROM attachments a WHERE NOT EXISTS (SELECT FROM message_attachments p WHERE p.hash = a.hash)",
-            )
-            .await
-            .unwrap();
+        self.act("SELECT driver.lose_parts($1)", &[&self.all_keys(messages)]).await;
     }
 
-    /// Everything in the store, by the hash of the mail put together.
+    /// Everything that users see in the store, by mailbox and UID.
     pub async fn found(&self) -> Vec<Found> {
-        let sql = "SELECT b.id, b.name, coalesce(raw_mail(m.id), ''), m.id, m.uid, b.uidvalidity, m.seen,
-                       EXISTS (SELECT FROM keywords k WHERE k.message_id = m.id AND k.keyword = '$Restored')
-                   FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id ORDER BY b.id, m.uid";
+        let sql =
+            "SELECT mailbox, name, content, link, uid, uidvalidity, seen, link IN (SELECT link FROM driver.restored())
+                   FROM driver.found()";
         let rows = self.client.query(sql, &[]).await.unwrap();
-        rows.iter()
+        let contents = self.contents.lock().unwrap();
+        let mut found: Vec<Found> = rows
+            .iter()
             .map(|row| Found {
-                mailbox: row.get(0),
+                mailbox: self.number(row.get(0)),
                 name: row.get(1),
-                content: self.contents.get(&sha256(row.get(2))).copied(),
-                id: row.get(3),
-                uid: row.get(4),
-                uidvalidity: row.get(5),
+                content: row.get::<_, Option<&[u8]>>(2).and_then(|bytes| contents.get(bytes)).copied(),
+                id: self.number(row.get(3)),
+                uid: row.get::<_, Option<i64>>(4).unwrap_or_default(),
+                uidvalidity: row.get::<_, Option<i64>>(5).unwrap_or_default(),
                 seen: row.get(6),
                 restored: row.get(7),
             })
-            .collect()
+            .collect();
+        found.sort_by_key(|found| (found.mailbox, found.uid, found.id));
+        found
     }
 
-    /// Counters that triggers keep, and counters of UIDs, agree with the rows.
+    /// The store's own rules: counters that triggers keep and counters of UIDs agree with the rows, and no row refers to nothing.
     pub async fn check_counters(&self) {
-        let sql = "SELECT
-            (SELECT count(*) FROM mailboxes b LEFT JOIN mailbox_stats s ON s.mailbox_id = b.id
-                WHERE (coalesce(s.messages, 0), coalesce(s.bytes, 0)) IS DISTINCT FROM
-                (SELECT (count(*), coalesce(sum(size), 0)::int8) FROM messages m WHERE m.mailbox_id = b.id)),
-            (SELECT count(*) FROM accounts a WHERE used_bytes IS DISTINCT FROM (SELECT coalesce(sum(size), 0)::int8
-                FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id WHERE b.account_id = a.id)),
-            (SELECT count(*) FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id WHERE m.uid >= b.uidnext OR m.modseq > b.highestmodseq)";
-        let row = self.client.query_one(sql, &[]).await.unwrap();
-        let wrong: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
-        assert_eq!(wrong, (0, 0, 0), "mailbox_stats, used_bytes, UIDNEXT or MODSEQ are wrong");
+        self.act("SELECT driver.check()", &[]).await;
     }
 
     pub async fn compare(&self, source: &MemorySource, damaged_at: Option<i64>) -> Comparison {
