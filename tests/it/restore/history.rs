@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::memory::MemorySource;
 use super::store::{CONTENTS, Content, Store};
+use super::ways::Ways;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Random(u64);
@@ -46,6 +47,8 @@ pub struct Mail {
     pub instead_of: Option<Lost>,
     /// The run of a restore that put it back.
     pub restored: Option<u32>,
+    /// Either answer was right when it came back.
+    pub optional: bool,
     /// Its user did something to it since.
     pub touched: bool,
 }
@@ -91,6 +94,8 @@ pub struct History<'a> {
     pub mailboxes: Vec<Mailbox>,
     pub alive: BTreeMap<i64, Mail>,
     pub lost: Vec<Lost>,
+    /// What the snapshot has and its user took away since: lost for all that can be told, once the trace of that is gone.
+    buried: Vec<Lost>,
     /// The serial of the mail under which each UID was seen first.
     pub issued: HashMap<Uid, u64>,
     /// Those that the snapshot may know of.
@@ -114,6 +119,7 @@ impl<'a> History<'a> {
             mailboxes: Vec::new(),
             alive: BTreeMap::new(),
             lost: Vec::new(),
+            buried: Vec::new(),
             issued: HashMap::new(),
             issued_before: HashMap::new(),
             broken: HashSet::new(),
@@ -147,6 +153,10 @@ impl<'a> History<'a> {
         self.log.join("\n")
     }
 
+    pub fn ways(&self) -> Ways {
+        self.store.ways
+    }
+
     async fn make_mailbox(&mut self, account: i64, name: &str) {
         let id = self.store.mailbox(account, name, self.minute).await;
         self.tell("make mailbox", format!("{id} {name}"));
@@ -163,16 +173,22 @@ impl<'a> History<'a> {
         self.serials
     }
 
-    fn arrive(&mut self, id: i64, mailbox: usize, content: Content, seen: bool) {
-        let instead_of = self.stand_in(mailbox, content);
+    /// `dated`: the store can tell that it came just now.
+    fn arrive(&mut self, id: i64, mailbox: usize, content: Content, seen: bool, dated: bool) {
+        // The key of one that is there already: the store did not take another one.
+        if self.alive.contains_key(&id) {
+            assert!(!self.ways().equal_mail_twice, "message {id} arrived twice\n{}", self.told());
+            return;
+        }
+        let instead_of = self.stand_in(mailbox, content, dated);
         let (saved, serial) = (self.minute, self.serial());
-        let mail =
-            Mail { serial, mailbox, content, saved, seen, held: None, instead_of, restored: None, touched: false };
+        let (held, restored, optional, touched) = (None, None, false, false);
+        let mail = Mail { serial, mailbox, content, saved, seen, held, instead_of, restored, optional, touched };
         self.alive.insert(id, mail);
     }
 
-    /// The lost mail whose place an equal one takes.
-    fn stand_in(&mut self, mailbox: usize, content: Content) -> Option<Lost> {
+    /// The lost mail whose place an equal one takes. Where nobody can tell whether it does, either answer is right from now on.
+    fn stand_in(&mut self, mailbox: usize, content: Content, dated: bool) -> Option<Lost> {
         let same = |lost: &Lost| lost.mailbox == mailbox && lost.content == content;
         let at = self
             .lost
@@ -180,17 +196,39 @@ impl<'a> History<'a> {
             .position(|lost| same(lost) && !lost.optional)
             .or_else(|| self.lost.iter().position(same))?;
         self.happened.insert("a lost mail arrived again");
+        // Before the damage it stood beside the other one.
+        let is_other = self.damaged_at.is_none() || self.ways().makes_message_ids && content.message_id().is_none();
+        if is_other || !dated {
+            self.lost[at].optional = true;
+            return None;
+        }
         Some(self.lost.remove(at))
     }
 
-    /// The user took it away.
-    fn forget(&mut self, id: i64) {
+    /// The user took it away; `traced`: and the store tells.
+    fn forget(&mut self, id: i64, traced: bool) {
         if let Some(mail) = self.alive.remove(&id) {
             if mail.restored.is_some() {
                 self.happened.insert("expunge a restored mail");
             }
             self.lost.extend(mail.instead_of.map(|lost| Lost { optional: true, ..lost }));
+            if let Some((mailbox, seen)) = mail.held {
+                let gone = Lost { mailbox, content: mail.content, seen, optional: true };
+                if traced { &mut self.buried } else { &mut self.lost }.push(gone);
+            }
         }
+    }
+
+    /// The traces that a mailbox had of what was taken from it are gone.
+    fn unbury(&mut self, mailbox: usize) {
+        let (gone, buried) = std::mem::take(&mut self.buried).into_iter().partition(|lost| lost.mailbox == mailbox);
+        self.buried = buried;
+        self.lost.extend::<Vec<Lost>>(gone);
+    }
+
+    /// Where either is missing, a deleted mailbox that is made anew is the old one for all that can be told.
+    fn knows_deleted_mailboxes(&self) -> bool {
+        self.ways().deleted_mailboxes && self.ways().mailboxes_told_apart
     }
 
     pub async fn steps(&mut self, many: Range<usize>) {
@@ -220,7 +258,7 @@ impl<'a> History<'a> {
                     let seen = self.random.one_in(2);
                     self.store.seen(id, seen).await;
                     self.tell("flag", format!("{id} {seen}"));
-                    if let Some(mail) = self.alive.get_mut(&id) {
+                    if let Some(mail) = self.alive.get_mut(&id).filter(|_| self.store.ways.flags) {
                         (mail.seen, mail.touched) = (seen, true);
                     }
                 }
@@ -234,7 +272,7 @@ impl<'a> History<'a> {
                 if let Some(id) = some {
                     self.store.expunge(id, "expunge").await;
                     self.tell("expunge", format!("{id} {:?}", self.alive[&id].content));
-                    self.forget(id);
+                    self.forget(id, self.ways().tombstones);
                 }
             }
             20 | 21 => {
@@ -255,13 +293,7 @@ impl<'a> History<'a> {
             24 => {
                 // Another mailbox under the old name.
                 if let Some(at) = self.random.pick(&self.in_state(State::Deleted)).copied() {
-                    let (account, name) = (self.mailboxes[at].account, self.mailboxes[at].name.clone());
-                    self.mailboxes[at].state = State::Replaced;
-                    self.make_mailbox(account, &name).await;
-                    self.happened.insert("make a deleted mailbox anew");
-                    // A lost one that was made anew, deleted, and made anew in its row: as if it had been made anew once.
-                    let dropped = std::mem::take(&mut self.mailboxes[at].dropped).into_iter();
-                    self.lost.extend(dropped.map(|lost| Lost { optional: true, ..lost }));
+                    self.make_deleted_mailbox(at).await;
                 }
             }
             _ => self.make_lost_mailbox().await,
@@ -272,7 +304,7 @@ impl<'a> History<'a> {
         let to = self.mailboxes[mailbox].id;
         let id = self.store.deliver(to, content, self.minute, back).await;
         self.tell(what, format!("{id} {content:?} to {to}"));
-        self.arrive(id, mailbox, content, false);
+        self.arrive(id, mailbox, content, false, self.ways().saved || back == 0);
     }
 
     /// The very mail once more: a lost one, or one that lives.
@@ -304,45 +336,87 @@ impl<'a> History<'a> {
         let to = self.mailboxes[mailbox].id;
         let elsewhere = self.alive[&id].mailbox != mailbox;
         match self.random.below(4) {
-            0 if elsewhere => {
+            0 if elsewhere && self.ways().moves_row => {
                 self.store.move_row(id, to).await;
-                self.tell("move the row itself", format!("{id} to {to}"));
-                self.happened.insert("move");
-                let Some(mut mail) = self.alive.remove(&id) else { return };
-                self.lost.extend(mail.instead_of.take().map(|lost| Lost { optional: true, ..lost }));
-                // One that was there before the damage, or was put back, stands for itself alone.
-                if mail.restored.is_none() && self.damaged_at.is_some_and(|damage| mail.saved >= damage) {
-                    mail.instead_of = self.stand_in(mailbox, mail.content);
-                }
-                (mail.mailbox, mail.touched) = (mailbox, true);
-                self.alive.insert(id, mail);
+                self.row_moved(id, mailbox);
             }
-            kind => {
-                let copy = self.store.copy(id, to, self.minute).await;
-                let moves = kind == 1 && elsewhere;
-                self.tell(if moves { "move" } else { "copy" }, format!("{id} to {to} as {copy}"));
+            1 if elsewhere => {
+                let moved = self.store.move_to(id, to, self.minute).await;
+                if moved == id {
+                    return self.row_moved(id, mailbox);
+                }
+                self.tell("move", format!("{id} to {to} as {moved}"));
                 let (content, seen) = (self.alive[&id].content, self.alive[&id].seen);
-                if moves {
-                    self.store.expunge(id, "move").await;
-                    self.forget(id);
-                }
-                self.arrive(copy, mailbox, content, seen);
+                self.forget(id, self.ways().tombstones);
+                self.arrive(moved, mailbox, content, seen, self.ways().saved);
             }
+            _ if elsewhere || self.ways().copies_within => {
+                let copy = self.store.copy(id, to, self.minute).await;
+                self.tell("copy", format!("{id} to {to} as {copy}"));
+                let (content, seen) = (self.alive[&id].content, self.alive[&id].seen);
+                self.arrive(copy, mailbox, content, seen, self.ways().saved);
+            }
+            _ => {}
         }
     }
 
+    fn row_moved(&mut self, id: i64, mailbox: usize) {
+        self.tell("move the row itself", format!("{id} to {}", self.mailboxes[mailbox].id));
+        self.happened.insert("move");
+        let Some(mut mail) = self.alive.remove(&id) else { return };
+        self.lost.extend(mail.instead_of.take().map(|lost| Lost { optional: true, ..lost }));
+        // One that was there before the damage, or was put back, stands for itself alone.
+        if mail.restored.is_none() && self.damaged_at.is_some_and(|damage| mail.saved >= damage) {
+            mail.instead_of = self.stand_in(mailbox, mail.content, self.ways().saved);
+        }
+        (mail.mailbox, mail.touched) = (mailbox, true);
+        self.alive.insert(id, mail);
+    }
+
     async fn delete_mailbox(&mut self, mailbox: usize) {
+        let own: Vec<i64> = self.alive.iter().filter(|(_, mail)| mail.mailbox == mailbox).map(|(id, _)| *id).collect();
+        // Rows that nobody sees would be found to miss their parts.
+        if self.ways().checks_parts && own.iter().any(|id| self.broken.contains(id)) {
+            return;
+        }
         let id = self.mailboxes[mailbox].id;
         self.store.delete_mailbox(id).await;
         self.tell("delete mailbox", format!("{id}"));
         self.mailboxes[mailbox].state = State::Deleted;
-        let own: Vec<i64> = self.alive.iter().filter(|(_, mail)| mail.mailbox == mailbox).map(|(id, _)| *id).collect();
-        own.iter().for_each(|id| self.forget(*id));
+        let traced = self.ways().deleted_mailboxes;
+        own.iter().for_each(|id| self.forget(*id, traced));
+        if !traced {
+            self.unbury(mailbox);
+        }
+        if !self.knows_deleted_mailboxes() {
+            self.lost.iter_mut().filter(|lost| lost.mailbox == mailbox).for_each(|lost| lost.optional = true);
+            return;
+        }
         let (dropped, lost) = std::mem::take(&mut self.lost).into_iter().partition(|lost| lost.mailbox == mailbox);
         self.lost = lost;
         if self.mailboxes[mailbox].remade {
             self.mailboxes[mailbox].dropped = dropped;
         }
+    }
+
+    /// The user makes another mailbox under the name of a deleted one.
+    async fn make_deleted_mailbox(&mut self, at: usize) {
+        let (account, name) = (self.mailboxes[at].account, self.mailboxes[at].name.clone());
+        self.happened.insert("make a deleted mailbox anew");
+        if !self.knows_deleted_mailboxes() {
+            let id = self.store.mailbox(account, &name, self.minute).await;
+            self.tell("make mailbox", format!("{id} {name}, which was deleted"));
+            (self.mailboxes[at].id, self.mailboxes[at].state) = (id, State::Alive);
+            return;
+        }
+        self.mailboxes[at].state = State::Replaced;
+        self.make_mailbox(account, &name).await;
+        // In its row, or in one of its own.
+        let anew = self.mailboxes.len() - 1;
+        let mailbox = if self.mailboxes[anew].id == self.mailboxes[at].id { at } else { anew };
+        // A lost one that was made anew, deleted, and made anew in its row: as if it had been made anew once.
+        let dropped = std::mem::take(&mut self.mailboxes[at].dropped).into_iter();
+        self.lost.extend(dropped.map(|lost| Lost { optional: true, mailbox, ..lost }));
     }
 
     /// The user misses a mailbox and makes one of its name before anybody restores.
@@ -417,6 +491,9 @@ impl<'a> History<'a> {
         self.tell(kind, format!("{doomed:?}, mailboxes {gone:?}, counters {roll}"));
         for at in boxes {
             self.mailboxes[at].state = State::Destroyed;
+            if !self.ways().tombstones_stay {
+                self.unbury(at);
+            }
         }
         for id in doomed {
             let Some(mail) = self.alive.remove(&id) else { continue };

@@ -21,7 +21,7 @@ use super::ways::{self, Ways};
 use crate::server::{ServerOptions, TestDatabase, TestServer, sessions_end};
 use crate::stores::{DRIVER, STORES};
 
-/// A mail by its number: what it says, whether it has a Message-ID, whether its attachment is kept apart.
+/// A mail by its number: what it says, whether it has a Message-ID, whether it has an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Content(pub u32);
 
@@ -253,8 +253,8 @@ impl Store {
         rows.iter().map(|row| (self.number(row.get(0)), self.number(row.get(1)), row.get(2))).collect()
     }
 
-    /// Delivers; `back` minutes lie between arrival (as a client says at APPEND) and saving. Some stores do not take an equal mail twice: then
-    /// the answer is the key of the one that is there.
+    /// Delivers; `back` minutes lie between arrival (as a client says at APPEND) and saving. A store that does not take an equal mail twice
+    /// answers with the key of the one that is there.
     pub async fn deliver(&self, mailbox: i64, content: Content, minute: i64, back: i64) -> i64 {
         let (header, body, attachment) = content.parts();
         let (saved, arrival) = (clock(minute).to_string(), clock(minute - back).to_string());
