@@ -100,7 +100,8 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
     if context.global.dry_run {
         return Ok(if summary.outside > 0 { Exit::Findings } else { Exit::Done });
     }
-    if !plan.is_empty() {
+    let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
+    if !plan.is_empty() || derives {
         context.confirm("put them back into the live store?")?;
     }
     let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::classify::{Leftover, row_print};
 use super::content::PartRows;
 use super::error::CompareError;
-use super::layout::{Layout, Table};
+use super::layout::{Layout, Refers, Table};
 use super::live;
 use super::parents::inline;
 use super::row::{Print, Row};
@@ -20,6 +20,8 @@ pub struct Incomplete {
     /// By kind of part.
     pub via: Vec<Vec<Row>>,
     pub children: Vec<Vec<Row>>,
+    /// Shared values that they refer to by what the values are, by dictionary; only those that the snapshot has.
+    pub values: Vec<HashSet<Vec<u8>>>,
     /// Keys of the living messages that miss something.
     pub messages: HashSet<Vec<u8>>,
 }
@@ -36,6 +38,7 @@ pub(super) async fn belongings(
     let mut incomplete = Incomplete {
         via: vec![Vec::new(); layout.parts.len()],
         children: vec![Vec::new(); layout.children.len()],
+        values: vec![HashSet::new(); layout.dictionaries.len()],
         messages: HashSet::new(),
     };
     let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
@@ -44,14 +47,14 @@ pub(super) async fn belongings(
         // Those of living messages are looked at only where users do not change them; of a window's neighbours they are counted first.
         let counted = !child.mutable && window.is_bounded();
         let (mut picked, mut outside) = if counted {
-            Outside::of_children(child.message, &keys, &source.segments(&child.table.source).await?)
+            Outside::of_children(child.of, &keys, &source.segments(&child.table.source).await?)
         } else {
             Default::default()
         };
         let number = |key: Option<&[u8]>| zone::integer(key?, false);
         let mut living: HashSet<Print> = HashSet::new();
         if !child.mutable {
-            let mut columns = vec![child.message];
+            let mut columns = vec![child.of];
             columns.extend(&child.natural);
             let select = format!("SELECT {} FROM {} c", child.table.select(&columns, "c"), child.table.quoted());
             live::copy(session, "reading what belongs to live messages", &select, columns.len(), &mut |row| {
@@ -63,7 +66,7 @@ pub(super) async fn belongings(
         }
         for _ in 0..2 {
             let pick = if child.mutable {
-                Pick::Keys { column: child.message, keys: &keys }
+                Pick::Keys { column: child.of, keys: &keys }
             } else if counted {
                 Pick::Segments(&picked)
             } else {
@@ -72,7 +75,7 @@ pub(super) async fn belongings(
             source
                 .scan(&child.table.source, pick, &mut |cells| {
                     let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
-                    let Some(message) = inline(cells, child.message) else { return Ok(()) };
+                    let Some(message) = inline(cells, child.of) else { return Ok(()) };
                     if let Some(at) = lost.get(message) {
                         let leftover = &mut leftovers[*at];
                         rows_of(&mut leftover.via, &mut leftover.children, kind).push(keep());
@@ -123,20 +126,66 @@ pub(super) async fn parts(
 
 /// What leftovers and incomplete messages share with others, by dictionary and key.
 pub(super) async fn dictionaries(
+    session: &Session,
     source: &dyn Source,
     layout: &Layout,
     leftovers: &[Leftover],
-    incomplete: &Incomplete,
+    incomplete: &mut Incomplete,
 ) -> Result<PartRows, CompareError> {
+    let mut dangling: Vec<HashMap<Vec<u8>, Vec<Vec<u8>>>> = vec![HashMap::new(); layout.dictionaries.len()];
+    for (column, refers) in &layout.message.refers {
+        let Refers::Dictionary(kind) = refers else { continue };
+        let dictionary = &layout.dictionaries[*kind];
+        // A value that has a number may be there under another one.
+        if dictionary.natural == dictionary.table.key {
+            dangling[*kind].extend(without_value(session, layout, *column, &dictionary.table).await?);
+        }
+    }
     let mut keys: Vec<HashSet<Vec<u8>>> = vec![HashSet::new(); layout.dictionaries.len()];
     let lost = leftovers.iter().flat_map(|one| layout.shared(Some(&one.row), &one.via, &one.children));
     for (kind, key) in lost.chain(layout.shared(None, &incomplete.via, &incomplete.children)) {
         keys[kind].insert(key.to_vec());
     }
     let mut found = Vec::with_capacity(keys.len());
-    for (dictionary, keys) in layout.dictionaries.iter().zip(&keys) {
-        found.push(rows_with(source, &dictionary.table, keys).await?);
+    for (kind, mut keys) in keys.into_iter().enumerate() {
+        keys.extend(dangling[kind].keys().cloned());
+        let rows = rows_with(source, &layout.dictionaries[kind].table, &keys).await?;
+        // Of others nobody ever had the value.
+        for (key, messages) in dangling[kind].drain().filter(|(key, _)| rows.contains_key(key)) {
+            incomplete.values[kind].insert(key);
+            incomplete.messages.extend(messages);
+        }
+        found.push(rows);
     }
+    Ok(found)
+}
+
+/// Values of a column that are not in the table that it refers to, with the messages that have them.
+async fn without_value(
+    session: &Session,
+    layout: &Layout,
+    column: usize,
+    to: &Table,
+) -> Result<HashMap<Vec<u8>, Vec<Vec<u8>>>, CompareError> {
+    let message = &layout.message.table;
+    let ident = message.ident(column);
+    let select = format!(
+        "SELECT {}, {} FROM {} m WHERE m.{ident} IS NOT NULL AND NOT EXISTS (SELECT FROM {} v WHERE v.{} = m.{ident}) AND {}",
+        message.expression(message.single_key()?, "m"),
+        message.expression(column, "m"),
+        message.quoted(),
+        to.quoted(),
+        to.ident(to.single_key()?),
+        layout.shown()
+    );
+    let mut found: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
+    live::copy(session, "looking for what live messages refer to", &select, 2, &mut |row| {
+        if let (Some(message), Some(value)) = (row[0], row[1]) {
+            found.entry(value.to_vec()).or_default().push(message.to_vec());
+        }
+        Ok(())
+    })
+    .await?;
     Ok(found)
 }
 

@@ -24,6 +24,7 @@ use super::live;
 use super::pairing::{Paired, Pairs};
 use super::parents::{Fate, Parents, inline};
 use super::past::Past;
+use super::predicate;
 use super::row::{Cell, Class, Print, Printer, Reason, Row};
 use super::source::{Facts, Pick, Source};
 use super::tombstones::{Tombstones, Wanted};
@@ -156,10 +157,17 @@ async fn read(
     // A row that was moved lives, so what it misses is put under it.
     let gone = leftovers.iter().enumerate().filter(|(_, leftover)| leftover.class == Class::Absent);
     let lost: HashMap<Vec<u8>, usize> = gone.map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
-    let incomplete = belongings(session, source, &layout, &lost, &options.window, &mut leftovers).await?;
+    let mut incomplete = belongings(session, source, &layout, &lost, &options.window, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;
-    let dictionaries = dictionaries(source, &layout, &leftovers, &incomplete).await?;
+    let dictionaries = dictionaries(session, source, &layout, &leftovers, &mut incomplete).await?;
 
+    // What was a tombstone then was not lost with the rest; only now nobody takes what belongs to it for a living message's.
+    if let Some(buried) = &layout.buried {
+        let rows: Vec<&Row> = leftovers.iter().map(|leftover| &leftover.row).collect();
+        let was = predicate::holds(session, source, &layout.message.table, &buried.predicate, &rows).await?;
+        let mut was = was.into_iter();
+        leftovers.retain(|_| !was.next().unwrap_or(false));
+    }
     decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
     duplicates::decide(session, source, &layout, &parents, &parts, options, &mut leftovers, &mut live).await?;
     for live in live.iter().filter(|live| live.taken) {
@@ -222,37 +230,47 @@ impl Scan<'_> {
         Ok(leftovers)
     }
 
-    /// Narrow columns of all live messages: key, mailbox, evidence, flags, uid, modseq, clocks.
+    /// The columns that may change without making another message.
+    fn state_columns(&self) -> Vec<usize> {
+        let marks = self.layout.buried.iter().flat_map(|buried| &buried.columns);
+        self.layout.message.flags.iter().chain(marks).copied().collect()
+    }
+
+    /// Narrow columns of all live messages: key, mailbox, evidence, state, uid, modseq, clocks, and whether users see it.
     async fn live_rows(&mut self, session: &Session) -> Result<(), CompareError> {
         let message = &self.layout.message;
         let evidence = message.evidence.len();
         let mut columns = vec![message.table.single_key()?, message.mailbox];
         columns.extend(&message.evidence);
-        columns.extend(&message.flags);
+        columns.extend(self.state_columns());
         let numbers = columns.len();
         columns.extend(message.uid.iter().chain(&message.modseq));
         let clocks = columns.len();
         columns.extend(message.clocks.iter().map(|clock| clock.column));
-        let shown = self.shown();
-        let select =
-            format!("SELECT {} FROM {} m WHERE {shown}", message.table.select(&columns, "m"), message.table.quoted());
-        live::copy(session, "reading the live messages", &select, columns.len(), &mut |row| {
+        let select = format!(
+            "SELECT {}, {} FROM {} m",
+            message.table.select(&columns, "m"),
+            self.layout.shown(),
+            message.table.quoted()
+        );
+        live::copy(session, "reading the live messages", &select, columns.len() + 1, &mut |row| {
             let identity = identity(row[0], row[1], row[2..2 + evidence].iter().copied());
-            self.pairs.live(identity, state(row[2 + evidence..numbers].iter().copied()));
+            let state = state(row[2 + evidence..numbers].iter().copied());
+            if row[columns.len()] == Some(&[1]) {
+                self.pairs.live(identity, state);
+            } else {
+                self.pairs.buried(identity, state);
+            }
             let number = |at: usize| row.get(at).copied().flatten().and_then(|bytes| zone::integer(bytes, false));
             let uid = message.uid.and_then(|_| number(numbers));
             let modseq = message.modseq.and_then(|_| number(numbers + usize::from(message.uid.is_some())));
             self.counters.live_row(row[1].unwrap_or_default(), uid, modseq);
-            let instant = message.clocks.iter().zip(&row[clocks..]).find_map(|(clock, field)| clock.read((*field)?));
+            let instant =
+                message.clocks.iter().zip(&row[clocks..columns.len()]).find_map(|(clock, field)| clock.read((*field)?));
             self.outside.live(row[0].and_then(|key| zone::integer(key, false)), instant);
             Ok(())
         })
         .await
-    }
-
-    /// Rows that users see; a row with a tombstone predicate is a tombstone.
-    fn shown(&self) -> String {
-        self.layout.buried.as_ref().map_or("true".to_owned(), |buried| format!("({buried}) IS NOT TRUE"))
     }
 
     async fn snapshot_rows(
@@ -265,6 +283,7 @@ impl Scan<'_> {
         let (layout, parents) = (self.layout, self.parents);
         let message = &layout.message;
         let key_column = message.table.single_key()?;
+        let changing = self.state_columns();
         source
             .scan(&message.table.source, pick, &mut |cells| {
                 let key = inline(cells, key_column);
@@ -281,14 +300,15 @@ impl Scan<'_> {
                     number(message.uid),
                     number(message.modseq),
                 );
-                let paired = self.pairs.snapshot(identity, state(message.flags.iter().map(|at| inline(cells, *at))));
+                let paired = self.pairs.snapshot(identity, state(changing.iter().map(|at| inline(cells, *at))));
                 if paired != Paired::Leftover {
                     self.outside.paired(key.and_then(|key| zone::integer(key, false)), instant);
                 }
                 match paired {
                     Paired::Same => self.same += 1,
                     Paired::Changed => self.changed += 1,
-                    Paired::Leftover => leftovers.push(Leftover {
+                    Paired::Buried => {}
+                    Paired::Expunged | Paired::Leftover => leftovers.push(Leftover {
                         row: cells.iter().map(|cell| cell.keep()).collect(),
                         key: Bytes::copy_from_slice(key.unwrap_or_default()),
                         source: source_print(facts, &layout.message.table, key, evidence),
@@ -310,7 +330,7 @@ impl Scan<'_> {
 
     /// A second look at the live messages, for those that nobody stands behind.
     async fn live_leftovers(&mut self, session: &Session, past: &Past) -> Result<Vec<LiveMessage>, CompareError> {
-        let select = live_select(self.layout, &self.shown())?;
+        let select = live_select(self.layout, "true")?;
         let mut found = Vec::new();
         live::copy(session, "reading the newer live messages", &select, live_fields(self.layout), &mut |row| {
             let mut live = live_message(self.layout, row);
@@ -327,7 +347,7 @@ impl Scan<'_> {
     }
 }
 
-/// What [`live_message`] reads.
+/// What [`live_message`] reads: messages that users see.
 pub fn live_select(layout: &Layout, condition: &str) -> Result<String, CompareError> {
     let message = &layout.message;
     let key = message.table.single_key()?;
@@ -336,10 +356,11 @@ pub fn live_select(layout: &Layout, condition: &str) -> Result<String, CompareEr
     columns.extend(message.size.iter().chain(&message.message_id).chain(&message.uid));
     columns.extend(message.clocks.iter().map(|clock| clock.column));
     Ok(format!(
-        "SELECT {}, m.{}::text FROM {} m WHERE {condition}",
+        "SELECT {}, m.{}::text FROM {} m WHERE {condition} AND {}",
         message.table.select(&columns, "m"),
         message.table.ident(key),
-        message.table.quoted()
+        message.table.quoted(),
+        layout.shown()
     ))
 }
 
@@ -473,7 +494,12 @@ async fn still_there(
     let message = &layout.message;
     let mut columns = vec![message.table.single_key()?];
     columns.extend(&message.evidence);
-    let select = format!("SELECT {} FROM {} m", message.table.select(&columns, "m"), message.table.quoted());
+    let select = format!(
+        "SELECT {} FROM {} m WHERE {}",
+        message.table.select(&columns, "m"),
+        message.table.quoted(),
+        layout.shown()
+    );
     live::copy(session, "looking for what was put back", &select, columns.len(), &mut |row| {
         let print = row_print(row[0], row[1..].iter().copied());
         if asked.contains(&print) {

@@ -140,13 +140,13 @@ pub async fn live_prints(
             let position = part.position.map_or("0::int8".to_owned(), |at| format!("v.{}::int8", via.table.ident(at)));
             let select = format!(
                 "SELECT {}, {position}, {} FROM {} v JOIN {} p ON p.{} = v.{} WHERE v.{} IN ({list}) ORDER BY 1, 2{}{}",
-                via.table.expression(via.message, "v"),
+                via.table.expression(via.of, "v"),
                 part.table.select(&part.bytes, "p"),
                 via.table.quoted(),
                 part.table.quoted(),
                 part.table.ident(part_key),
                 via.table.ident(part.part),
-                via.table.ident(via.message),
+                via.table.ident(via.of),
                 if order.is_empty() { "" } else { ", " },
                 order.join(", ")
             );

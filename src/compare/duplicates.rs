@@ -86,7 +86,7 @@ pub(super) async fn decide(
                 let (leftover, alive) = (&mut leftovers[lost[pair.lost]], &mut live[theirs[pair.live].0]);
                 (leftover.class, leftover.reason) = if in_mailbox {
                     (Class::Duplicate, Reason::Copy(pair.rung))
-                } else if layout.tombstones.is_empty() && layout.buried.is_none() {
+                } else if !layout.records_deletions() {
                     (Class::DeletedByUser, Reason::Moved(pair.rung))
                 } else {
                     (Class::CannotTell, Reason::CopyElsewhere(pair.rung))
@@ -124,8 +124,7 @@ pub(super) fn moved_rows(layout: &Layout, leftovers: &mut [Leftover], live: &mut
 /// What is still absent: was its key issued again, and can the store tell a loss from a deletion?
 fn settle(layout: &Layout, options: &Options, leftovers: &mut [Leftover], live: &[LiveMessage]) {
     let keys: HashSet<&[u8]> = live.iter().map(|live| &live.key[..]).collect();
-    let records = !layout.tombstones.is_empty() || layout.buried.is_some();
-    let certain = records || options.damaged_at.is_some();
+    let certain = layout.records_deletions() || options.damaged_at.is_some();
     for leftover in leftovers.iter_mut().filter(|leftover| leftover.class == Class::Absent) {
         (leftover.class, leftover.reason) = if let Some(reason) = leftover.doubt {
             (Class::CannotTell, reason)

@@ -68,6 +68,10 @@ pub struct Parent {
     pub modseq_is_next: bool,
     /// Set whenever mail is put in.
     pub set: BTreeMap<usize, String>,
+    /// Set in a row that was lost and is made anew.
+    pub made: BTreeMap<usize, String>,
+    /// Rows that hang on it: they come back with one that was lost.
+    pub children: Vec<Child>,
 }
 
 /// What a column refers to, besides the message itself. Keys may be others now, or another's.
@@ -159,15 +163,17 @@ pub struct Part {
     pub position: Option<usize>,
 }
 
-/// Rows that belong to a message.
+/// Rows that belong to a message, or to an account or mailbox.
 #[derive(Debug, Clone)]
 pub struct Child {
     pub table: Table,
-    /// Refers to the message's key.
-    pub message: usize,
+    /// Refers to the key of what the row belongs to.
+    pub of: usize,
     /// What tells the rows of one message apart.
     pub natural: Vec<usize>,
     pub set: BTreeMap<usize, String>,
+    /// Columns of its own key that the store fills: nobody refers to them, and their old value may have been issued again.
+    pub issued: Vec<usize>,
     pub refers: Vec<(usize, Refers)>,
     /// Users change them, so those of a living message are left alone.
     pub mutable: bool,
@@ -196,6 +202,20 @@ pub struct Tombstone {
     pub written: bool,
 }
 
+/// Rows of messages that are tombstones: a deletion marks them, and they stay for a while.
+#[derive(Debug, Clone)]
+pub struct Buried {
+    /// SQL over a message's row.
+    pub predicate: String,
+    /// The columns that the predicate speaks of.
+    pub columns: Vec<usize>,
+    /// What marks a row so.
+    pub at: Option<usize>,
+    pub modseq: Option<usize>,
+    pub set: BTreeMap<usize, String>,
+    pub written: bool,
+}
+
 /// The whole store.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -211,8 +231,9 @@ pub struct Layout {
     /// The sequence that all MODSEQs come from, where no mailbox counts its own.
     pub modseq_sequence: Option<TableName>,
     pub tombstones: Vec<Tombstone>,
-    /// SQL over a message's row; such a row is a tombstone.
-    pub buried: Option<String>,
+    pub buried: Option<Buried>,
+    /// Where bytes of mail lie that are not in the database.
+    pub external: Vec<String>,
     pub triggers: Vec<Trigger>,
 }
 
@@ -225,6 +246,29 @@ pub struct Trigger {
 }
 
 impl Layout {
+    /// Does the store remember what its users deleted?
+    pub fn records_deletions(&self) -> bool {
+        !self.tombstones.is_empty() || self.buried.is_some()
+    }
+
+    /// The mailboxes, or the accounts.
+    pub fn parent(&self, mailbox: bool) -> Option<&Parent> {
+        if mailbox { Some(&self.mailbox) } else { self.owner.as_ref() }
+    }
+
+    /// A condition over the columns of a message: users see it.
+    pub fn shown(&self) -> String {
+        self.buried.as_ref().map_or("true".to_owned(), |buried| format!("({}) IS NOT TRUE", buried.predicate))
+    }
+
+    /// What of a message its tombstone records besides its key and its mailbox.
+    pub fn buried_evidence(&self) -> Vec<usize> {
+        match self.tombstones.first() {
+            Some(first) => first.evidence.iter().map(|(_, of)| *of).collect(),
+            None => self.message.evidence.clone(),
+        }
+    }
+
     /// The values, by dictionary and key, that a message and what belongs to it refer to.
     pub fn shared<'a>(
         &'a self,
@@ -271,6 +315,12 @@ impl Table {
 
     pub fn ident(&self, column: usize) -> String {
         sql::identifier(&self.columns[column].name)
+    }
+
+    /// Positions of the columns that a piece of SQL may speak of.
+    pub fn named_in(&self, sql: &str) -> Vec<usize> {
+        let named = |at: &usize| sql.contains(&*self.columns[*at].name) || sql.contains(&self.ident(*at));
+        self.all().into_iter().filter(named).collect()
     }
 
     /// Positions of all columns.

@@ -4,15 +4,16 @@
 //! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together; of one that a replay made,
 //! the journal knows the new key. Memory: all rows of both tables, from both sides.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
 use super::classify::source_print;
 use super::error::CompareError;
-use super::layout::{Layout, Parent, Table};
+use super::layout::{Child, Layout, Parent, Table};
 use super::live;
 use super::past::Past;
+use super::predicate;
 use super::row::{Cell, Print, Row, Value};
 use super::source::{Pick, Source, collect};
 use crate::postgres::session::Session;
@@ -44,6 +45,10 @@ pub struct Known {
     /// Of a mailbox: position among the owners.
     pub owner: Option<usize>,
     pub fate: Fate,
+    /// Users saw it when the snapshot was taken.
+    shown: bool,
+    /// Of one that was lost: the rows of each kind of child.
+    pub children: Vec<Vec<Row>>,
     /// Of a mailbox, as the snapshot has them.
     pub uid: Option<i64>,
     pub modseq: Option<i64>,
@@ -87,13 +92,14 @@ impl Parents {
     ) -> Result<Self, CompareError> {
         let mut parents = Self::default();
         if let Some(owner) = &layout.owner {
-            parents.owners = snapshot(source, owner).await?;
+            parents.owners = snapshot(session, source, owner).await?;
             parents.live_owners = live(session, owner).await?;
             parents.live_owner_by_key = index(parents.live_owners.iter().map(|owner| &owner.key));
-            let live = Live::new(&parents.live_owners, past);
+            let live = Live::new(owner, &parents.live_owners, &parents.owners, past);
             parents.owners.iter_mut().for_each(|one| one.fate = live.fate(owner, one, None));
+            children(source, owner, &mut parents.owners).await?;
         }
-        parents.mailboxes = snapshot(source, &layout.mailbox).await?;
+        parents.mailboxes = snapshot(session, source, &layout.mailbox).await?;
         parents.live_mailboxes = live(session, &layout.mailbox).await?;
         parents.owner_by_key = index(parents.owners.iter().map(|owner| &owner.key));
         if let Some(column) = layout.mailbox.owner {
@@ -101,7 +107,7 @@ impl Parents {
                 mailbox.owner = mailbox.row[column].bytes().and_then(|key| parents.owner_by_key.get(key)).copied();
             }
         }
-        let live = Live::new(&parents.live_mailboxes, past);
+        let live = Live::new(&layout.mailbox, &parents.live_mailboxes, &parents.mailboxes, past);
         for one in &mut parents.mailboxes {
             one.fate = match one.owner.map(|owner| parents.owners[owner].fate) {
                 Some(Fate::Deleted | Fate::OwnerDeleted) => Fate::OwnerDeleted,
@@ -112,6 +118,7 @@ impl Parents {
                 None => live.fate(&layout.mailbox, one, None),
             };
         }
+        children(source, &layout.mailbox, &mut parents.mailboxes).await?;
         parents.by_key = index(parents.mailboxes.iter().map(|mailbox| &mailbox.key));
         parents.live_by_key = index(parents.live_mailboxes.iter().map(|mailbox| &mailbox.key));
         Ok(parents)
@@ -168,17 +175,18 @@ fn index<'a>(keys: impl Iterator<Item = &'a Bytes>) -> HashMap<Bytes, usize> {
     keys.cloned().enumerate().map(|(at, key)| (key, at)).collect()
 }
 
-async fn snapshot(source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, CompareError> {
+async fn snapshot(session: &Session, source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, CompareError> {
     let key = parent.table.single_key()?;
-    let rows = collect(source, &parent.table.source, Pick::All).await?;
+    let mut rows = collect(source, &parent.table.source, Pick::All).await?;
+    for row in &mut rows {
+        fetch(source, row).await?;
+    }
+    let shown = match &parent.live {
+        Some(live) => predicate::holds(session, source, &parent.table, live, &rows.iter().collect::<Vec<_>>()).await?,
+        None => vec![true; rows.len()],
+    };
     let mut known = Vec::with_capacity(rows.len());
-    for mut row in rows {
-        // Names of more than 512 bytes lie in the payload.
-        for value in &mut row {
-            if let Value::Large(large) = *value {
-                *value = source.values(&[large]).await?.pop().map_or(Value::Null, Value::Bytes);
-            }
-        }
+    for (row, shown) in rows.into_iter().zip(shown) {
         let number = |at: Option<usize>| row[at?].bytes().and_then(|bytes| zone::integer(bytes, false));
         let Some(key) = row[key].bytes().map(Bytes::copy_from_slice) else { continue };
         let evidence = parent.evidence.iter().map(|at| row[*at].bytes());
@@ -188,6 +196,8 @@ async fn snapshot(source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, Co
             label: label(parent, |at| row[at].bytes().map(<[u8]>::to_vec)),
             owner: None,
             fate: Fate::Lost,
+            shown,
+            children: vec![Vec::new(); parent.children.len()],
             uid: number(parent.uid),
             modseq: number(parent.modseq),
             uidvalidity: number(parent.uidvalidity),
@@ -195,6 +205,35 @@ async fn snapshot(source: &dyn Source, parent: &Parent) -> Result<Vec<Known>, Co
         });
     }
     Ok(known)
+}
+
+/// Names of more than 512 bytes lie in the payload.
+async fn fetch(source: &dyn Source, row: &mut Row) -> Result<(), CompareError> {
+    for value in row {
+        if let Value::Large(large) = *value {
+            *value = source.values(&[large]).await?.pop().map_or(Value::Null, Value::Bytes);
+        }
+    }
+    Ok(())
+}
+
+/// What hangs on those that were lost.
+async fn children(source: &dyn Source, parent: &Parent, all: &mut [Known]) -> Result<(), CompareError> {
+    let lost = all.iter().enumerate().filter(|(_, one)| one.fate == Fate::Lost);
+    let lost: HashMap<Vec<u8>, usize> = lost.map(|(at, one)| (one.key.to_vec(), at)).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
+    for (kind, Child { table, of, .. }) in parent.children.iter().enumerate() {
+        for mut row in collect(source, &table.source, Pick::Keys { column: *of, keys: &keys }).await? {
+            fetch(source, &mut row).await?;
+            if let Some(at) = row[*of].bytes().and_then(|key| lost.get(key)) {
+                all[*at].children[kind].push(row);
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn live(session: &Session, parent: &Parent) -> Result<Vec<LiveParent>, CompareError> {
@@ -271,10 +310,21 @@ struct Live<'a> {
 }
 
 impl<'a> Live<'a> {
-    fn new(rows: &'a [LiveParent], past: &'a Past) -> Self {
+    fn new(parent: &Parent, rows: &'a [LiveParent], known: &[Known], past: &'a Past) -> Self {
+        // The row of a deleted one may keep a name that was given again. Those that were deleted before the snapshot say nothing of others.
+        let deleted = known.iter().filter(|one| !one.shown);
+        let deleted: HashMap<&[u8], &Known> = deleted.map(|one| (&one.key[..], one)).collect();
+        let is_old = |live: &LiveParent| {
+            deleted.get(&live.key[..]).is_some_and(|one| {
+                let evidence = parent.evidence.iter().map(|at| one.row[*at].bytes());
+                evidence.eq(live.evidence.iter().map(Option::as_deref))
+            })
+        };
+        let hidden = rows.iter().enumerate().filter(|(_, live)| !live.shown && !is_old(live));
+        let shown = rows.iter().enumerate().filter(|(_, live)| live.shown);
         Self {
             rows,
-            by_natural: rows.iter().enumerate().map(|(at, live)| (&live.natural[..], at)).collect(),
+            by_natural: hidden.chain(shown).map(|(at, live)| (&live.natural[..], at)).collect(),
             by_key: rows.iter().enumerate().map(|(at, live)| (&live.key[..], at)).collect(),
             by_key_text: rows.iter().enumerate().map(|(at, live)| (&live.key_text[..], at)).collect(),
             past,
@@ -283,6 +333,9 @@ impl<'a> Live<'a> {
 
     /// `owner`: the live key of its account.
     fn fate(&self, parent: &Parent, one: &Known, owner: Option<&Bytes>) -> Fate {
+        if !one.shown {
+            return Fate::Deleted;
+        }
         let field = |at: &usize| match (&one.row[*at], owner) {
             (_, Some(owner)) if Some(*at) == parent.owner => Some(owner.clone()),
             (value, _) => value.bytes().map(Bytes::copy_from_slice),

@@ -32,9 +32,11 @@ pub struct Wanted {
 impl Wanted {
     /// `mailbox` is the live key of the mailbox that the row belongs to.
     pub fn of(layout: &Layout, row: &Row, mailbox: &[u8]) -> Option<Self> {
-        let first = layout.tombstones.first()?;
+        if !layout.records_deletions() {
+            return None;
+        }
         let key = row[layout.message.table.single_key().ok()?].bytes();
-        let evidence: Vec<_> = first.evidence.iter().map(|(_, at)| row[*at].bytes()).collect();
+        let evidence: Vec<_> = layout.buried_evidence().into_iter().map(|at| row[at].bytes()).collect();
         Some(Self::from(key, Some(mailbox), &evidence))
     }
 
@@ -56,9 +58,17 @@ impl Tombstones {
         let loose: HashSet<Print> = wanted.iter().map(|wanted| wanted.loose).collect();
         let mut found = Self::default();
         // All tables of tombstones must record the same of a message; the first one says what.
-        for table in layout.tombstones.iter().filter(|table| table.message.is_some() && !table.evidence.is_empty()) {
-            let select = select(layout, table)?;
-            let fields = 2 + table.evidence.len();
+        let tables = layout.tombstones.iter().filter(|table| table.message.is_some() && !table.evidence.is_empty());
+        let mut selects = tables.map(|table| select(layout, table)).collect::<Result<Vec<_>, _>>()?;
+        let evidence = layout.buried_evidence();
+        if layout.buried.as_ref().is_some_and(|_| !evidence.is_empty()) {
+            let message = &layout.message;
+            let mut columns = vec![message.table.single_key()?, message.mailbox];
+            columns.extend(&evidence);
+            let columns = message.table.select(&columns, "m");
+            selects.push(format!("SELECT {columns} FROM {} m WHERE NOT ({})", message.table.quoted(), layout.shown()));
+        }
+        for select in selects {
             let row = &mut |row: &[Option<&[u8]>]| {
                 let own = Wanted::from(row[0], row[1], &row[2..]);
                 if past.is_undone(&own.exact) {
@@ -70,7 +80,7 @@ impl Tombstones {
                 }
                 Ok(())
             };
-            live::copy(session, "reading the tombstones", &select, fields, row).await?;
+            live::copy(session, "reading the tombstones", &select, 2 + evidence.len(), row).await?;
         }
         Ok(found)
     }

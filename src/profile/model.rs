@@ -120,6 +120,9 @@ pub struct Owner {
     pub evidence: Columns,
     /// The rows that exist for users.
     pub live: Option<String>,
+    /// Set in an account that was lost and is made anew, under another key.
+    #[serde(default)]
+    pub made: Assignments,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -142,6 +145,9 @@ pub struct Mailbox {
     /// Set in the mailbox whenever mail is put into it.
     #[serde(default)]
     pub set: Assignments,
+    /// Set in a mailbox that was lost and is made anew, under another key.
+    #[serde(default)]
+    pub made: Assignments,
     #[serde(default)]
     pub references: SoftReferences,
 }

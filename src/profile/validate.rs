@@ -241,7 +241,8 @@ impl Profile {
                 Role::new("owner", &owner.table, self.place(owner))
                     .key(owner.key.as_ref())
                     .natural(&owner.natural)
-                    .columns(&owner.evidence.0),
+                    .columns(&owner.evidence.0)
+                    .columns(owner.made.keys()),
             );
         }
         let mailbox = &self.mailbox;
@@ -254,7 +255,7 @@ impl Profile {
                 .columns(
                     [&mailbox.uid.column, &mailbox.modseq.column, &mailbox.uidvalidity.column].into_iter().flatten(),
                 )
-                .columns(mailbox.set.keys())
+                .columns(mailbox.set.keys().chain(mailbox.made.keys()))
                 .columns(mailbox.references.keys()),
         );
         let (link, message) = (&self.link, &self.message);

@@ -85,7 +85,8 @@ impl Apply {
         let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
         report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
-            // All was put back; what follows may not have been done.
+            // All was put back; what follows may not have been done, or may have been lost alone.
+            derive(session, profile, plan, &mut report).await?;
             if !report.finished.is_empty() {
                 finish(session, profile, plan, &mut report).await?;
                 journal::end(session, &report.finished).await?;
@@ -121,6 +122,7 @@ impl Apply {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
             report.repaired_rows = repair::repair(session, source, plan).await?;
         }
+        derive(session, profile, plan, &mut report).await?;
         finish(session, profile, plan, &mut report).await?;
         journal::end(session, &[std::slice::from_ref(&replay), &report.finished].concat()).await?;
         report.replay = Some(replay);
@@ -133,8 +135,8 @@ pub fn no_such_replay(replay: &str) -> ReplayError {
     ReplayError::NoSuchReplay { replay: replay.to_owned() }
 }
 
-/// Derived values that no trigger keeps, and the hooks.
-async fn finish(
+/// Derived values that no trigger keeps: the statements change only what is wrong.
+async fn derive(
     session: &Session,
     profile: &Profile,
     plan: &Plan,
@@ -149,6 +151,18 @@ async fn finish(
         }
         report.by_hand.extend(derived.by_hand.clone());
     }
+    Ok(session.execute("ending the profile's statements", "SET search_path = ''").await?)
+}
+
+/// The hooks, and what a person must look at.
+async fn finish(
+    session: &Session,
+    profile: &Profile,
+    plan: &Plan,
+    report: &mut ReplayReport,
+) -> Result<(), ReplayError> {
+    let path = staging::search_path(&plan.comparison.layout);
+    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for hook in &profile.after {
         if let Some(sql) = &hook.sql {
             failpoint::committing(session.execute("running a hook of the profile", sql)).await?;
@@ -156,5 +170,7 @@ async fn finish(
         }
         report.by_hand.extend(hook.shell.iter().chain(&hook.http).cloned());
     }
+    let external = plan.comparison.layout.external.iter();
+    report.by_hand.extend(external.map(|place| format!("look whether the bytes of restored mail are there: {place}")));
     Ok(session.execute("ending the profile's statements", "SET search_path = ''").await?)
 }

@@ -163,7 +163,7 @@ impl<'a> Batch<'a> {
                 rows.iter()
                     .map(|row| {
                         let mut row = staged(row, &found);
-                        row[child.message] = Some(key.clone());
+                        row[child.of] = Some(key.clone());
                         dictionaries::lead_to_parents(parents, &child.refers, Some((one.mailbox, target)), &mut row);
                         row
                     })

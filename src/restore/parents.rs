@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
+use super::dictionaries::lead_to_parents;
 use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
-use crate::compare::layout::Parent;
 use crate::compare::live;
-use crate::compare::parents::{Fate, Known};
+use crate::compare::parents::Fate;
 use crate::compare::past::PARENTS;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
@@ -45,13 +45,10 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
             owners.insert(at, parents.live_owners[live].key.clone());
         }
     }
-    if let Some(owner) = &layout.owner {
-        let stage = Stage::Parent { mailbox: false };
-        for at in &plan.owners {
-            let known = &parents.owners[*at];
-            if let Some(target) = put(replay, owner, stage, known, None, "").await? {
-                owners.insert(*at, target.key);
-            }
+    for at in &plan.owners {
+        let lost = Lost { at: *at, is_mailbox: false, prefix: "" };
+        if let Some(target) = put(replay, lost, None).await? {
+            owners.insert(*at, target.key);
         }
     }
     let mut targets = Targets::new();
@@ -69,17 +66,15 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
     }
     let lost = plan.mailboxes.iter().map(|at| (*at, false)).chain(plan.aside.iter().map(|at| (*at, true)));
     for (at, aside) in lost {
-        let known = &parents.mailboxes[at];
-        let owner = match known.owner {
+        let owner = match parents.mailboxes[at].owner {
             None => None,
             Some(owner) => match owners.get(&owner) {
                 Some(key) => Some(key),
                 None => continue,
             },
         };
-        let stage = Stage::Parent { mailbox: true };
-        let prefix = if aside { ASIDE } else { "" };
-        if let Some(target) = put(replay, &layout.mailbox, stage, known, owner, prefix).await? {
+        let lost = Lost { at, is_mailbox: true, prefix: if aside { ASIDE } else { "" } };
+        if let Some(target) = put(replay, lost, owner).await? {
             targets.insert((at, aside), target);
         }
     }
@@ -93,17 +88,23 @@ struct Replay<'a> {
     id: &'a str,
 }
 
+/// An account or mailbox that is to be made.
+#[derive(Clone, Copy)]
+struct Lost {
+    /// Its position among the snapshot's.
+    at: usize,
+    is_mailbox: bool,
+    prefix: &'static str,
+}
+
 /// Inserts the row of a parent unless one of its name is there; `None` when that is not to be used.
-async fn put(
-    replay: Replay<'_>,
-    parent: &Parent,
-    stage: Stage,
-    known: &Known,
-    owner: Option<&Bytes>,
-    prefix: &str,
-) -> Result<Option<Target>, ReplayError> {
+async fn put(replay: Replay<'_>, lost: Lost, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
     let Replay { session, plan, id } = replay;
-    let layout = &plan.comparison.layout;
+    let Lost { at: lost, is_mailbox, prefix } = lost;
+    let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
+    let Some(parent) = layout.parent(is_mailbox) else { return Ok(None) };
+    let known = if is_mailbox { &parents.mailboxes[lost] } else { &parents.owners[lost] };
+    let stage = Stage::Parent { mailbox: is_mailbox };
     let table = &parent.table;
     let key = table.single_key()?;
     staging::transaction(session, "restoring accounts and mailboxes", async || {
@@ -123,7 +124,7 @@ async fn put(
         }
         staging::fill(session, layout, stage, std::slice::from_ref(&row)).await?;
 
-        let mut set: BTreeMap<usize, String> = BTreeMap::new();
+        let mut set: BTreeMap<usize, String> = parent.made.clone();
         if let Some(column) = parent.uidvalidity {
             let ident = table.ident(column);
             set.insert(column, format!("greatest(s.{ident} + 1, extract(epoch FROM now())::int8)"));
@@ -144,21 +145,22 @@ async fn put(
             .map(|at| format!("p.{0}::text IS NOT DISTINCT FROM s.{0}::text", table.ident(*at)))
             .collect();
         let same = same.join(" AND ");
+        let shown = qualified(parent.live.as_deref().unwrap_or("true"));
         let (stage, live_table) = (stage.name().quoted(), table.quoted());
+        // The row of a deleted one may keep its name, or leave it free.
         let sql = format!(
-            "INSERT INTO {live_table} ({}){} SELECT {} FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live_table} p WHERE {same}) \
+            "INSERT INTO {live_table} ({}){} SELECT {} FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live_table} p WHERE {same} AND ({shown})) \
              ON CONFLICT DO NOTHING",
             insert.columns, insert.overriding, insert.values
         );
-        session.execute("restoring accounts and mailboxes", &sql).await?;
-        let shown = parent.live.as_deref().unwrap_or("true");
+        let failed = PostgresError::server("restoring accounts and mailboxes");
+        let made = session.client().execute(&sql, &[]).await.map_err(failed)? > 0;
         let mut columns = vec![key];
         columns.extend(&parent.evidence);
         columns.extend(parent.uid);
         let select = format!(
-            "SELECT p.{}::text, ({}) IS TRUE, {} FROM {live_table} p, {stage} s WHERE {same} AND s.{NUMBER} = 0",
+            "SELECT p.{}::text, ({shown}) IS TRUE, {} FROM {live_table} p, {stage} s WHERE {same} AND s.{NUMBER} = 0 ORDER BY 2",
             table.ident(key),
-            qualified(shown),
             table.select(&columns, "p"),
         );
         let mut found = None;
@@ -182,6 +184,9 @@ async fn put(
         .await?;
         let Some((shown, target)) = found else { return Ok(None) };
         // The name may have been taken between the comparison and now: then the next comparison decides.
+        if made {
+            hang(session, plan, lost, is_mailbox, &target).await?;
+        }
         let ours = parent.evidence.iter().zip(&target.evidence).all(|(at, live)| row[*at] == *live);
         if ours && prefix.is_empty() {
             let sql = format!("INSERT INTO {PARENTS} (source, key, replay) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING");
@@ -191,6 +196,35 @@ async fn put(
         Ok((shown && (ours || !prefix.is_empty())).then_some(target))
     })
     .await
+}
+
+/// Puts back what hangs on an account or mailbox that was just made.
+async fn hang(session: &Session, plan: &Plan, at: usize, is_mailbox: bool, target: &Target) -> Result<(), ReplayError> {
+    let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
+    let Some(parent) = layout.parent(is_mailbox) else { return Ok(()) };
+    let known = if is_mailbox { &parents.mailboxes[at] } else { &parents.owners[at] };
+    for (kind, child) in parent.children.iter().enumerate() {
+        let mut rows: Vec<StagedRow> = Vec::with_capacity(known.children[kind].len());
+        for row in &known.children[kind] {
+            let mut row: StagedRow = row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
+            lead_to_parents(parents, &child.refers, is_mailbox.then_some((at, target)), &mut row);
+            row[child.of] = Some(target.key.clone());
+            rows.push(row);
+        }
+        let stage = Stage::Hanging { mailbox: is_mailbox, kind };
+        staging::fill(session, layout, stage, &rows).await?;
+        let insert = staging::insert(&child.table, &child.set, &child.issued);
+        let sql = format!(
+            "INSERT INTO {} ({}){} SELECT {} FROM {} s ORDER BY {NUMBER}",
+            child.table.quoted(),
+            insert.columns,
+            insert.overriding,
+            insert.values,
+            stage.name().quoted()
+        );
+        session.execute("restoring what belongs to accounts and mailboxes", &sql).await?;
+    }
+    Ok(())
 }
 
 /// A predicate over the row's columns, where two tables have them.

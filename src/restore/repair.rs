@@ -27,10 +27,42 @@ pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) 
     let mut messages: Vec<&Vec<u8>> = incomplete.messages.iter().collect();
     messages.sort_unstable();
     let mut rows = 0;
+    for (kind, keys) in incomplete.values.iter().enumerate() {
+        let mut keys: Vec<&Vec<u8>> = keys.iter().collect();
+        keys.sort_unstable();
+        for batch in keys.chunks(MESSAGES) {
+            rows += values(session, source, plan, kind, batch).await?;
+        }
+    }
     for batch in messages.chunks(MESSAGES) {
         rows += one(session, source, plan, batch).await?;
     }
     Ok(rows)
+}
+
+/// Puts in shared values that living messages refer to.
+async fn values(
+    session: &Session,
+    source: &dyn Source,
+    plan: &Plan,
+    kind: usize,
+    keys: &[&Vec<u8>],
+) -> Result<u64, ReplayError> {
+    let layout = &plan.comparison.layout;
+    let known = &plan.comparison.dictionaries[kind];
+    let large = keys.iter().filter_map(|key| known.get(*key)).flatten();
+    let large: BTreeSet<LargeValue> =
+        large.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
+    let large: Vec<LargeValue> = large.into_iter().collect();
+    let found = large.iter().copied().zip(source.values(&large).await?).collect();
+    let entries = dictionaries::entries(plan, keys.iter().map(|key| (kind, &key[..])), &found);
+    staging::transaction(session, "completing mail", async || {
+        staging::settings(session, layout).await?;
+        dictionaries::stage(session, layout, &entries).await?;
+        dictionaries::settle(session, layout, &entries).await
+    })
+    .await?;
+    Ok(keys.len() as u64)
 }
 
 async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Vec<u8>]) -> Result<u64, ReplayError> {
@@ -42,9 +74,9 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         rows.iter().filter(held).cloned().collect()
     };
     let via: Vec<Vec<Row>> =
-        layout.parts.iter().zip(&incomplete.via).map(|(part, rows)| of(rows, part.via.message)).collect();
+        layout.parts.iter().zip(&incomplete.via).map(|(part, rows)| of(rows, part.via.of)).collect();
     let children: Vec<Vec<Row>> =
-        layout.children.iter().zip(&incomplete.children).map(|(child, rows)| of(rows, child.message)).collect();
+        layout.children.iter().zip(&incomplete.children).map(|(child, rows)| of(rows, child.of)).collect();
     let mut parts: Vec<BTreeMap<&[u8], &Row>> = Vec::new();
     for (kind, part) in layout.parts.iter().enumerate() {
         let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
@@ -92,7 +124,7 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         let kinds = layout.parts.iter().enumerate().map(|(kind, part)| (Stage::Via(kind), &part.via));
         let kinds = kinds.chain(layout.children.iter().enumerate().map(|(kind, child)| (Stage::Child(kind), child)));
         for (stage, child) in kinds {
-            let alive = format!("EXISTS (SELECT FROM {} m WHERE m.{key} = s.{})", message.quoted(), child.table.ident(child.message));
+            let alive = format!("EXISTS (SELECT FROM {} m WHERE m.{key} = s.{})", message.quoted(), child.table.ident(child.of));
             if let Stage::Via(kind) = stage {
                 let part = &layout.parts[kind];
                 let needed = format!(
@@ -103,9 +135,9 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
                 );
                 insert_parts(session, layout, kind, &needed).await?;
             }
-            let same = std::iter::once(&child.message).chain(&child.natural);
+            let same = std::iter::once(&child.of).chain(&child.natural);
             let same: Vec<String> = same.map(|at| format!("c.{0} IS NOT DISTINCT FROM s.{0}", child.table.ident(*at))).collect();
-            let insert = staging::insert(&child.table, &child.set, &[]);
+            let insert = staging::insert(&child.table, &child.set, &child.issued);
             let sql = format!(
                 "INSERT INTO {0} ({1}){2} SELECT {3} FROM {4} s WHERE {alive} AND NOT EXISTS (SELECT FROM {0} c WHERE {5}) ORDER BY {NUMBER}",
                 child.table.quoted(),
@@ -137,7 +169,7 @@ async fn lock(session: &Session, plan: &Plan) -> Result<(), ReplayError> {
             message.table.ident(message.mailbox),
             stage.name().quoted(),
             message.table.quoted(),
-            child.table.ident(child.message)
+            child.table.ident(child.of)
         );
         live::copy(session, "looking for mailboxes", &select, 1, &mut |row| {
             mailboxes.insert(String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned());

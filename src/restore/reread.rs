@@ -47,34 +47,16 @@ impl Batch<'_> {
         };
         for (kind, part) in layout.parts.iter().enumerate() {
             let (via, stage) = (&part.via, Stage::Via(kind).name().quoted());
-            let by: Vec<usize> = std::iter::once(via.message).chain(via.natural.iter().copied()).collect();
-            differences(
-                session,
-                &via.table,
-                &stage,
-                &by,
-                &[],
-                &[part.part],
-                &of(via.message, &via.table),
-                &mut changed,
-            )
-            .await?;
+            let by: Vec<usize> = std::iter::once(via.of).chain(via.natural.iter().copied()).collect();
+            differences(session, &via.table, &stage, &by, &[], &[part.part], &of(via.of, &via.table), &mut changed)
+                .await?;
         }
         for (kind, child) in layout.children.iter().enumerate() {
             let stage = Stage::Child(kind).name().quoted();
-            let by: Vec<usize> = std::iter::once(child.message).chain(child.natural.iter().copied()).collect();
-            let expected: Vec<usize> = child.set.keys().copied().collect();
-            differences(
-                session,
-                &child.table,
-                &stage,
-                &by,
-                &expected,
-                &[],
-                &of(child.message, &child.table),
-                &mut changed,
-            )
-            .await?;
+            let by: Vec<usize> = std::iter::once(child.of).chain(child.natural.iter().copied()).collect();
+            let expected: Vec<usize> = child.set.keys().chain(&child.issued).copied().collect();
+            differences(session, &child.table, &stage, &by, &expected, &[], &of(child.of, &child.table), &mut changed)
+                .await?;
         }
         Ok(changed)
     }

@@ -13,13 +13,15 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
     let tables = tables.chain(layout.parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let tables = tables.chain(layout.dictionaries.iter().map(|one| &one.table));
     let tables = tables.chain(layout.children.iter().map(|child| &child.table)).map(|table| table.source.name.clone());
+    let hanging = [true, false].into_iter().filter_map(|mailbox| layout.parent(mailbox));
+    let hanging = hanging.flat_map(|parent| parent.children.iter().map(|child| child.table.source.name.clone()));
     let tombstones = layout.tombstones.iter().map(|tombstone| tombstone.name.clone());
     let derived = profile.derived.iter().filter_map(|derived| {
         let (schema, name) =
             profile.qualify(&derived.table).split_once('.').map(|(a, b)| (a.to_owned(), b.to_owned()))?;
         Some(TableName { schema, name })
     });
-    let mut written: Vec<TableName> = tables.chain(tombstones).chain(derived).collect();
+    let mut written: Vec<TableName> = tables.chain(hanging).chain(tombstones).chain(derived).collect();
     written.sort();
     written.dedup();
     written

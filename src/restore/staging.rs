@@ -27,7 +27,14 @@ pub(super) enum Stage {
     Child(usize),
     Part(usize),
     Dictionary(usize),
-    Parent { mailbox: bool },
+    Parent {
+        mailbox: bool,
+    },
+    /// What hangs on an account or mailbox.
+    Hanging {
+        mailbox: bool,
+        kind: usize,
+    },
 }
 
 impl Stage {
@@ -39,6 +46,7 @@ impl Stage {
             Self::Part(kind) => format!("restante_part_{kind}"),
             Self::Dictionary(kind) => format!("restante_dictionary_{kind}"),
             Self::Parent { mailbox } => format!("restante_{}", if mailbox { "mailbox" } else { "owner" }),
+            Self::Hanging { mailbox, kind } => format!("restante_{}_{kind}", if mailbox { "mailbox" } else { "owner" }),
         };
         TableName { schema: "pg_temp".to_owned(), name }
     }
@@ -50,8 +58,8 @@ impl Stage {
             Self::Child(kind) => Some(&layout.children.get(kind)?.table),
             Self::Part(kind) => Some(&layout.parts.get(kind)?.table),
             Self::Dictionary(kind) => Some(&layout.dictionaries.get(kind)?.table),
-            Self::Parent { mailbox: true } => Some(&layout.mailbox.table),
-            Self::Parent { mailbox: false } => layout.owner.as_ref().map(|owner| &owner.table),
+            Self::Parent { mailbox } => layout.parent(mailbox).map(|parent| &parent.table),
+            Self::Hanging { mailbox, kind } => Some(&layout.parent(mailbox)?.children.get(kind)?.table),
         }
     }
 
@@ -59,7 +67,11 @@ impl Stage {
         let parts = (0..layout.parts.len()).flat_map(|kind| [Self::Via(kind), Self::Part(kind)]);
         let children = (0..layout.children.len()).map(Self::Child);
         let dictionaries = (0..layout.dictionaries.len()).map(Self::Dictionary);
-        let parents = [Self::Parent { mailbox: true }, Self::Parent { mailbox: false }];
+        let parents = [true, false].into_iter().flat_map(|mailbox| {
+            let hanging = layout.parent(mailbox).map_or(0, |parent| parent.children.len());
+            let hanging = (0..hanging).map(move |kind| Self::Hanging { mailbox, kind });
+            std::iter::once(Self::Parent { mailbox }).chain(hanging)
+        });
         [Self::Message].into_iter().chain(parts).chain(children).chain(dictionaries).chain(parents).collect()
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
         fields.push(format!(
             "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{key})",
             child.table.quoted(),
-            child.table.ident(child.message)
+            child.table.ident(child.of)
         ));
     }
     Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
@@ -154,9 +154,10 @@ async fn batch(
     let keys: Vec<String> = entries.iter().map(|row| row.get(2)).collect();
     let mailbox = message.table.ident(message.mailbox);
     let sql = format!(
-        "SELECT m.{ident}::text, {}, m.{mailbox}::text FROM {} m WHERE m.{ident} = ANY($1::text[]::{key_type}[]) FOR UPDATE",
+        "SELECT m.{ident}::text, {}, m.{mailbox}::text FROM {} m WHERE m.{ident} = ANY($1::text[]::{key_type}[]) AND {} FOR UPDATE",
         state(layout)?,
-        message.table.quoted()
+        message.table.quoted(),
+        layout.shown()
     );
     let rows = session.client().query(&sql, &[&keys]).await.map_err(failed("reading restored mail"))?;
     let now: BTreeMap<String, (String, String)> =
@@ -165,8 +166,11 @@ async fn batch(
     let mut doomed: Vec<(i64, String, String)> = Vec::new();
     for entry in &entries {
         let (key, recorded): (String, Option<String>) = (entry.get(2), entry.get(3));
+        let deleted = |mailbox: &str| locked.values().any(|state| state.key_text == mailbox && !state.shown);
         match now.get(&key) {
             None => report.gone += 1,
+            // With its mailbox, whose rows the store keeps for a while.
+            Some((_, mailbox)) if deleted(mailbox) => report.gone += 1,
             Some((state, mailbox)) if Some(state) == recorded.as_ref() => {
                 doomed.push((entry.get(0), key, mailbox.clone()))
             }
@@ -178,13 +182,15 @@ async fn batch(
     }
     let keys: Vec<&str> = doomed.iter().map(|(_, key, _)| &**key).collect();
     let buried = bury(session, layout, &keys, &locked).await?;
-    for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
-        let (table, of) = (child.table.quoted(), child.table.ident(child.message));
-        let sql = format!("DELETE FROM {table} WHERE {of} = ANY($1::text[]::{key_type}[])");
+    if layout.buried.as_ref().is_none_or(|buried| !buried.written) {
+        for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
+            let (table, of) = (child.table.quoted(), child.table.ident(child.of));
+            let sql = format!("DELETE FROM {table} WHERE {of} = ANY($1::text[]::{key_type}[])");
+            session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
+        }
+        let sql = format!("DELETE FROM {} WHERE {ident} = ANY($1::text[]::{key_type}[])", message.table.quoted());
         session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
     }
-    let sql = format!("DELETE FROM {} WHERE {ident} = ANY($1::text[]::{key_type}[])", message.table.quoted());
-    session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
     let touched: BTreeSet<&str> = doomed.iter().map(|(_, _, mailbox)| &**mailbox).collect();
     if let Some(column) = layout.mailbox.modseq {
         for state in locked.values().filter(|state| touched.contains(&*state.key_text)) {
@@ -230,16 +236,16 @@ async fn bury(
     let ident = table.ident(key);
     let list: Vec<String> = keys.iter().map(|key| sql::literal(key)).collect();
     let condition = format!("m.{ident} IN ({})", list.join(", "));
-    let mut prints = BTreeMap::new();
+    let modseqs = locked.values().map(|state| {
+        let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
+        format!(" WHEN {} THEN {value}", sql::literal(&state.key_text))
+    });
+    let modseq = match &layout.modseq_sequence {
+        Some(sequence) => format!("nextval({}::regclass)", sql::literal(&sequence.quoted())),
+        None if locked.is_empty() => "NULL".to_owned(),
+        None => format!("CASE m.{}::text{} END", table.ident(message.mailbox), modseqs.collect::<String>()),
+    };
     for tombstone in layout.tombstones.iter().filter(|tombstone| tombstone.written) {
-        let modseqs: Vec<String> = locked
-            .values()
-            .map(|state| {
-                let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
-                format!("WHEN {} THEN {value}", sql::literal(&state.key_text))
-            })
-            .collect();
-        let modseq = format!("CASE m.{}::text {} END", table.ident(message.mailbox), modseqs.join(" "));
         let mut columns: Vec<(String, String)> = Vec::new();
         let mut copy = |own: &Option<String>, value: Option<String>| {
             if let (Some(own), Some(value)) = (own, value) {
@@ -248,7 +254,7 @@ async fn bury(
         };
         copy(&tombstone.mailbox, Some(format!("m.{}", table.ident(message.mailbox))));
         copy(&tombstone.uid, message.uid.map(|at| format!("m.{}", table.ident(at))));
-        copy(&tombstone.modseq, (!modseqs.is_empty()).then_some(modseq));
+        copy(&tombstone.modseq, Some(modseq.clone()));
         copy(&tombstone.message, Some(format!("m.{ident}")));
         copy(&tombstone.at, Some("now()".to_owned()));
         for (own, of) in &tombstone.evidence {
@@ -266,20 +272,26 @@ async fn bury(
             table.quoted()
         );
         session.execute("writing tombstones", &sql).await?;
-        let evidence: Vec<usize> = tombstone.evidence.iter().map(|(_, at)| *at).collect();
-        let mut fields = vec![key];
-        fields.extend(&evidence);
-        let select = format!(
-            "SELECT m.{ident}::text, {} FROM {} m WHERE {condition}",
-            table.select(&fields, "m"),
-            table.quoted()
-        );
-        live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
-            let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
-            prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());
-            Ok(())
-        })
-        .await?;
     }
+    if let Some(buried) = layout.buried.as_ref().filter(|buried| buried.written) {
+        let at = buried.at.map(|at| (at, "now()"));
+        let modseq = buried.modseq.map(|at| (at, &*modseq));
+        let set = buried.set.iter().map(|(at, sql)| (*at, &**sql));
+        let sets: Vec<String> =
+            at.into_iter().chain(modseq).chain(set).map(|(at, sql)| format!("{} = ({sql})", table.ident(at))).collect();
+        let sql = format!("UPDATE {} m SET {} WHERE {condition}", table.quoted(), sets.join(", "));
+        session.execute("marking what was put back as deleted", &sql).await?;
+    }
+    let mut prints = BTreeMap::new();
+    let mut fields = vec![key];
+    fields.extend(layout.buried_evidence());
+    let select =
+        format!("SELECT m.{ident}::text, {} FROM {} m WHERE {condition}", table.select(&fields, "m"), table.quoted());
+    live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
+        let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
+        prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());
+        Ok(())
+    })
+    .await?;
     Ok(prints)
 }

@@ -117,10 +117,7 @@ impl Batch<'_> {
         session.execute("restoring mail", &sql).await?;
         for (kind, part) in layout.parts.iter().enumerate() {
             let of = |alias: &str| {
-                format!(
-                    "EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{})",
-                    part.via.table.ident(part.via.message)
-                )
+                format!("EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{})", part.via.table.ident(part.via.of))
             };
             let needed = format!(
                 "EXISTS (SELECT FROM {} v WHERE v.{} = s.{} AND {})",
@@ -143,7 +140,7 @@ impl Batch<'_> {
             session.execute("restoring the parts of mail", &sql).await?;
         }
         for (kind, child) in layout.children.iter().enumerate() {
-            let insert = staging::insert(&child.table, &child.set, &[]);
+            let insert = staging::insert(&child.table, &child.set, &child.issued);
             let sql = format!(
                 "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE EXISTS (SELECT FROM {stage} m WHERE m.{key} = s.{}) ORDER BY {NUMBER}",
                 child.table.quoted(),
@@ -151,7 +148,7 @@ impl Batch<'_> {
                 insert.overriding,
                 insert.values,
                 Stage::Child(kind).name().quoted(),
-                child.table.ident(child.message)
+                child.table.ident(child.of)
             );
             session.execute("restoring what belongs to mail", &sql).await?;
         }
@@ -162,7 +159,7 @@ impl Batch<'_> {
             let sql = format!(
                 "INSERT INTO {} ({}, {}) SELECT m.{key}, {} FROM {stage} m ON CONFLICT DO NOTHING",
                 child.table.quoted(),
-                child.table.ident(child.message),
+                child.table.ident(child.of),
                 child.table.ident(keyword.column),
                 sql::literal(restored)
             );

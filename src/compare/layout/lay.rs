@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::tz::TimeZone;
 
 use super::{
-    Body, Child, Clock, Column, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part, Refers, Table,
+    Body, Buried, Child, Clock, Column, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part, Refers, Table,
     Tombstone, Trigger,
 };
 use crate::compare::error::CompareError;
@@ -20,9 +20,12 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     if !profile.message_is_link() {
         return Err(CompareError::NotYet { what: "messages and their places in mailboxes are separate tables" });
     }
-    let owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
-    let mailbox = lay.mailbox()?;
-    let dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
+    let mut owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
+    let mut mailbox = lay.mailbox()?;
+    let mut dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
+    // A part that messages refer to by the hash of its bytes is a value that they share.
+    let hashed = profile.part.iter().filter(|part| part.referred_by.is_some());
+    dictionaries.extend(hashed.map(|part| lay.hashed(part)).collect::<Result<Vec<_>, _>>()?);
     lay.known.extend(owner.iter().map(|owner| (Refers::Owner, owner.table.source.name.clone())));
     lay.known.push((Refers::Mailbox, mailbox.table.source.name.clone()));
     let shared = dictionaries.iter().enumerate();
@@ -33,20 +36,43 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         }
     }
     let message = lay.message()?;
-    let parts = profile.part.iter().map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
-    let mut children = profile.child.iter().map(|child| lay.child(child)).collect::<Result<Vec<_>, _>>()?;
+    let parts = profile.part.iter().filter(|part| part.referred_by.is_none());
+    let parts = parts.map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
+    let mut children = Vec::new();
+    for child in &profile.child {
+        let of = profile.parent_of(child);
+        let of_owner = owner.as_ref().is_some_and(|owner| lay.name(of) == owner.table.source.name);
+        if lay.name(of) == message.table.source.name {
+            children.push(lay.child(child, &message.table)?);
+        } else if lay.name(of) == mailbox.table.source.name {
+            let child = lay.child(child, &mailbox.table)?;
+            mailbox.children.push(child);
+        } else if let Some(owner) = owner.as_mut().filter(|_| of_owner) {
+            let child = lay.child(child, &owner.table)?;
+            owner.children.push(child);
+        } else {
+            return Err(CompareError::NotYet {
+                what: "rows hang on other tables than accounts, mailboxes and messages",
+            });
+        }
+    }
+    let flags = profile.flags.as_ref().and_then(|flags| flags.table.as_ref());
+    if flags.is_some_and(|flags| !children.iter().any(|child| child.table.source.name == lay.name(flags))) {
+        return Err(CompareError::NotYet { what: "flags lie in a table that is no child of the messages" });
+    }
     let keyword = match profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref()) {
         None => None,
         Some(keywords) => {
             let table = lay.table(&keywords.table, None)?;
-            let message = lay.reference(&table, keywords.of.as_ref(), &message.table)?;
+            let of = lay.reference(&table, keywords.of.as_ref(), &message.table)?;
             let column = lay.column(&table, &keywords.column)?;
             children.push(Child {
                 natural: table.key.clone(),
                 set: BTreeMap::new(),
+                issued: Vec::new(),
                 refers: lay.refers(&table, &SoftReferences::new())?,
                 mutable: true,
-                message,
+                of,
                 table,
             });
             Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
@@ -54,6 +80,8 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     };
     let mut triggers = Vec::new();
     let written = [&mailbox.table, &message.table].into_iter().chain(owner.iter().map(|owner| &owner.table));
+    let hanging = owner.iter().flat_map(|owner| &owner.children).chain(&mailbox.children);
+    let written = written.chain(hanging.map(|child| &child.table));
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let written = written.chain(dictionaries.iter().map(|one| &one.table));
     for table in written.chain(children.iter().map(|child| &child.table)) {
@@ -62,7 +90,8 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
             |trigger| Trigger { table: table.label(), name: trigger.name.clone(), function: trigger.function.clone() },
         ));
     }
-    let buried = profile.tombstone.iter().find_map(|tombstone| tombstone.predicate.clone());
+    let buried = profile.tombstone.iter().find_map(|one| Some((one, one.predicate.as_ref()?)));
+    let buried = buried.map(|(one, predicate)| lay.buried(one, predicate, &message.table)).transpose()?;
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
     Ok(Layout {
@@ -77,6 +106,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         modseq_sequence: lay.modseq_sequence(),
         tombstones,
         buried,
+        external: profile.part.iter().filter_map(|part| part.external.clone()).collect(),
         triggers,
     })
 }
@@ -269,6 +299,8 @@ impl Lay<'_> {
             uid_is_next: false,
             modseq_is_next: false,
             set: BTreeMap::new(),
+            made: self.assignments(&table, &owner.made)?,
+            children: Vec::new(),
             table,
         })
     }
@@ -294,6 +326,8 @@ impl Lay<'_> {
             uid_is_next: mailbox.uid.kind == CounterKind::Next,
             modseq_is_next: mailbox.modseq.kind == CounterKind::Next,
             set: self.assignments(&table, &mailbox.set)?,
+            made: self.assignments(&table, &mailbox.made)?,
+            children: Vec::new(),
             table,
         })
     }
@@ -335,16 +369,18 @@ impl Lay<'_> {
         let mut set = self.assignments(&table, &message.set)?;
         set.extend(self.assignments(&table, &link.set)?);
         let mut columns = Vec::new();
-        if let Some(flags) = flags {
-            if flags.table.is_some() {
-                return Err(CompareError::NotYet { what: "flags lie in a table of their own" });
-            }
+        if let Some(flags) = flags.filter(|flags| flags.table.is_none()) {
             set.extend(self.assignments(&table, &flags.set)?);
             columns = self.columns(&table, &flags.columns)?;
         }
         let mailbox = self.single(&table, &link.mailbox, "a reference")?;
         let mut soft = message.references.clone();
         soft.extend(link.references.clone());
+        for part in &self.profile.part {
+            for column in part.referred_by.iter().flat_map(|columns| &columns.0) {
+                soft.insert(column.clone(), part.table.clone());
+            }
+        }
         let mut refers = self.refers(&table, &soft)?;
         refers.retain(|(column, _)| *column != mailbox);
         let mut regenerate = self.columns(&table, &message.regenerate)?;
@@ -372,7 +408,7 @@ impl Lay<'_> {
             return Err(CompareError::NotYet { what: "parts lie in the table that names them" });
         };
         if part.external.is_some() {
-            return Err(CompareError::NotYet { what: "parts lie outside the database" });
+            return Err(CompareError::NotYet { what: "parts that have a table of links lie outside the database" });
         }
         let table = self.table(&part.table, part.key.as_ref())?;
         let link = self.table(&via.table, via.key.as_ref())?;
@@ -382,9 +418,10 @@ impl Lay<'_> {
             order: self.columns(&link, &via.order)?,
             position: self.optional(&link, via.position.as_ref())?,
             via: Child {
-                message: self.single(&link, &via.message, "a reference")?,
+                of: self.single(&link, &via.message, "a reference")?,
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
+                issued: Vec::new(),
                 refers: self.refers(&link, &SoftReferences::new())?,
                 mutable: false,
                 table: link,
@@ -393,22 +430,40 @@ impl Lay<'_> {
         })
     }
 
-    fn child(&self, child: &profile::Child) -> Result<Child, CompareError> {
-        let table = self.table(&child.table, None)?;
-        if !matches!(&*child.of, "message" | "link") {
-            return Err(CompareError::NotYet { what: "rows hang on other tables than the message's" });
+    fn hashed(&self, part: &profile::Part) -> Result<Dictionary, CompareError> {
+        let table = self.table(&part.table, part.key.as_ref())?;
+        let key = table.single_key()?;
+        if self.optional(&table, part.hash.as_ref())? != Some(key) {
+            return Err(CompareError::NotYet { what: "messages refer to parts by a number" });
         }
-        let message = self.table(&self.profile.message.table, self.profile.message.key.as_ref())?;
-        Ok(Child {
-            message: self.reference(&table, child.columns.as_ref(), &message)?,
-            natural: match &child.natural {
-                Some(natural) => self.columns(&table, natural)?,
-                None => table.key.clone(),
-            },
-            set: self.assignments(&table, &child.set)?,
-            refers: self.refers(&table, &child.references)?,
-            mutable: false,
-            table,
+        Ok(Dictionary { natural: vec![key], table })
+    }
+
+    fn child(&self, child: &profile::Child, of: &Table) -> Result<Child, CompareError> {
+        let table = self.table(&child.table, None)?;
+        let natural = match &child.natural {
+            Some(natural) => self.columns(&table, natural)?,
+            None => table.key.clone(),
+        };
+        let of = self.reference(&table, child.columns.as_ref(), of)?;
+        let mut set = self.assignments(&table, &child.set)?;
+        if let Some(flags) = self.profile.flags.as_ref().filter(|flags| flags.table.as_ref() == Some(&child.table)) {
+            set.extend(self.assignments(&table, &flags.set)?);
+        }
+        let filled =
+            |at: usize| table.columns[at].live.as_ref().is_some_and(|live| live.identity || live.default.is_some());
+        let issued = table.key.iter().copied().filter(|at| *at != of && !natural.contains(at) && filled(*at)).collect();
+        Ok(Child { of, natural, set, issued, refers: self.refers(&table, &child.references)?, mutable: false, table })
+    }
+
+    fn buried(&self, one: &profile::Tombstone, predicate: &str, message: &Table) -> Result<Buried, CompareError> {
+        Ok(Buried {
+            predicate: predicate.to_owned(),
+            columns: message.named_in(predicate),
+            at: self.optional(message, one.at.as_ref())?,
+            modseq: self.optional(message, one.modseq.as_ref())?,
+            set: self.assignments(message, &one.set)?,
+            written: one.write == profile::TombstoneWrite::OnUndo,
         })
     }
 

@@ -255,7 +255,8 @@ impl<'a> History<'a> {
             8..=10 => self.deliver_again(some).await,
             11 | 12 => {
                 if let Some(id) = some {
-                    let seen = self.random.one_in(2);
+                    // To what it is already means a change in some stores and none in others.
+                    let seen = !self.alive[&id].seen;
                     self.store.seen(id, seen).await;
                     self.tell("flag", format!("{id} {seen}"));
                     if let Some(mail) = self.alive.get_mut(&id).filter(|_| self.store.ways.flags) {

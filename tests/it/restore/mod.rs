@@ -5,6 +5,7 @@
 
 mod check;
 mod history;
+mod marked;
 mod memory;
 mod model;
 mod names;

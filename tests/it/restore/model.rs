@@ -284,7 +284,6 @@ fn of_another(name: &'static str) {
 }
 
 #[test]
-#[ignore = "the engine refuses it still"]
 fn no_history_of_sora_loses_doubles_or_resurrects_a_mail() {
     of_another("sora");
 }
