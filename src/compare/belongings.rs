@@ -8,11 +8,18 @@ use super::error::CompareError;
 use super::layout::{Layout, Refers, Table};
 use super::live;
 use super::parents::inline;
-use super::row::{Print, Row};
+use super::row::{Class, Print, Row};
 use super::source::{Pick, Source};
 use super::window::{Outside, Window};
 use crate::postgres::session::Session;
 use crate::repository::zone;
+
+/// What rows hang on: a message, or a content that messages share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Holder {
+    pub is_content: bool,
+    pub key: Vec<u8>,
+}
 
 /// Rows of living messages that are gone.
 #[derive(Debug, Default)]
@@ -22,16 +29,16 @@ pub struct Incomplete {
     pub children: Vec<Vec<Row>>,
     /// Shared values that they refer to by what the values are, by dictionary; only those that the snapshot has.
     pub values: Vec<HashSet<Vec<u8>>>,
-    /// Keys of the living messages that miss something.
-    pub messages: HashSet<Vec<u8>>,
+    /// The living messages, or contents of such, that miss something.
+    pub messages: HashSet<Holder>,
 }
 
-/// Children of lost messages, and rows that living messages miss.
+/// Children of lost messages, and rows that living messages miss. `living`: contents that living messages link to.
 pub(super) async fn belongings(
     session: &Session,
     source: &dyn Source,
     layout: &Layout,
-    lost: &HashMap<Vec<u8>, usize>,
+    living: &HashSet<Vec<u8>>,
     window: &Window,
     leftovers: &mut [Leftover],
 ) -> Result<Incomplete, CompareError> {
@@ -41,9 +48,14 @@ pub(super) async fn belongings(
         values: vec![HashSet::new(); layout.dictionaries.len()],
         messages: HashSet::new(),
     };
-    let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
-    let kinds = layout.parts.iter().map(|part| &part.via).chain(&layout.children);
-    for (kind, child) in kinds.enumerate() {
+    for (kind, child) in layout.belonging().enumerate() {
+        let is_content = layout.is_shared(child);
+        let mut lost: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+        for (at, leftover) in leftovers.iter().enumerate().filter(|(_, leftover)| leftover.class == Class::Absent) {
+            lost.entry(leftover.row[child.to].bytes().unwrap_or_default().to_vec()).or_default().push(at);
+        }
+        let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
+        let is_alive = |key: &[u8]| if is_content { living.contains(key) } else { !keys.contains(key) };
         // Those of living messages are looked at only where users do not change them; of a window's neighbours they are counted first.
         let counted = !child.mutable && window.is_bounded();
         let (mut picked, mut outside) = if counted {
@@ -52,13 +64,13 @@ pub(super) async fn belongings(
             Default::default()
         };
         let number = |key: Option<&[u8]>| zone::integer(key?, false);
-        let mut living: HashSet<Print> = HashSet::new();
+        let mut there: HashSet<Print> = HashSet::new();
         if !child.mutable {
             let mut columns = vec![child.of];
             columns.extend(&child.natural);
             let select = format!("SELECT {} FROM {} c", child.table.select(&columns, "c"), child.table.quoted());
             live::copy(session, "reading what belongs to live messages", &select, columns.len(), &mut |row| {
-                living.insert(row_print(row[0], row[1..].iter().copied()));
+                there.insert(row_print(row[0], row[1..].iter().copied()));
                 outside.live(number(row[0]), None);
                 Ok(())
             })
@@ -76,16 +88,15 @@ pub(super) async fn belongings(
                 .scan(&child.table.source, pick, &mut |cells| {
                     let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
                     let Some(message) = inline(cells, child.of) else { return Ok(()) };
-                    if let Some(at) = lost.get(message) {
+                    for at in lost.get(message).into_iter().flatten() {
                         let leftover = &mut leftovers[*at];
                         rows_of(&mut leftover.via, &mut leftover.children, kind).push(keep());
-                        return Ok(());
                     }
                     let print = row_print(Some(message), child.natural.iter().map(|at| inline(cells, *at)));
-                    if living.contains(&print) {
+                    if there.contains(&print) {
                         outside.paired(number(Some(message)), None);
-                    } else if !child.mutable {
-                        incomplete.messages.insert(message.to_vec());
+                    } else if !child.mutable && is_alive(message) {
+                        incomplete.messages.insert(Holder { is_content, key: message.to_vec() });
                         rows_of(&mut incomplete.via, &mut incomplete.children, kind).push(keep());
                     }
                     Ok(())
@@ -133,12 +144,15 @@ pub(super) async fn dictionaries(
     incomplete: &mut Incomplete,
 ) -> Result<PartRows, CompareError> {
     let mut dangling: Vec<HashMap<Vec<u8>, Vec<Vec<u8>>>> = vec![HashMap::new(); layout.dictionaries.len()];
-    for (column, refers) in &layout.message.refers {
+    let content = layout.message.content.iter();
+    let of_content =
+        content.flat_map(|content| content.refers.iter().map(|(at, refers)| (content.first + at, *refers)));
+    for (column, refers) in layout.message.refers.iter().copied().chain(of_content) {
         let Refers::Dictionary(kind) = refers else { continue };
-        let dictionary = &layout.dictionaries[*kind];
+        let dictionary = &layout.dictionaries[kind];
         // A value that has a number may be there under another one.
         if dictionary.natural == dictionary.table.key {
-            dangling[*kind].extend(without_value(session, layout, *column, &dictionary.table).await?);
+            dangling[kind].extend(without_value(session, layout, column, &dictionary.table).await?);
         }
     }
     let mut keys: Vec<HashSet<Vec<u8>>> = vec![HashSet::new(); layout.dictionaries.len()];
@@ -153,7 +167,7 @@ pub(super) async fn dictionaries(
         // Of others nobody ever had the value.
         for (key, messages) in dangling[kind].drain().filter(|(key, _)| rows.contains_key(key)) {
             incomplete.values[kind].insert(key);
-            incomplete.messages.extend(messages);
+            incomplete.messages.extend(messages.into_iter().map(|key| Holder { is_content: false, key }));
         }
         found.push(rows);
     }

@@ -31,7 +31,7 @@ pub async fn holdings(
 ) -> Result<Vec<u64>, CompareError> {
     let Some((newest, older)) = sources.split_first() else { return Ok(Vec::new()) };
     let own = layout(profile, newest.facts(), catalog)?;
-    let segments = newest.segments(&own.message.table.source).await?;
+    let segments = newest.segments(&own.message.link.source).await?;
     // A message whose clock was set anew lies elsewhere in time, unless that makes another message of it.
     let timed = own.message.clocks.iter().all(|clock| own.message.evidence.contains(&clock.column));
     let reach = if timed { *window } else { Window::default() };
@@ -41,7 +41,7 @@ pub async fn holdings(
             held.push(0);
             continue;
         };
-        let theirs = source.segments(&layout.message.table.source).await?;
+        let theirs = source.segments(&layout.message.link.source).await?;
         let pick = |window: &Window, layout: &Layout, own: &[SegmentFacts], other: &[SegmentFacts]| {
             let common: HashSet<Digest> = other.iter().map(|facts| facts.digest).collect();
             let mut pick = window.segments(layout, own);
@@ -76,8 +76,9 @@ async fn scan(
 ) -> Result<(), CompareError> {
     let message = &layout.message;
     let key_column = message.table.single_key()?;
-    source
-        .scan(&message.table.source, Pick::Segments(segments), &mut |cells| {
+    let contents = message.contents(source).await?;
+    message
+        .scan(source, &contents, Pick::Segments(segments), &mut |cells| {
             if window.holds(super::classify::instant(&message.clocks, cells)) {
                 let key = inline(cells, key_column);
                 let print = row_print(key, message.evidence.iter().map(|at| inline(cells, *at)));

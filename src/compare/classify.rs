@@ -15,11 +15,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::belongings::{Incomplete, belongings, dictionaries, parts};
-use super::content::{Made, PartRows};
+use super::content::{Made, PartRows, Stock};
 use super::counters::Counters;
 use super::duplicates;
 use super::error::CompareError;
-use super::layout::{Clock, Layout, Table, layout};
+use super::layout::{Clock, Contents, Layout, Table, layout};
 use super::live;
 use super::pairing::{Paired, Pairs};
 use super::parents::{Fate, Parents, inline};
@@ -145,19 +145,22 @@ async fn read(
         parents: &parents,
         window: options.window,
         outside: Outside::default(),
+        living: HashSet::new(),
     };
     let mut leftovers = scan.rows(session, source, &facts).await?;
     // Of two equal mails each window must take the same for the one that lives, in whatever order their segments were read.
     leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
     let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
-    let Scan { mut counters, mut pairs, same, changed, outside, .. } = scan;
+    let Scan { mut counters, mut pairs, same, changed, outside, mut living, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
 
     duplicates::moved_rows(&layout, &mut leftovers, &mut live);
     // A row that was moved lives, so what it misses is put under it.
-    let gone = leftovers.iter().enumerate().filter(|(_, leftover)| leftover.class == Class::Absent);
-    let lost: HashMap<Vec<u8>, usize> = gone.map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
-    let mut incomplete = belongings(session, source, &layout, &lost, &options.window, &mut leftovers).await?;
+    if let Some(content) = &layout.message.content {
+        let moved = leftovers.iter().filter(|leftover| leftover.class != Class::Absent);
+        living.extend(moved.filter_map(|leftover| Some(leftover.row[content.of].bytes()?.to_vec())));
+    }
+    let mut incomplete = belongings(session, source, &layout, &living, &options.window, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;
     let dictionaries = dictionaries(session, source, &layout, &leftovers, &mut incomplete).await?;
 
@@ -169,7 +172,8 @@ async fn read(
         leftovers.retain(|_| !was.next().unwrap_or(false));
     }
     decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
-    duplicates::decide(session, source, &layout, &parents, &parts, options, &mut leftovers, &mut live).await?;
+    let stock = Stock { parts: &parts, dictionaries: &dictionaries };
+    duplicates::decide(session, source, &layout, &parents, stock, options, &mut leftovers, &mut live).await?;
     for live in live.iter().filter(|live| live.taken) {
         pairs.take(live.identity);
     }
@@ -202,6 +206,8 @@ struct Scan<'a> {
     window: Window,
     /// What is not read of the snapshot's messages.
     outside: Outside,
+    /// Keys of contents that messages which are there link to.
+    living: HashSet<Vec<u8>>,
 }
 
 impl Scan<'_> {
@@ -212,21 +218,24 @@ impl Scan<'_> {
         source: &dyn Source,
         facts: &Facts,
     ) -> Result<Vec<Leftover>, CompareError> {
-        let table = &self.layout.message.table;
+        let message = &self.layout.message;
+        let contents = message.contents(source).await?;
         let mut leftovers = Vec::new();
-        if !self.window.is_bounded() {
+        // Links are narrow, and which contents are alive all of them tell.
+        if self.window.is_bounded() && message.content.is_none() {
+            let segments = source.segments(&message.link.source).await?;
+            let (near, outside) = Outside::of(&self.window, self.layout, message.link.single_key()?, &segments);
+            self.outside = outside;
             self.live_rows(session).await?;
-            self.snapshot_rows(source, facts, Pick::All, &mut leftovers).await?;
-            return Ok(leftovers);
+            self.snapshot_rows(source, facts, &contents, Pick::Segments(&near), &mut leftovers).await?;
+            let unsettled = self.outside.unsettled();
+            self.snapshot_rows(source, facts, &contents, Pick::Segments(&unsettled), &mut leftovers).await?;
+            self.counters.snapshot_key(self.outside.highest_key());
+        } else {
+            self.live_rows(session).await?;
+            self.snapshot_rows(source, facts, &contents, Pick::All, &mut leftovers).await?;
         }
-        let segments = source.segments(&table.source).await?;
-        let (near, outside) = Outside::of(&self.window, self.layout, table.single_key()?, &segments);
-        self.outside = outside;
-        self.live_rows(session).await?;
-        self.snapshot_rows(source, facts, Pick::Segments(&near), &mut leftovers).await?;
-        let unsettled = self.outside.unsettled();
-        self.snapshot_rows(source, facts, Pick::Segments(&unsettled), &mut leftovers).await?;
-        self.counters.snapshot_key(self.outside.highest_key());
+        message.complete(source, leftovers.iter_mut().map(|leftover| &mut leftover.row)).await?;
         Ok(leftovers)
     }
 
@@ -277,6 +286,7 @@ impl Scan<'_> {
         &mut self,
         source: &dyn Source,
         facts: &Facts,
+        contents: &Contents,
         pick: Pick<'_>,
         leftovers: &mut Vec<Leftover>,
     ) -> Result<(), CompareError> {
@@ -284,8 +294,8 @@ impl Scan<'_> {
         let message = &layout.message;
         let key_column = message.table.single_key()?;
         let changing = self.state_columns();
-        source
-            .scan(&message.table.source, pick, &mut |cells| {
+        message
+            .scan(source, contents, pick, &mut |cells| {
                 let key = inline(cells, key_column);
                 let instant = instant(&message.clocks, cells);
                 let mailbox_key = inline(cells, message.mailbox);
@@ -303,6 +313,9 @@ impl Scan<'_> {
                 let paired = self.pairs.snapshot(identity, state(changing.iter().map(|at| inline(cells, *at))));
                 if paired != Paired::Leftover {
                     self.outside.paired(key.and_then(|key| zone::integer(key, false)), instant);
+                }
+                if let (Paired::Same | Paired::Changed, Some(content)) = (paired, &message.content) {
+                    self.living.extend(inline(cells, content.of).map(<[u8]>::to_vec));
                 }
                 match paired {
                     Paired::Same => self.same += 1,
@@ -356,9 +369,9 @@ pub fn live_select(layout: &Layout, condition: &str) -> Result<String, CompareEr
     columns.extend(message.size.iter().chain(&message.message_id).chain(&message.uid));
     columns.extend(message.clocks.iter().map(|clock| clock.column));
     Ok(format!(
-        "SELECT {}, m.{}::text FROM {} m WHERE {condition} AND {}",
+        "SELECT {}, {} FROM {} m WHERE {condition} AND {}",
         message.table.select(&columns, "m"),
-        message.table.ident(key),
+        message.key_text("m"),
         message.table.quoted(),
         layout.shown()
     ))

@@ -30,19 +30,35 @@ pub struct Made<'a> {
 /// Rows of parts in the snapshot, by kind and key.
 pub type PartRows = Vec<HashMap<Vec<u8>, Row>>;
 
+/// What mails of the snapshot are put together from besides their own rows.
+#[derive(Clone, Copy)]
+pub struct Stock<'a> {
+    pub parts: &'a PartRows,
+    pub dictionaries: &'a PartRows,
+}
+
+impl Stock<'_> {
+    /// The rest of a mail of which the row has the header alone.
+    fn rest(&self, layout: &Layout, row: &Row) -> Vec<&Value> {
+        let Body::Headed { part, kind, bytes, .. } = &layout.message.body else { return Vec::new() };
+        let value = row[*part].bytes().and_then(|key| self.dictionaries[*kind].get(key));
+        value.into_iter().flat_map(|value| bytes.iter().map(|at| &value[*at])).collect()
+    }
+}
+
 /// The fingerprints of mails of the snapshot, in their order.
 pub async fn snapshot_prints(
     source: &dyn Source,
     layout: &Layout,
     mails: &[Made<'_>],
-    parts: &PartRows,
+    stock: Stock<'_>,
 ) -> Result<Vec<Fingerprint>, CompareError> {
     let mut prints = Vec::with_capacity(mails.len());
     let mut from = 0;
     while from < mails.len() {
         let (mut wanted, mut bytes, mut to) = (Vec::new(), 0, from);
         while to < mails.len() && (to == from || bytes < FETCH) {
-            let own = large_values(layout, &mails[to], parts);
+            let own = large_values(layout, &mails[to], stock);
             bytes += source.lengths(&own).await?.iter().sum::<u64>();
             wanted.extend(own);
             to += 1;
@@ -51,7 +67,7 @@ pub async fn snapshot_prints(
         wanted.dedup();
         let found: HashMap<LargeValue, Bytes> = wanted.iter().copied().zip(source.values(&wanted).await?).collect();
         for mail in &mails[from..to] {
-            prints.push(Fingerprint::of(&assemble(layout, mail, parts, &found)));
+            prints.push(fingerprint(layout, &assemble(layout, mail, stock, &found)));
         }
         from = to;
     }
@@ -59,16 +75,13 @@ pub async fn snapshot_prints(
 }
 
 /// What must be fetched to put a mail together.
-pub fn large_values(layout: &Layout, mail: &Made<'_>, parts: &PartRows) -> Vec<LargeValue> {
-    let body: &[usize] = match &layout.message.body {
-        Body::Raw(column) | Body::Spliced(column) => std::slice::from_ref(column),
-        Body::Pieces(columns) => columns,
-    };
-    let mut values: Vec<&Value> = body.iter().map(|at| &mail.row[*at]).collect();
+pub fn large_values(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>) -> Vec<LargeValue> {
+    let body = layout.message.body.columns().iter();
+    let mut values: Vec<&Value> = body.map(|at| &mail.row[*at]).chain(stock.rest(layout, mail.row)).collect();
     for (kind, via) in mail.via.iter().enumerate() {
         let layout = &layout.parts[kind];
         for row in *via {
-            let part = row[layout.part].bytes().and_then(|key| parts[kind].get(key));
+            let part = row[layout.part].bytes().and_then(|key| stock.parts[kind].get(key));
             values.extend(part.into_iter().flat_map(|part| layout.bytes.iter().map(|at| &part[*at])));
         }
     }
@@ -84,13 +97,16 @@ pub fn bytes_of<'a>(value: &'a Value, found: &'a HashMap<LargeValue, Bytes>) -> 
     }
 }
 
+/// A part of a mail, in the order of the mail: position in the body, order, bytes.
+type Piece = (i64, Vec<Option<Vec<u8>>>, Vec<u8>);
+
 /// The raw mail; parts that are not in the snapshot are left out.
-pub fn assemble(layout: &Layout, mail: &Made<'_>, parts: &PartRows, found: &HashMap<LargeValue, Bytes>) -> Vec<u8> {
+pub fn assemble(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>, found: &HashMap<LargeValue, Bytes>) -> Vec<u8> {
     let mut pieces = Vec::new();
     for (kind, via) in mail.via.iter().enumerate() {
         let layout = &layout.parts[kind];
         for row in *via {
-            let Some(part) = row[layout.part].bytes().and_then(|key| parts[kind].get(key)) else { continue };
+            let Some(part) = row[layout.part].bytes().and_then(|key| stock.parts[kind].get(key)) else { continue };
             let order = layout.order.iter().map(|at| row[*at].bytes().map(<[u8]>::to_vec)).collect::<Vec<_>>();
             let position = layout.position.and_then(|at| zone::integer(row[at].bytes()?, false)).unwrap_or_default();
             let bytes: Vec<u8> =
@@ -98,12 +114,27 @@ pub fn assemble(layout: &Layout, mail: &Made<'_>, parts: &PartRows, found: &Hash
             pieces.push((position, order, bytes));
         }
     }
+    let body = layout.message.body.columns().iter().map(|at| &mail.row[*at]).chain(stock.rest(layout, mail.row));
+    let body = body.filter_map(|value| bytes_of(value, found));
+    whole(layout, &body.collect::<Vec<_>>().concat(), pieces)
+}
+
+fn whole(layout: &Layout, body: &[u8], mut pieces: Vec<Piece>) -> Vec<u8> {
     pieces.sort();
-    let body = |at: &usize| bytes_of(&mail.row[*at], found).unwrap_or_default();
     match &layout.message.body {
-        Body::Raw(column) => body(column).to_vec(),
-        Body::Spliced(column) => splice(body(column), pieces.iter().map(|(at, _, bytes)| (*at, &bytes[..]))),
-        Body::Pieces(columns) => columns.iter().flat_map(body).copied().collect(),
+        Body::Raw(_) | Body::Pieces(_) | Body::Headed { .. } => body.to_vec(),
+        Body::Spliced(_) => splice(body, pieces.iter().map(|(at, _, bytes)| (*at, &bytes[..]))),
+        Body::Parts => {
+            pieces.iter().flat_map(|(.., bytes)| [&bytes.len().to_le_bytes(), &bytes[..]].concat()).collect()
+        }
+    }
+}
+
+/// Parts without what stood between them are no mail that could be parsed: nothing but equal parts proves that two are the same.
+pub fn fingerprint(layout: &Layout, raw: &[u8]) -> Fingerprint {
+    match layout.message.body {
+        Body::Parts => Fingerprint::opaque(raw),
+        _ => Fingerprint::of(raw),
     }
 }
 
@@ -130,53 +161,56 @@ pub async fn live_prints(
     let key = message.single_key()?;
     let mut prints = HashMap::with_capacity(keys.len());
     for batch in keys.chunks(LIVE_BATCH) {
-        let list: Vec<String> = batch.iter().map(|key| crate::postgres::sql::literal(key)).collect();
-        let list = list.join(", ");
-        let mut parts: HashMap<Vec<u8>, Vec<(i64, Vec<u8>)>> = HashMap::new();
+        let chosen = layout.message.one_of("m", batch)?;
+        let mut parts: HashMap<Vec<u8>, Vec<Piece>> = HashMap::new();
         for part in &layout.parts {
             let via = &part.via;
-            let part_key = part.table.single_key()?;
-            let order: Vec<String> = part.order.iter().map(|at| format!("v.{}", via.table.ident(*at))).collect();
             let position = part.position.map_or("0::int8".to_owned(), |at| format!("v.{}::int8", via.table.ident(at)));
+            let mut columns = vec![message.expression(key, "m"), position];
+            columns.extend(part.order.iter().map(|at| via.table.expression(*at, "v")));
+            columns.extend(part.bytes.iter().map(|at| part.table.expression(*at, "p")));
             let select = format!(
-                "SELECT {}, {position}, {} FROM {} v JOIN {} p ON p.{} = v.{} WHERE v.{} IN ({list}) ORDER BY 1, 2{}{}",
-                via.table.expression(via.of, "v"),
-                part.table.select(&part.bytes, "p"),
+                "SELECT {} FROM {} m JOIN {} v ON v.{} = m.{} JOIN {} p ON p.{} = v.{} WHERE {chosen}",
+                columns.join(", "),
+                message.quoted(),
                 via.table.quoted(),
-                part.table.quoted(),
-                part.table.ident(part_key),
-                via.table.ident(part.part),
                 via.table.ident(via.of),
-                if order.is_empty() { "" } else { ", " },
-                order.join(", ")
+                message.ident(via.to),
+                part.table.quoted(),
+                part.table.ident(part.table.single_key()?),
+                via.table.ident(part.part)
             );
-            live::copy(session, "reading parts of living mail", &select, 2 + part.bytes.len(), &mut |row| {
+            live::copy(session, "reading parts of living mail", &select, columns.len(), &mut |row| {
                 let position = row[1].and_then(|bytes| zone::integer(bytes, false)).unwrap_or_default();
-                let bytes = row[2..].iter().flatten().flat_map(|bytes| bytes.iter().copied()).collect();
-                parts.entry(row[0].unwrap_or_default().to_vec()).or_default().push((position, bytes));
+                let (order, bytes) = row[2..].split_at(part.order.len());
+                let order = order.iter().map(|field| field.map(<[u8]>::to_vec)).collect();
+                let bytes = bytes.iter().flatten().flat_map(|bytes| bytes.iter().copied()).collect();
+                parts.entry(row[0].unwrap_or_default().to_vec()).or_default().push((position, order, bytes));
                 Ok(())
             })
             .await?;
         }
-        let columns: Vec<usize> = match &layout.message.body {
-            Body::Raw(column) | Body::Spliced(column) => vec![*column],
-            Body::Pieces(columns) => columns.clone(),
-        };
-        let select = format!(
-            "SELECT {}, {} FROM {} m WHERE m.{} IN ({list})",
-            message.expression(key, "m"),
-            message.select(&columns, "m"),
-            message.quoted(),
-            message.ident(key)
-        );
-        live::copy(session, "reading living mail", &select, 1 + columns.len(), &mut |row| {
+        let body = layout.message.body.columns().iter().map(|at| message.expression(*at, "m"));
+        let mut columns: Vec<String> = std::iter::once(message.expression(key, "m")).chain(body).collect();
+        if let Body::Headed { part, kind, bytes, .. } = &layout.message.body {
+            let table = &layout.dictionaries[*kind].table;
+            let value = |at: &usize| {
+                format!(
+                    "(SELECT {} FROM {} v WHERE v.{} = m.{} LIMIT 1)",
+                    table.expression(*at, "v"),
+                    table.quoted(),
+                    table.ident(table.key[0]),
+                    message.ident(*part)
+                )
+            };
+            columns.extend(bytes.iter().map(value));
+        }
+        let select = format!("SELECT {} FROM {} m WHERE {chosen}", columns.join(", "), message.quoted());
+        live::copy(session, "reading living mail", &select, columns.len(), &mut |row| {
             let key = row[0].unwrap_or_default().to_vec();
             let body: Vec<u8> = row[1..].iter().flatten().flat_map(|bytes| bytes.iter().copied()).collect();
-            let raw = match (&layout.message.body, parts.get(&key)) {
-                (Body::Spliced(_), Some(parts)) => splice(&body, parts.iter().map(|(at, bytes)| (*at, &bytes[..]))),
-                _ => body,
-            };
-            prints.insert(key, Fingerprint::of(&raw));
+            let raw = whole(layout, &body, parts.remove(&key).unwrap_or_default());
+            prints.insert(key, fingerprint(layout, &raw));
             Ok(())
         })
         .await?;

@@ -13,7 +13,7 @@ use super::classify::LiveMessage;
 use super::layout::{Layout, Parent};
 use super::parents::{Fate, Parents};
 use super::source::Facts;
-use crate::postgres::catalog::{Catalog, Sequence, TableName};
+use crate::postgres::catalog::{Catalog, ColumnName, Sequence, TableName};
 use crate::repository::zone;
 
 /// The highest UID and MODSEQ that were seen.
@@ -48,6 +48,7 @@ pub struct SequenceCounter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Numbers {
     Messages,
+    Uids,
     Modseqs,
     Others,
 }
@@ -84,23 +85,26 @@ impl Counters {
             .as_ref()
             .map(|owner| (&owner.table, highest(&parents.owners.iter().map(|one| &one.key[..]).collect::<Vec<_>>())));
         let mailbox = highest(&parents.mailboxes.iter().map(|one| &one.key[..]).collect::<Vec<_>>());
-        let tables = [(&layout.message.table, 0), (&layout.mailbox.table, mailbox)].into_iter().chain(owner);
+        let tables = [(&layout.message.link, 0), (&layout.mailbox.table, mailbox)].into_iter().chain(owner);
+        let tables = tables.chain(layout.message.content.iter().map(|content| (&content.table, 0)));
         let tables = tables.chain(layout.dictionaries.iter().map(|one| (&one.table, 0)));
-        let mut sequences = Vec::new();
+        let mut sequences: Vec<SequenceCounter> = Vec::new();
         for (table, key) in tables {
             let Ok(column) = table.single_key() else { continue };
-            let owned = catalog.sequences.iter().find(|sequence| {
-                let by = sequence.owned_by.as_ref();
-                sequence.increment > 0
-                    && by.is_some_and(|by| by.table == table.source.name && by.column == table.columns[column].name)
-            });
-            let Some(sequence) = owned else { continue };
-            let of_messages = std::ptr::eq(table, &layout.message.table);
+            let filled = ColumnName { table: table.source.name.clone(), column: table.columns[column].name.clone() };
+            let Some(sequence) = catalog.sequence_of(&filled).filter(|sequence| sequence.increment > 0) else {
+                continue;
+            };
+            let of_messages = std::ptr::eq(table, &layout.message.link);
             let numbers = if of_messages { Numbers::Messages } else { Numbers::Others };
             sequences.push(SequenceCounter::new(facts, sequence, key, numbers));
         }
-        let modseqs = catalog.sequences.iter().find(|sequence| Some(&sequence.name) == layout.modseq_sequence.as_ref());
-        sequences.extend(modseqs.map(|sequence| SequenceCounter::new(facts, sequence, 0, Numbers::Modseqs)));
+        for (name, numbers) in [(&layout.uid_sequence, Numbers::Uids), (&layout.modseq_sequence, Numbers::Modseqs)] {
+            let named = catalog.sequences.iter().find(|sequence| Some(&sequence.name) == name.as_ref());
+            // That of the UIDs may be the one of the keys.
+            let new = named.filter(|named| !sequences.iter().any(|sequence| sequence.name == named.name));
+            sequences.extend(new.map(|sequence| SequenceCounter::new(facts, sequence, 0, numbers)));
+        }
         Self { sequences, ..Self::default() }
     }
 
@@ -128,6 +132,7 @@ impl Counters {
     }
 
     fn see(&mut self, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
+        self.at_least(Numbers::Uids, uid.unwrap_or(0));
         self.at_least(Numbers::Modseqs, modseq.unwrap_or(0));
         if !self.seen.contains_key(mailbox) {
             self.seen.insert(Bytes::copy_from_slice(mailbox), Highest::default());
@@ -183,9 +188,15 @@ impl Counters {
         low
     }
 
-    /// The sequences that are low.
-    pub fn low_sequences(&self) -> Vec<&SequenceCounter> {
-        self.sequences.iter().filter(|sequence| sequence.live < sequence.least).collect()
+    /// The sequences that are low; that of the UIDs must be `ahead` of all that were issued.
+    pub fn low_sequences(&self, uids: Option<&TableName>, ahead: i64) -> Vec<SequenceCounter> {
+        let raised = self.sequences.iter().cloned().map(|mut sequence| {
+            if Some(&sequence.name) == uids {
+                sequence.least = sequence.least.max(sequence.live) + ahead;
+            }
+            sequence
+        });
+        raised.filter(|sequence| sequence.live < sequence.least).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::classify::{Comparison, Leftover, LiveMessage, Options, row_print};
-use super::content::{self, PartRows};
+use super::content::{self, Stock};
 use super::error::CompareError;
 use super::layout::Layout;
 use super::parents::Parents;
@@ -27,7 +27,7 @@ pub(super) async fn decide(
     source: &dyn Source,
     layout: &Layout,
     parents: &Parents,
-    parts: &PartRows,
+    stock: Stock<'_>,
     options: &Options,
     leftovers: &mut [Leftover],
     live: &mut [LiveMessage],
@@ -45,7 +45,7 @@ pub(super) async fn decide(
     let near = near(layout, parents, leftovers, live, &open, &candidates, &owner_of);
     let lost_prints = {
         let made: Vec<_> = near.lost.iter().map(|at| Comparison::made(&leftovers[*at])).collect();
-        let prints = content::snapshot_prints(source, layout, &made, parts).await?;
+        let prints = content::snapshot_prints(source, layout, &made, stock).await?;
         near.lost.iter().copied().zip(prints).collect::<HashMap<_, _>>()
     };
     let live_prints = {

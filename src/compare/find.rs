@@ -69,10 +69,11 @@ pub async fn find(
     let lost: HashMap<&[u8], (Class, Reason)> =
         comparison.leftovers.iter().map(|leftover| (&leftover.key[..], (leftover.class, leftover.reason))).collect();
     let among = |list: &[String], name: &str| list.is_empty() || list.iter().any(|one| one == name);
-    let segments = source.segments(&message.table.source).await?;
+    let segments = source.segments(&message.link.source).await?;
     let near = wanted.window.segments(layout, &segments);
-    source
-        .scan(&message.table.source, Pick::Segments(&near), &mut |cells| {
+    let contents = message.contents(source).await?;
+    message
+        .scan(source, &contents, Pick::Segments(&near), &mut |cells| {
             let field = |at: Option<usize>| inline(cells, at?);
             let number = |at: Option<usize>| zone::integer(field(at)?, false);
             let (time, uid) = (instant(&message.clocks, cells), number(message.uid));

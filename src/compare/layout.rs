@@ -16,7 +16,9 @@ use crate::postgres::sql;
 use crate::profile::{ClockKind, TimeType};
 use crate::repository::zone;
 
+mod joined;
 mod lay;
+pub use joined::{Content, Contents};
 pub use lay::{layout, layout_of_live};
 
 /// A table on both sides.
@@ -27,6 +29,8 @@ pub struct Table {
     pub key: Vec<usize>,
     /// All columns of the live table with their types, by name; also those that are newer than the snapshot.
     pub live: Vec<(String, String)>,
+    /// What is read in place of the live table, where several are read as one.
+    from: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -90,10 +94,15 @@ pub struct Dictionary {
     pub natural: Vec<usize>,
 }
 
-/// The message, whose row lies in a mailbox.
+/// The message in a mailbox.
 #[derive(Debug, Clone)]
 pub struct Message {
+    /// As it is read: the link, and behind its columns those of the content.
     pub table: Table,
+    /// The table of the rows that lie in mailboxes; it is written to.
+    pub link: Table,
+    /// `None`: the link is the message.
+    pub content: Option<Content>,
     pub mailbox: usize,
     pub evidence: Vec<usize>,
     pub size: Option<usize>,
@@ -105,9 +114,10 @@ pub struct Message {
     pub body: Body,
     /// Columns that may differ without making another message.
     pub flags: Vec<usize>,
-    /// What a restored row gets instead of its old value.
+    /// What a restored link gets instead of its old value.
     pub set: BTreeMap<usize, String>,
     pub regenerate: Vec<usize>,
+    /// Of the link.
     pub refers: Vec<(usize, Refers)>,
 }
 
@@ -149,6 +159,29 @@ pub enum Body {
     Spliced(usize),
     /// The columns in their order.
     Pieces(Vec<usize>),
+    /// A header, and behind it the value of a dictionary.
+    Headed {
+        header: usize,
+        /// Refers to the value.
+        part: usize,
+        /// Position in [`Layout::dictionaries`], and the columns there.
+        kind: usize,
+        bytes: Vec<usize>,
+    },
+    /// The parts alone, in their order.
+    Parts,
+}
+
+impl Body {
+    pub fn columns(&self) -> &[usize] {
+        match self {
+            Self::Raw(column) | Self::Spliced(column) | Self::Headed { header: column, .. } => {
+                std::slice::from_ref(column)
+            }
+            Self::Pieces(columns) => columns,
+            Self::Parts => &[],
+        }
+    }
 }
 
 /// Content that several messages may share, and the table that says which message has which.
@@ -161,14 +194,18 @@ pub struct Part {
     pub part: usize,
     pub order: Vec<usize>,
     pub position: Option<usize>,
+    /// Its key is a number, which may have been issued again: it is found again by its bytes, as one of the dictionaries.
+    pub numbered: bool,
 }
 
 /// Rows that belong to a message, or to an account or mailbox.
 #[derive(Debug, Clone)]
 pub struct Child {
     pub table: Table,
-    /// Refers to the key of what the row belongs to.
+    /// Refers to what the row belongs to.
     pub of: usize,
+    /// The column that it refers to: in [`Message::table`] the key of the link or that of the content, else the parent's key.
+    pub to: usize,
     /// What tells the rows of one message apart.
     pub natural: Vec<usize>,
     pub set: BTreeMap<usize, String>,
@@ -228,7 +265,9 @@ pub struct Layout {
     pub children: Vec<Child>,
     pub dictionaries: Vec<Dictionary>,
     pub keyword: Option<Keyword>,
-    /// The sequence that all MODSEQs come from, where no mailbox counts its own.
+    /// The sequence that all UIDs come from, where no mailbox counts its own.
+    pub uid_sequence: Option<TableName>,
+    /// The same for MODSEQs.
     pub modseq_sequence: Option<TableName>,
     pub tombstones: Vec<Tombstone>,
     pub buried: Option<Buried>,
@@ -279,13 +318,26 @@ impl Layout {
         let via = self.parts.iter().zip(via).flat_map(|(part, rows)| rows.iter().map(|row| (&part.via.refers, row)));
         let children = self.children.iter().zip(children);
         let children = children.flat_map(|(child, rows)| rows.iter().map(|row| (&child.refers, row)));
-        let all = message.map(|row| (&self.message.refers, row)).into_iter().chain(via).chain(children);
-        all.flat_map(|(refers, row)| {
+        let content = self.message.content.as_ref().zip(message);
+        let content = content.map(|(content, row)| (&content.refers, content.row(row)));
+        let link = message.map(|row| (&self.message.refers, &row[..]));
+        let rest = via.chain(children).map(|(refers, row)| (refers, &row[..]));
+        link.into_iter().chain(content).chain(rest).flat_map(|(refers, row)| {
             refers.iter().filter_map(|(column, refers)| match refers {
                 Refers::Dictionary(kind) => Some((*kind, row[*column].bytes()?)),
                 Refers::Owner | Refers::Mailbox => None,
             })
         })
+    }
+
+    /// Do these rows hang on the content, which several links may share?
+    pub fn is_shared(&self, child: &Child) -> bool {
+        self.message.content.as_ref().is_some_and(|content| child.to == content.of)
+    }
+
+    /// All kinds of rows that hang on messages: those that name their parts, then the others.
+    pub fn belonging(&self) -> impl Iterator<Item = &Child> {
+        self.parts.iter().map(|part| &part.via).chain(&self.children)
     }
 }
 
@@ -306,7 +358,7 @@ impl Table {
     }
 
     pub fn quoted(&self) -> String {
-        self.source.name.quoted()
+        self.from.clone().unwrap_or_else(|| self.source.name.quoted())
     }
 
     pub fn label(&self) -> String {

@@ -16,7 +16,7 @@
 //! | [`content`] | the mail as its sender wrote it, and its fingerprint, from either side |
 //! | [`tombstones`] | what users deleted themselves |
 //! | [`past`] | what earlier replays put back |
-//! | `predicate` | what the profile's SQL says of rows of the snapshot |
+//! | [`predicate`] | what the profile's SQL says of rows of the snapshot |
 //! | `belongings` | what belongs to lost messages, and what living ones miss |
 //! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
@@ -41,13 +41,14 @@ pub mod live;
 pub mod pairing;
 pub mod parents;
 pub mod past;
-mod predicate;
+pub mod predicate;
 pub mod report;
 pub mod row;
 pub mod source;
 pub mod tombstones;
 pub mod window;
 
+pub use belongings::Holder;
 pub use classify::{Comparison, Leftover, Options, compare};
 pub use error::CompareError;
 pub use row::{Class, Reason};

@@ -68,7 +68,7 @@ pub(super) async fn holds(
 
 /// Fields in PostgreSQL's binary format, of whatever type the array has.
 #[derive(Debug)]
-struct Array(Vec<Option<Bytes>>);
+pub struct Array(pub Vec<Option<Bytes>>);
 
 impl ToSql for Array {
     fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {

@@ -144,7 +144,7 @@ impl GapReport {
                 .map(|one| one.label.clone())
                 .collect(),
             lost_mailboxes: parents.mailboxes.iter().filter(|one| lost_parent(one.fate)).count() as u64,
-            sequences: comparison.counters.low_sequences().into_iter().cloned().collect(),
+            sequences: comparison.counters.low_sequences(None, 0),
             collisions: low.iter().filter(|counter| counter.collided.is_some()).count() as u64,
             low_mailboxes: low.len() as u64,
             triggers: comparison.layout.triggers.clone(),

@@ -337,6 +337,19 @@ impl Catalog {
         self.tables.iter().find(|table| table.name.schema == schema && table.name.name == name)
     }
 
+    /// The sequence that fills a column: it belongs to the column, or the column's default draws from it.
+    pub fn sequence_of(&self, column: &ColumnName) -> Option<&Sequence> {
+        let owned = |sequence: &&Sequence| sequence.owned_by.as_ref() == Some(column);
+        let default = self.sensitive.defaults.iter().find(|default| default.column == *column);
+        let drawn = |sequence: &&Sequence| {
+            let Some(default) = default else { return false };
+            let name = default.expression.strip_prefix("nextval('").and_then(|rest| rest.split_once("'::regclass)"));
+            // Written with quotes where they are needed.
+            name.is_some_and(|(name, rest)| rest.is_empty() && name.replace('"', "") == sequence.name.to_string())
+        };
+        self.sequences.iter().find(owned).or_else(|| self.sequences.iter().find(drawn))
+    }
+
     /// The tables with rows that `role`, which read this catalog, cannot read in full, each with the SQL that helps.
     pub fn unreadable(&self, role: &str) -> Vec<Unreadable> {
         let with_rows = |table: &&Table| matches!(table.kind, TableKind::Ordinary | TableKind::Partitioned);

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::batch::{self, Batch, Outcome, Taken};
+use super::batch::{self, Batch, Outcome, Progress};
 use super::error::ReplayError;
 use super::plan::Plan;
 use super::raise::{self, Raised};
@@ -103,7 +103,7 @@ impl Apply {
         report.mailboxes = plan.mailboxes.len();
 
         monitor.stage("restoring mail", Unit::Rows, Some(plan.moves.len() as u64));
-        let mut taken = Taken::new();
+        let mut progress = Progress::default();
         let mut at = 0;
         while at < plan.moves.len() {
             let (from, mut bytes) = (at, 0);
@@ -115,7 +115,7 @@ impl Apply {
                 at += 1;
             }
             let batch = Batch::prepare(session, source, plan, &targets, &replay, &plan.moves[from..at]).await?;
-            report.mail.add(batch.run(session, &mut taken).await?);
+            report.mail.add(batch.run(session, &mut progress).await?);
             monitor.advance((at - from) as u64);
         }
         if plan.repair && !plan.comparison.incomplete.messages.is_empty() {

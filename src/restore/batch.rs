@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::alive::alive;
+use super::contents::{self, Content};
 use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::{Locked, lock_mailboxes};
@@ -18,10 +19,9 @@ use super::plan::{Move, Plan};
 use super::staging::{self, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::content::bytes_of;
-use crate::compare::layout::{Child, Part};
-use crate::compare::row::{LargeValue, Row, Value};
+use crate::compare::layout::Part;
+use crate::compare::row::{LargeValue, Value};
 use crate::compare::source::Source;
-use crate::failpoint;
 use crate::postgres::session::Session;
 use crate::repository::zone;
 
@@ -56,24 +56,40 @@ impl Outcome {
     }
 }
 
-/// A message with all that belongs to it, ready to be staged but for its keys.
+/// A message and where it goes.
 pub(super) struct Item<'a> {
     pub leftover: &'a Leftover,
     pub one: Move,
     pub target: &'a Target,
-    pub row: StagedRow,
-    pub via: Vec<Vec<StagedRow>>,
-    pub children: Vec<Vec<StagedRow>>,
-    pub key_text: String,
+    /// Position among the batch's contents.
+    pub content: Option<usize>,
 }
 
 /// Where live messages were that turned out equal to lost ones: nobody else may take them for his.
 pub(super) type Taken = HashSet<crate::compare::row::Print>;
 
+/// Under which a message lies in its mailbox.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Key {
+    /// The fields of the key's columns.
+    pub fields: Vec<Bytes>,
+    /// For the journal.
+    pub text: String,
+}
+
+/// What earlier batches found and did.
+#[derive(Default)]
+pub(super) struct Progress {
+    pub taken: Taken,
+    /// The keys, in the snapshot and now, of contents that were put in.
+    pub contents: HashMap<Vec<u8>, Bytes>,
+}
+
 pub(super) struct Batch<'a> {
     pub(super) plan: &'a Plan,
     pub(super) replay: &'a str,
     pub(super) items: Vec<Item<'a>>,
+    pub(super) contents: Vec<Content<'a>>,
     /// By kind: key and row.
     pub(super) parts: Vec<BTreeMap<Vec<u8>, StagedRow>>,
     pub(super) dictionaries: Entries,
@@ -101,7 +117,7 @@ fn wanted(plan: &Plan, leftover: &Leftover) -> Vec<LargeValue> {
     values.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
 
-pub(super) fn staged(row: &Row, found: &HashMap<LargeValue, Bytes>) -> StagedRow {
+pub(super) fn staged(row: &[Value], found: &HashMap<LargeValue, Bytes>) -> StagedRow {
     row.iter()
         .map(|value| match value {
             Value::Large(large) => found.get(large).cloned(),
@@ -143,66 +159,66 @@ impl<'a> Batch<'a> {
         large.dedup();
         large.retain(|value| !found.contains_key(value));
         found.extend(large.iter().copied().zip(source.values(&large).await?));
-        let keys = failpoint::committing(staging::new_keys(session, &layout.message.table, chosen.len())).await?;
-        let key_column = layout.message.table.single_key()?;
+        // UIDs ascend with the time of arrival (RFC 9051 §2.3.1.1 asks for ascending, clients show by it).
+        let uid = |one: &Move| {
+            let row = &leftovers[one.leftover].row;
+            layout.message.uid.and_then(|at| zone::integer(row[at].bytes()?, false))
+        };
+        chosen.sort_by_key(|(one, _)| (leftovers[one.leftover].instant, uid(one)));
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];
+        for (kind, part) in layout.parts.iter().enumerate() {
+            let via = chosen.iter().flat_map(|(one, _)| &leftovers[one.leftover].via[kind]);
+            for key in via.filter_map(|row| row[part.part].bytes()) {
+                if let Some(row) = plan.comparison.parts[kind].get(key) {
+                    parts[kind].entry(key.to_vec()).or_insert_with(|| staged(row, &found));
+                }
+            }
+        }
         let named = chosen.iter().flat_map(|(one, _)| {
             let leftover = &leftovers[one.leftover];
             layout.shared(Some(&leftover.row), &leftover.via, &leftover.children)
         });
         let dictionaries = dictionaries::entries(plan, named, &found);
-        let mut items = Vec::with_capacity(chosen.len());
-        for ((one, target), (key, key_text)) in chosen.into_iter().zip(keys) {
+        let contents = contents::of(plan, chosen.iter().map(|(one, _)| &leftovers[one.leftover]));
+        let contents = contents::prove(session, source, plan, contents).await?;
+        let content = |leftover: &Leftover| {
+            let key = leftover.row[layout.message.content.as_ref()?.of].bytes()?;
+            contents.iter().position(|content| content.before == key)
+        };
+        let item = |(one, target): (Move, &'a Target)| {
             let leftover = &leftovers[one.leftover];
-            let mut row = staged(&leftover.row, &found);
-            row[key_column] = Some(key.clone());
-            row[layout.message.mailbox] = Some(target.key.clone());
-            let parents = &plan.comparison.parents;
-            dictionaries::lead_to_parents(parents, &layout.message.refers, Some((one.mailbox, target)), &mut row);
-            let belonging = |rows: &[Row], child: &Child| -> Vec<StagedRow> {
-                rows.iter()
-                    .map(|row| {
-                        let mut row = staged(row, &found);
-                        row[child.of] = Some(key.clone());
-                        dictionaries::lead_to_parents(parents, &child.refers, Some((one.mailbox, target)), &mut row);
-                        row
-                    })
-                    .collect()
-            };
-            for (kind, part) in layout.parts.iter().enumerate() {
-                for key in leftover.via[kind].iter().filter_map(|row| row[part.part].bytes()) {
-                    if let Some(row) = plan.comparison.parts[kind].get(key) {
-                        parts[kind].entry(key.to_vec()).or_insert_with(|| staged(row, &found));
-                    }
-                }
-            }
-            let via = layout.parts.iter().enumerate().map(|(kind, part)| belonging(&leftover.via[kind], &part.via));
-            let children = layout.children.iter().enumerate();
-            let children = children.map(|(kind, child)| belonging(&leftover.children[kind], child));
-            let (via, children) = (via.collect(), children.collect());
-            items.push(Item { leftover, one, target, row, via, children, key_text });
-        }
-        // UIDs ascend with the time of arrival (RFC 9051 §2.3.1.1 asks for ascending, clients show by it).
-        let uid =
-            |item: &Item<'_>| layout.message.uid.and_then(|at| zone::integer(item.leftover.row[at].bytes()?, false));
-        items.sort_by_key(|item| (item.leftover.instant, uid(item)));
-        Ok(Self { plan, replay, items, parts, dictionaries, found, skipped })
+            Item { leftover, one, target, content: content(leftover) }
+        };
+        let items = chosen.into_iter().map(item).collect();
+        Ok(Self { plan, replay, items, contents, parts, dictionaries, found, skipped })
     }
 
-    /// Puts the messages back; `taken` grows by the live mails that stand for lost ones.
-    pub async fn run(self, session: &Session, taken: &mut Taken) -> Result<Outcome, ReplayError> {
+    /// Puts the messages back; `progress` grows by the live mails that stand for lost ones, and by the contents that were put in.
+    pub async fn run(self, session: &Session, progress: &mut Progress) -> Result<Outcome, ReplayError> {
         if self.items.is_empty() {
             return Ok(self.skipped);
         }
-        let (outcome, newly) =
-            staging::transaction(session, "restoring mail", async || self.attempt(session, taken).await).await?;
-        taken.extend(newly);
+        let work = async || self.attempt(session, progress).await;
+        let (outcome, newly) = staging::transaction(session, "restoring mail", work).await?;
+        progress.taken.extend(newly.taken);
+        progress.contents.extend(newly.contents);
         Ok(outcome)
     }
 
-    async fn attempt(&self, session: &Session, taken: &Taken) -> Result<(Outcome, Taken), ReplayError> {
-        staging::settings(session, &self.plan.comparison.layout).await?;
-        self.stage(session).await?;
+    async fn attempt(&self, session: &Session, progress: &Progress) -> Result<(Outcome, Progress), ReplayError> {
+        let layout = &self.plan.comparison.layout;
+        staging::settings(session, layout).await?;
+        let held = self.hold_contents(session, progress).await?;
+        self.stage_contents(session, &held).await?;
+        // A link is narrow, and its key may be a UID: those are drawn under the lock, so that clients see them in their order.
+        let is_split = layout.message.content.is_some();
+        // Mailbox and UID are the key.
+        let numbered = layout.message.link.key.len() > 1;
+        let mut keys = Vec::new();
+        if !is_split {
+            keys = self.draw(session).await?;
+            self.stage(session, &keys, &held).await?;
+        }
 
         let locked = self.lock(session).await?;
         let mut outcome = self.skipped.clone();
@@ -213,21 +229,30 @@ impl<'a> Batch<'a> {
                 _ => outcome.no_mailbox += 1,
             }
         }
-        let (arrived, newly) = self.arrived_meanwhile(session, &open, taken).await?;
+        let (arrived, taken) = self.arrived_meanwhile(session, &open, &progress.taken).await?;
+        let mut newly = Progress { taken, ..Default::default() };
         outcome.arrived_meanwhile += arrived.len() as u64;
         open.retain(|at| !arrived.contains(at));
-        let claimed = self.claim(session, &open).await?;
+        if is_split && !open.is_empty() {
+            keys = if numbered { self.next_uids(&open, &locked) } else { self.draw(session).await? };
+            self.stage(session, &keys, &held).await?;
+        }
+        let claimed = self.claim(session, &open, &keys).await?;
         outcome.by_another += (open.len() - claimed.len()) as u64;
         if claimed.is_empty() {
             return Ok((outcome, newly));
         }
-        self.number(session, &claimed, &locked).await?;
+        self.number(session, if numbered { &open } else { &claimed }, &claimed, &locked).await?;
         self.insert(session).await?;
-        outcome.changed_columns = self.read_again(session, claimed.len()).await?;
+        outcome.changed_columns = self.read_again(session).await?;
         self.record(session).await?;
         outcome.restored = claimed.len() as u64;
         for at in &claimed {
-            *outcome.mailboxes.entry(self.items[*at].one.mailbox).or_default() += 1;
+            let item = &self.items[*at];
+            *outcome.mailboxes.entry(item.one.mailbox).or_default() += 1;
+            if let Some(at) = item.content {
+                newly.contents.insert(self.contents[at].before.to_vec(), held[at].key.clone());
+            }
         }
         Ok((outcome, newly))
     }

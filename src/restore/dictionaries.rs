@@ -93,13 +93,16 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
         }
         let insert = staging::insert(table, &BTreeMap::new(), if issued { &table.key } else { &[] });
         // In the order of their old keys, so that two who restore the same wait for each other and do not lock each other out.
+        // The snapshot may have a value twice where nothing makes it unique.
+        let natural: Vec<String> = dictionary.natural.iter().map(|at| table.ident(*at)).collect();
         let sql = format!(
-            "INSERT INTO {live} ({}){} SELECT {} FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same}) \
-             ORDER BY s.{} ON CONFLICT DO NOTHING",
+            "INSERT INTO {live} ({}){} SELECT {} FROM (SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {number}) s \
+             WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same}) ORDER BY s.{number} ON CONFLICT DO NOTHING",
             insert.columns,
             insert.overriding,
             insert.values,
-            staging::NUMBER
+            natural = natural.join(", "),
+            number = staging::NUMBER
         );
         session.execute("restoring what mail refers to", &sql).await?;
         let sql = format!("SELECT count(*) FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same})");
@@ -119,16 +122,32 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
             session.execute("leading to what mail refers to", &sql).await?;
         }
     }
+    // Two values that were the same are one now, and rows that differed in them alone are doubled.
+    for (kind, child) in layout.belonging().enumerate() {
+        let led =
+            |at: &usize| child.refers.iter().any(|(of, refers)| of == at && matches!(refers, Refers::Dictionary(_)));
+        if child.natural.iter().any(led) {
+            let stage = Stage::of(layout, kind).name().quoted();
+            let same = std::iter::once(&child.of).chain(&child.natural);
+            let same: Vec<String> = same.map(|at| format!("e.{0} = r.{0}", child.table.ident(*at))).collect();
+            let sql = format!(
+                "DELETE FROM {stage} r USING {stage} e WHERE e.{number} < r.{number} AND {}",
+                same.join(" AND "),
+                number = staging::NUMBER
+            );
+            session.execute("leading to what mail refers to", &sql).await?;
+        }
+    }
     Ok(())
 }
 
 /// What is staged and refers to a dictionary, with the column.
 fn referring(layout: &Layout, kind: usize) -> Vec<(Stage, &Table, usize)> {
-    let message = [(Stage::Message, &layout.message.table, &layout.message.refers)];
-    let via = layout.parts.iter().enumerate().map(|(at, part)| (Stage::Via(at), &part.via));
-    let children = layout.children.iter().enumerate().map(|(at, child)| (Stage::Child(at), child));
-    let rest = via.chain(children).map(|(stage, child)| (stage, &child.table, &child.refers));
-    let all = message.into_iter().chain(rest);
+    let message = [(Stage::Message, &layout.message.link, &layout.message.refers)];
+    let content = layout.message.content.iter().map(|content| (Stage::Content, &content.table, &content.refers));
+    let rest = layout.belonging().enumerate();
+    let rest = rest.map(|(kind, child)| (Stage::of(layout, kind), &child.table, &child.refers));
+    let all = message.into_iter().chain(content).chain(rest);
     let to = |refers: &Refers| *refers == Refers::Dictionary(kind);
     all.flat_map(|(stage, table, refers)| {
         refers.iter().filter(move |(_, refers)| to(refers)).map(move |(column, _)| (stage, table, *column))

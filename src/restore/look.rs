@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::batch::{Batch, Item, Taken};
+use super::batch::{Batch, Item, Key, Taken};
 use super::error::ReplayError;
 use crate::compare::classify::{LiveMessage, live_fields, live_message, live_select};
 use crate::compare::content::{self, Made};
@@ -39,6 +39,7 @@ impl Batch<'_> {
             let newer = layout
                 .message
                 .uid
+                .filter(|_| layout.mailbox.uid.is_some())
                 .map(|uid| format!(" AND m.{} >= {}", layout.message.table.ident(uid), target.new_from));
             conditions.push(format!("m.{mailbox} = {}{}", sql::literal(&target.key_text), newer.unwrap_or_default()));
         }
@@ -46,10 +47,16 @@ impl Batch<'_> {
             return Ok(Default::default());
         }
         let select = live_select(layout, &format!("({})", conditions.join(" OR ")))?;
+        // Where no counter of the mailbox tells what is new, the comparison does.
+        let known = self.plan.comparison.live.iter().filter(|_| layout.mailbox.uid.is_none());
+        let known: HashSet<_> = known.map(|message| message.identity).collect();
         let mut news = Vec::new();
         live::copy(session, "looking for new mail", &select, live_fields(layout), &mut |row| {
             let message = live_message(layout, row);
-            if !taken.contains(&message.identity) && !self.plan.comparison.pairs.is_paired(&message.identity) {
+            if !taken.contains(&message.identity)
+                && !known.contains(&message.identity)
+                && !self.plan.comparison.pairs.is_paired(&message.identity)
+            {
                 news.push(message);
             }
             Ok(())
@@ -70,7 +77,7 @@ impl Batch<'_> {
             !before && !ours.contains(&message.print.0[..])
         });
         let alike = |message: &LiveMessage, item: &Item<'_>| {
-            let field = |at: Option<usize>| item.row[at?].as_deref();
+            let field = |at: Option<usize>| item.leftover.row[at?].bytes();
             let (size, id) = (field(layout.message.size), field(layout.message.message_id));
             message.mailbox == item.target.key
                 && (message.size.as_deref() == size || message.message_id.as_deref() == id)
@@ -101,14 +108,21 @@ impl Batch<'_> {
         let leftover = item.leftover;
         let made = Made { row: &leftover.row, via: leftover.via.iter().map(|rows| &rows[..]).collect() };
         let comparison = &self.plan.comparison;
-        Fingerprint::of(&content::assemble(&comparison.layout, &made, &comparison.parts, &self.found))
+        let stock = content::Stock { parts: &comparison.parts, dictionaries: &comparison.dictionaries };
+        let raw = content::assemble(&comparison.layout, &made, stock, &self.found);
+        content::fingerprint(&comparison.layout, &raw)
     }
 
     /// Writes the journal; the unique key decides who restores a message.
-    pub(super) async fn claim(&self, session: &Session, open: &[usize]) -> Result<Vec<usize>, ReplayError> {
+    pub(super) async fn claim(
+        &self,
+        session: &Session,
+        open: &[usize],
+        keys: &[Key],
+    ) -> Result<Vec<usize>, ReplayError> {
         let sources: Vec<&[u8]> = open.iter().map(|at| &self.items[*at].leftover.source.0[..]).collect();
         let mailboxes: Vec<&str> = open.iter().map(|at| &*self.items[*at].target.key_text).collect();
-        let keys: Vec<&str> = open.iter().map(|at| &*self.items[*at].key_text).collect();
+        let keys: Vec<&str> = open.iter().map(|at| &*keys[*at].text).collect();
         let sql = format!(
             "INSERT INTO {JOURNAL} (source, replay, mailbox, key) \
              SELECT s, $1, m, k FROM unnest($2::bytea[], $3::text[], $4::text[]) q(s, m, k) ORDER BY s \
@@ -124,6 +138,7 @@ impl Batch<'_> {
 /// A mailbox under our lock.
 pub(super) struct Locked {
     pub key_text: String,
+    /// Of the mailbox's counter, or the highest that a row has.
     pub uid: i64,
     pub modseq: i64,
     pub shown: bool,
@@ -141,13 +156,24 @@ pub(super) async fn lock_mailboxes(
     let number = |at: Option<usize>| {
         at.map_or("0::int8".to_owned(), |at| format!("coalesce(b.{}, 0)::int8", mailbox.table.ident(at)))
     };
+    let link = &layout.message.link;
+    let uid = match layout.message.uid.filter(|_| mailbox.uid.is_none()) {
+        Some(uid) => format!(
+            "coalesce((SELECT max(l.{}) FROM {} l WHERE l.{} = b.{}), 0)::int8",
+            link.ident(uid),
+            link.quoted(),
+            link.ident(layout.message.mailbox),
+            mailbox.table.ident(key)
+        ),
+        None => number(mailbox.uid),
+    };
     let list: Vec<String> = keys.into_iter().map(sql::literal).collect();
     let mut columns = vec![key];
     columns.extend(&mailbox.evidence);
     let select = format!(
         "SELECT b.{0}::text, {1}, {2}, ({3}) IS TRUE, {4} FROM {5} b WHERE b.{0} IN ({6}) ORDER BY b.{0} FOR UPDATE",
         mailbox.table.ident(key),
-        number(mailbox.uid),
+        uid,
         number(mailbox.modseq),
         mailbox.live.as_deref().unwrap_or("true"),
         mailbox.table.select(&columns, "b"),

@@ -18,6 +18,7 @@
 //! | `parents` | accounts and mailboxes that were lost, and side folders |
 //! | [`apply`] | batches, retries, derived values, hooks |
 //! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
+//! | `contents` | mail that several links share |
 //! | `alive` | parts that the live store still has are taken from there |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
@@ -28,6 +29,7 @@
 mod alive;
 pub mod apply;
 mod batch;
+mod contents;
 mod dictionaries;
 mod error;
 pub mod full;

@@ -111,9 +111,13 @@ async fn put(replay: Replay<'_>, lost: Lost, owner: Option<&Bytes>) -> Result<Op
         staging::settings(session, layout).await?;
         // Two responders must not both find the name free.
         session.execute("restoring", "SELECT pg_advisory_xact_lock(hashtextextended('restante parents', 0))").await?;
-        let Some((new_key, _)) = staging::new_keys(session, table, 1).await?.pop() else { return Ok(None) };
         let mut row: StagedRow = known.row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
-        row[key] = Some(new_key);
+        // A name is its key, or a number drawn at random that is never issued again.
+        let is_own = parent.natural.contains(&key) || prefix.is_empty() && parent.evidence.contains(&key);
+        if !is_own {
+            let Some((new_key, _)) = staging::new_keys(session, table, 1).await?.pop() else { return Ok(None) };
+            row[key] = Some(new_key);
+        }
         if let (Some(column), Some(owner)) = (parent.owner, owner) {
             row[column] = Some(owner.clone());
         }
@@ -127,7 +131,10 @@ async fn put(replay: Replay<'_>, lost: Lost, owner: Option<&Bytes>) -> Result<Op
         let mut set: BTreeMap<usize, String> = parent.made.clone();
         if let Some(column) = parent.uidvalidity {
             let ident = table.ident(column);
-            set.insert(column, format!("greatest(s.{ident} + 1, extract(epoch FROM now())::int8)"));
+            // Under its own key it may have been made anew before, with whatever followed the old one.
+            let drawn = "1 + floor(random() * 4294967295)::int8".to_owned();
+            let next = format!("greatest(s.{ident} + 1, extract(epoch FROM now())::int8)");
+            set.insert(column, if is_own { drawn } else { next });
         }
         if !prefix.is_empty() {
             // A folder of its own, not a copy of the old one: its creation is now.
@@ -214,15 +221,8 @@ async fn hang(session: &Session, plan: &Plan, at: usize, is_mailbox: bool, targe
         let stage = Stage::Hanging { mailbox: is_mailbox, kind };
         staging::fill(session, layout, stage, &rows).await?;
         let insert = staging::insert(&child.table, &child.set, &child.issued);
-        let sql = format!(
-            "INSERT INTO {} ({}){} SELECT {} FROM {} s ORDER BY {NUMBER}",
-            child.table.quoted(),
-            insert.columns,
-            insert.overriding,
-            insert.values,
-            stage.name().quoted()
-        );
-        session.execute("restoring what belongs to accounts and mailboxes", &sql).await?;
+        let doing = "restoring what belongs to accounts and mailboxes";
+        insert.all(session, doing, &child.table, stage, "true").await?;
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::compare::counters::MailboxCounter;
+use crate::compare::counters::{MailboxCounter, SequenceCounter};
+use crate::compare::layout::Parent;
 use crate::compare::parents::{Fate, LiveParent};
 use crate::compare::{Class, Comparison, Leftover, Window};
 
@@ -57,6 +58,8 @@ pub struct Plan {
     /// Mailboxes that get a side folder.
     pub aside: Vec<usize>,
     pub counters: Vec<MailboxCounter>,
+    /// Those that are raised.
+    pub sequences: Vec<SequenceCounter>,
     /// Absent messages outside the window, or of other accounts and mailboxes.
     pub outside: u64,
     /// Doubtful ones and orphans that are left out.
@@ -91,7 +94,7 @@ impl Plan {
             accounts: self.owners.len() as u64,
             mailboxes: (self.mailboxes.len() + self.aside.len()) as u64,
             counters: self.counters.len() as u64,
-            sequences: self.comparison.counters.low_sequences().len() as u64,
+            sequences: self.sequences.len() as u64,
             outside: self.outside,
             left_out: self.left_out,
         }
@@ -142,13 +145,15 @@ impl Plan {
         let targets: BTreeSet<usize> = moves.iter().filter(|one| !one.aside).map(|one| one.mailbox).collect();
         for mailbox in targets {
             if let Fate::Alive(live) = parents.mailboxes[mailbox].fate {
-                skip_ahead(&mut counters, live, &parents.live_mailboxes[live]);
+                skip_ahead(&mut counters, live, &parents.live_mailboxes[live], &comparison.layout.mailbox);
             }
         }
+        let ahead = if moves.is_empty() { 0 } else { SKIPPED };
+        let sequences = comparison.counters.low_sequences(comparison.layout.uid_sequence.as_ref(), ahead);
         let repair = !filtered && !options.leave_incomplete;
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
-        Self { asked, comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
+        Self { asked, comparison, moves, owners, mailboxes, aside, counters, sequences, outside, left_out, repair }
     }
 
     /// Is there nothing to put back and nothing to repair?
@@ -157,7 +162,7 @@ impl Plan {
             && self.owners.is_empty()
             && self.mailboxes.is_empty()
             && self.counters.is_empty()
-            && self.comparison.counters.low_sequences().is_empty()
+            && self.sequences.is_empty()
             && (!self.repair || self.comparison.incomplete.messages.is_empty())
     }
 }
@@ -166,14 +171,18 @@ impl Plan {
 /// and clients have seen them, so as many are skipped as a mailbox may have got meanwhile. 2³² UIDs last for 400,000 restores.
 const SKIPPED: i64 = 10_000;
 
-fn skip_ahead(counters: &mut Vec<MailboxCounter>, live: usize, now: &LiveParent) {
+fn skip_ahead(counters: &mut Vec<MailboxCounter>, live: usize, now: &LiveParent, layout: &Parent) {
     let at = counters.iter().position(|counter| counter.live == live).unwrap_or_else(|| {
         counters.push(MailboxCounter { live, uid: None, modseq: None, collided: None });
         counters.len() - 1
     });
     let counter = &mut counters[at];
-    let ahead = |least: Option<i64>, now: Option<i64>| now.map(|now| least.unwrap_or(now).max(now) + SKIPPED);
-    (counter.uid, counter.modseq) = (ahead(counter.uid, now.uid), ahead(counter.modseq, now.modseq));
+    // NULL: none was issued yet.
+    let ahead = |column: Option<usize>, least: Option<i64>, now: Option<i64>| {
+        column.map(|_| least.unwrap_or(0).max(now.unwrap_or(0)) + SKIPPED)
+    };
+    counter.uid = ahead(layout.uid, counter.uid, now.uid);
+    counter.modseq = ahead(layout.modseq, counter.modseq, now.modseq);
 }
 
 fn chosen(comparison: &Comparison, mailbox: usize, options: &PlanOptions) -> bool {

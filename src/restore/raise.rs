@@ -31,7 +31,7 @@ pub struct Raised {
 
 pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, ReplayError> {
     let mut raised = Raised::default();
-    for sequence in plan.comparison.counters.low_sequences() {
+    for sequence in &plan.sequences {
         catch_up(session, &sequence.name.quoted(), sequence.least).await?;
         raised.sequences.push(sequence.name.to_string());
     }

@@ -11,7 +11,8 @@ use super::error::ReplayError;
 use super::look::lock_mailboxes;
 use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
-use super::write::insert_parts;
+use super::write::{insert_parts, is_missing};
+use crate::compare::Holder;
 use crate::compare::layout::Child;
 use crate::compare::live;
 use crate::compare::row::{LargeValue, Row, Value};
@@ -24,7 +25,7 @@ const MESSAGES: usize = 50;
 /// Makes incomplete messages whole; how many rows were put in.
 pub(super) async fn repair(session: &Session, source: &dyn Source, plan: &Plan) -> Result<u64, ReplayError> {
     let incomplete = &plan.comparison.incomplete;
-    let mut messages: Vec<&Vec<u8>> = incomplete.messages.iter().collect();
+    let mut messages: Vec<&Holder> = incomplete.messages.iter().collect();
     messages.sort_unstable();
     let mut rows = 0;
     for (kind, keys) in incomplete.values.iter().enumerate() {
@@ -65,18 +66,19 @@ async fn values(
     Ok(keys.len() as u64)
 }
 
-async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Vec<u8>]) -> Result<u64, ReplayError> {
+async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&Holder]) -> Result<u64, ReplayError> {
     let (layout, incomplete) = (&plan.comparison.layout, &plan.comparison.incomplete);
-    let of = |rows: &[Row], column: usize| -> Vec<Row> {
+    let of = |rows: &[Row], child: &Child| -> Vec<Row> {
+        let is_content = layout.is_shared(child);
         let held = |row: &&Row| {
-            row[column].bytes().is_some_and(|key| messages.binary_search_by(|one| one[..].cmp(key)).is_ok())
+            let key = row[child.of].bytes().unwrap_or_default();
+            messages.binary_search_by(|one| (one.is_content, &one.key[..]).cmp(&(is_content, key))).is_ok()
         };
         rows.iter().filter(held).cloned().collect()
     };
-    let via: Vec<Vec<Row>> =
-        layout.parts.iter().zip(&incomplete.via).map(|(part, rows)| of(rows, part.via.of)).collect();
+    let via: Vec<Vec<Row>> = layout.parts.iter().zip(&incomplete.via).map(|(part, rows)| of(rows, &part.via)).collect();
     let children: Vec<Vec<Row>> =
-        layout.children.iter().zip(&incomplete.children).map(|(child, rows)| of(rows, child.of)).collect();
+        layout.children.iter().zip(&incomplete.children).map(|(child, rows)| of(rows, child)).collect();
     let mut parts: Vec<BTreeMap<&[u8], &Row>> = Vec::new();
     for (kind, part) in layout.parts.iter().enumerate() {
         let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
@@ -109,8 +111,10 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         staging::settings(session, layout).await?;
         for (kind, parts) in parts.iter().enumerate() {
             staging::fill(session, layout, Stage::Via(kind), &rows(&via[kind], &layout.parts[kind].via)).await?;
-            let parts: Vec<StagedRow> = parts.values().map(|row| staged(row, &found)).collect();
-            staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+            if !layout.parts[kind].numbered {
+                let parts: Vec<StagedRow> = parts.values().map(|row| staged(row, &found)).collect();
+                staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+            }
         }
         for (kind, children) in children.iter().enumerate() {
             staging::fill(session, layout, Stage::Child(kind), &rows(children, &layout.children[kind])).await?;
@@ -120,13 +124,14 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         dictionaries::settle(session, layout, &entries).await?;
         let mut written = 0;
         let message = &layout.message.table;
-        let key = message.ident(message.single_key()?);
-        let kinds = layout.parts.iter().enumerate().map(|(kind, part)| (Stage::Via(kind), &part.via));
-        let kinds = kinds.chain(layout.children.iter().enumerate().map(|(kind, child)| (Stage::Child(kind), child)));
-        for (stage, child) in kinds {
-            let alive = format!("EXISTS (SELECT FROM {} m WHERE m.{key} = s.{})", message.quoted(), child.table.ident(child.of));
-            if let Stage::Via(kind) = stage {
-                let part = &layout.parts[kind];
+        for (kind, child) in layout.belonging().enumerate() {
+            let (stage, key) = (Stage::of(layout, kind), message.ident(child.to));
+            let alive = format!(
+                "EXISTS (SELECT FROM {} m WHERE m.{key} = s.{})",
+                message.quoted(),
+                child.table.ident(child.of)
+            );
+            if let Some(part) = layout.parts.get(kind).filter(|part| !part.numbered) {
                 let needed = format!(
                     "EXISTS (SELECT FROM {} v WHERE v.{} = s.{})",
                     stage.name().quoted(),
@@ -135,17 +140,15 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
                 );
                 insert_parts(session, layout, kind, &needed).await?;
             }
-            let same = std::iter::once(&child.of).chain(&child.natural);
-            let same: Vec<String> = same.map(|at| format!("c.{0} IS NOT DISTINCT FROM s.{0}", child.table.ident(*at))).collect();
             let insert = staging::insert(&child.table, &child.set, &child.issued);
             let sql = format!(
-                "INSERT INTO {0} ({1}){2} SELECT {3} FROM {4} s WHERE {alive} AND NOT EXISTS (SELECT FROM {0} c WHERE {5}) ORDER BY {NUMBER}",
+                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE {alive} AND {} ORDER BY {NUMBER}",
                 child.table.quoted(),
                 insert.columns,
                 insert.overriding,
                 insert.values,
                 stage.name().quoted(),
-                same.join(" AND ")
+                is_missing(child)
             );
             let failed = crate::postgres::PostgresError::server("completing mail");
             written += session.client().execute(&sql, &[]).await.map_err(failed)?;
@@ -159,16 +162,14 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
 async fn lock(session: &Session, plan: &Plan) -> Result<(), ReplayError> {
     let layout = &plan.comparison.layout;
     let message = &layout.message;
-    let key = message.table.ident(message.table.single_key()?);
-    let kinds = layout.parts.iter().enumerate().map(|(kind, part)| (Stage::Via(kind), &part.via));
-    let kinds = kinds.chain(layout.children.iter().enumerate().map(|(kind, child)| (Stage::Child(kind), child)));
     let mut mailboxes = BTreeSet::new();
-    for (stage, child) in kinds {
+    for (kind, child) in layout.belonging().enumerate() {
         let select = format!(
-            "SELECT DISTINCT m.{}::text FROM {} s JOIN {} m ON m.{key} = s.{}",
+            "SELECT DISTINCT m.{}::text FROM {} s JOIN {} m ON m.{} = s.{}",
             message.table.ident(message.mailbox),
-            stage.name().quoted(),
+            Stage::of(layout, kind).name().quoted(),
             message.table.quoted(),
+            message.table.ident(child.to),
             child.table.ident(child.of)
         );
         live::copy(session, "looking for mailboxes", &select, 1, &mut |row| {

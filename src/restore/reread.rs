@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::batch::Batch;
 use super::error::ReplayError;
 use super::staging::Stage;
-use super::write::live_type;
+use super::write::{is_held, live_type};
 use crate::compare::classify::row_print;
-use crate::compare::layout::{Body, Table};
+use crate::compare::layout::Table;
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
@@ -16,47 +16,36 @@ use crate::repository::zone;
 
 impl Batch<'_> {
     /// Reads every row back, column by column; content must be equal, other columns are reported.
-    pub(super) async fn read_again(
-        &self,
-        session: &Session,
-        messages: usize,
-    ) -> Result<BTreeMap<String, u64>, ReplayError> {
+    pub(super) async fn read_again(&self, session: &Session) -> Result<BTreeMap<String, u64>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let mut changed = BTreeMap::new();
-        let body: Vec<usize> = match &message.body {
-            Body::Raw(at) | Body::Spliced(at) => vec![*at],
-            Body::Pieces(columns) => columns.clone(),
-        };
-        let expected: Vec<usize> = message.set.keys().copied().chain(message.regenerate.iter().copied()).collect();
-        let stage = Stage::Message.name().quoted();
-        let all = "true".to_owned();
-        let found =
-            differences(session, &message.table, &stage, &message.table.key, &expected, &body, &all, &mut changed)
-                .await?;
-        if found != messages as i64 {
-            let rows = messages as i64 - found;
-            return Err(ReplayError::Altered { table: message.table.label(), columns: "their keys".to_owned(), rows });
+        let body = message.body.columns();
+        let links = (&message.link, Stage::Message, message.set.keys().chain(&message.regenerate));
+        let content = message.content.as_ref();
+        let contents = content.map(|one| (&one.table, Stage::Content, one.set.keys().chain(&one.regenerate)));
+        for (table, stage, expected) in std::iter::once(links).chain(contents) {
+            let stage = stage.name().quoted();
+            let expected: Vec<usize> = expected.copied().collect();
+            let first = content.filter(|_| table.label() != message.link.label()).map_or(0, |content| content.first);
+            let body: Vec<usize> = body.iter().filter_map(|at| at.checked_sub(first)).collect();
+            let found = differences(session, table, &stage, &table.key, &expected, &body, "true", &mut changed).await?;
+            let sql = format!("SELECT count(*) FROM {stage}");
+            let failed = PostgresError::server("reading restored rows again");
+            let staged: i64 = session.client().query_one(&sql, &[]).await.map_err(failed)?.get(0);
+            if found != staged {
+                let (rows, columns) = (staged - found, "their keys".to_owned());
+                return Err(ReplayError::Altered { table: table.label(), columns, rows });
+            }
         }
-        let of = |child: usize, table: &Table| {
-            format!(
-                "EXISTS (SELECT FROM {stage} m WHERE m.{} = s.{})",
-                message.table.ident(message.table.key[0]),
-                table.ident(child)
-            )
-        };
-        for (kind, part) in layout.parts.iter().enumerate() {
-            let (via, stage) = (&part.via, Stage::Via(kind).name().quoted());
-            let by: Vec<usize> = std::iter::once(via.of).chain(via.natural.iter().copied()).collect();
-            differences(session, &via.table, &stage, &by, &[], &[part.part], &of(via.of, &via.table), &mut changed)
-                .await?;
-        }
-        for (kind, child) in layout.children.iter().enumerate() {
-            let stage = Stage::Child(kind).name().quoted();
+        for (kind, child) in layout.belonging().enumerate() {
+            let stage = Stage::of(layout, kind);
+            let content = if let Stage::Via(kind) = stage { vec![layout.parts[kind].part] } else { Vec::new() };
+            let stage = stage.name().quoted();
             let by: Vec<usize> = std::iter::once(child.of).chain(child.natural.iter().copied()).collect();
             let expected: Vec<usize> = child.set.keys().chain(&child.issued).copied().collect();
-            differences(session, &child.table, &stage, &by, &expected, &[], &of(child.of, &child.table), &mut changed)
-                .await?;
+            let held = is_held(layout, child, "s")?;
+            differences(session, &child.table, &stage, &by, &expected, &content, &held, &mut changed).await?;
         }
         Ok(changed)
     }
@@ -65,17 +54,18 @@ impl Batch<'_> {
     pub(super) async fn record(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
-        let key = message.table.single_key()?;
-        let mut columns = vec![key];
+        let mut columns = vec![message.table.single_key()?];
         columns.extend(&message.evidence);
         let uid = message.uid.map_or("NULL::int8".to_owned(), |at| format!("m.{}::int8", message.table.ident(at)));
-        let select = format!(
-            "SELECT m.{0}::text, {uid}, {1} FROM {2} m JOIN {3} s ON m.{0} = s.{0}",
-            message.table.ident(key),
-            message.table.select(&columns, "m"),
+        let same = message.link.key.iter().map(|at| format!("m.{0} = s.{0}", message.link.ident(*at)));
+        let rows = format!(
+            "{} m JOIN {} s ON {}",
             message.table.quoted(),
-            Stage::Message.name().quoted()
+            Stage::Message.name().quoted(),
+            same.collect::<Vec<_>>().join(" AND ")
         );
+        let select =
+            format!("SELECT {}, {uid}, {} FROM {rows}", message.key_text("m"), message.table.select(&columns, "m"));
         let (mut keys, mut uids, mut prints) = (Vec::new(), Vec::new(), Vec::new());
         live::copy(session, "reading restored mail", &select, 2 + columns.len(), &mut |row| {
             keys.push(String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned());
@@ -84,14 +74,13 @@ impl Batch<'_> {
             Ok(())
         })
         .await?;
-        let key_type = message.table.columns[key].live.as_ref().map_or("text", |live| &live.type_name);
         let sql = format!(
-            "UPDATE {JOURNAL} j SET uid = v.u, restored = v.r, state = {} \
-             FROM unnest($2::text[], $3::int8[], $4::bytea[]) v(k, u, r), {} m \
-             WHERE m.{} = v.k::{key_type} AND j.key = v.k AND j.replay = $1 AND j.undone IS NULL",
-            super::undo::state(layout)?,
-            message.table.quoted(),
-            message.table.ident(key)
+            "UPDATE {JOURNAL} j SET uid = v.u, restored = v.r, state = q.state \
+             FROM unnest($2::text[], $3::int8[], $4::bytea[]) v(k, u, r) \
+             JOIN (SELECT {} AS k, {} AS state FROM {rows}) q ON q.k = v.k \
+             WHERE j.key = v.k AND j.replay = $1 AND j.undone IS NULL",
+            message.key_text("m"),
+            super::undo::state(layout)?
         );
         let failed = PostgresError::server("completing the journal");
         session.client().execute(&sql, &[&self.replay, &keys, &uids, &prints]).await.map_err(failed)?;

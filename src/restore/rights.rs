@@ -9,7 +9,8 @@ use crate::profile::Profile;
 /// The tables that a restore, or a trigger that it fires, writes.
 pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
     let tables =
-        [&layout.mailbox.table, &layout.message.table].into_iter().chain(layout.owner.iter().map(|one| &one.table));
+        [&layout.mailbox.table, &layout.message.link].into_iter().chain(layout.owner.iter().map(|one| &one.table));
+    let tables = tables.chain(layout.message.content.iter().map(|content| &content.table));
     let tables = tables.chain(layout.parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let tables = tables.chain(layout.dictionaries.iter().map(|one| &one.table));
     let tables = tables.chain(layout.children.iter().map(|child| &child.table)).map(|table| table.source.name.clone());
@@ -30,7 +31,7 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
 /// The journal, and what undoing needs besides: it deletes messages and what belongs to them.
 pub fn restore_sql(layout: &Layout, role: &str) -> String {
     let mut sql = format!("{}\n", journal::DDL);
-    let deleted = std::iter::once(&layout.message.table).chain(layout.parts.iter().map(|part| &part.via.table));
+    let deleted = std::iter::once(&layout.message.link).chain(layout.parts.iter().map(|part| &part.via.table));
     for table in deleted.chain(layout.children.iter().map(|child| &child.table)) {
         sql += &format!("GRANT DELETE ON {} TO {};\n", table.quoted(), identifier(role));
     }

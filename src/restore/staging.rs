@@ -22,7 +22,10 @@ pub(super) const NUMBER: &str = "restante_n";
 /// Which kind of row is staged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// What lies in mailboxes.
     Message,
+    /// What it links to, where that is another row.
+    Content,
     Via(usize),
     Child(usize),
     Part(usize),
@@ -41,6 +44,7 @@ impl Stage {
     pub fn name(self) -> TableName {
         let name = match self {
             Self::Message => "restante_message".to_owned(),
+            Self::Content => "restante_content".to_owned(),
             Self::Via(kind) => format!("restante_via_{kind}"),
             Self::Child(kind) => format!("restante_child_{kind}"),
             Self::Part(kind) => format!("restante_part_{kind}"),
@@ -53,7 +57,8 @@ impl Stage {
 
     pub fn table(self, layout: &Layout) -> Option<&Table> {
         match self {
-            Self::Message => Some(&layout.message.table),
+            Self::Message => Some(&layout.message.link),
+            Self::Content => Some(&layout.message.content.as_ref()?.table),
             Self::Via(kind) => Some(&layout.parts.get(kind)?.via.table),
             Self::Child(kind) => Some(&layout.children.get(kind)?.table),
             Self::Part(kind) => Some(&layout.parts.get(kind)?.table),
@@ -61,6 +66,11 @@ impl Stage {
             Self::Parent { mailbox } => layout.parent(mailbox).map(|parent| &parent.table),
             Self::Hanging { mailbox, kind } => Some(&layout.parent(mailbox)?.children.get(kind)?.table),
         }
+    }
+
+    /// Of what hangs on messages, by its place in [`Layout::belonging`].
+    pub fn of(layout: &Layout, kind: usize) -> Self {
+        kind.checked_sub(layout.parts.len()).map_or(Self::Via(kind), Self::Child)
     }
 
     fn all(layout: &Layout) -> Vec<Self> {
@@ -72,7 +82,13 @@ impl Stage {
             let hanging = (0..hanging).map(move |kind| Self::Hanging { mailbox, kind });
             std::iter::once(Self::Parent { mailbox }).chain(hanging)
         });
-        [Self::Message].into_iter().chain(parts).chain(children).chain(dictionaries).chain(parents).collect()
+        [Self::Message, Self::Content]
+            .into_iter()
+            .chain(parts)
+            .chain(children)
+            .chain(dictionaries)
+            .chain(parents)
+            .collect()
     }
 }
 
@@ -126,6 +142,31 @@ pub(super) struct Insert {
     pub columns: String,
     pub values: String,
     pub overriding: &'static str,
+    /// What is done with rows that are there already.
+    pub conflict: &'static str,
+}
+
+impl Insert {
+    /// Puts in the staged rows `s` for which `condition` holds, in their order.
+    pub async fn all(
+        &self,
+        session: &Session,
+        doing: &str,
+        table: &Table,
+        stage: Stage,
+        condition: &str,
+    ) -> Result<(), ReplayError> {
+        let sql = format!(
+            "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE {condition} ORDER BY {NUMBER}{}",
+            table.quoted(),
+            self.columns,
+            self.overriding,
+            self.values,
+            stage.name().quoted(),
+            self.conflict
+        );
+        Ok(session.execute(doing, &sql).await?)
+    }
 }
 
 /// `set` replaces the old value, `omit` leaves the column to its default.
@@ -142,7 +183,7 @@ pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, Stri
             overriding = " OVERRIDING SYSTEM VALUE";
         }
     }
-    Insert { columns: columns.join(", "), values: values.join(", "), overriding }
+    Insert { columns: columns.join(", "), values: values.join(", "), overriding, conflict: "" }
 }
 
 /// New keys for rows of a table, by the key's own default: as bytes of the snapshot's type, and as text.

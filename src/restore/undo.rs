@@ -46,14 +46,14 @@ pub struct UndoReport {
 /// SQL for the digest of a message `m` with its children, as it is now.
 pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     let message = &layout.message.table;
-    let key = message.ident(message.single_key()?);
     let mut fields = vec![row(message, "m")];
-    for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
+    for child in layout.belonging() {
         let own = row(&child.table, "c");
         fields.push(format!(
-            "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{key})",
+            "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{})",
             child.table.quoted(),
-            child.table.ident(child.of)
+            child.table.ident(child.of),
+            message.ident(child.to)
         ));
     }
     Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
@@ -145,21 +145,20 @@ async fn batch(
         .map_err(failed("reading the journal"))?;
     let Some(last) = entries.last().map(|row| row.get::<_, i64>(0)) else { return Ok((None, UndoReport::default())) };
     let message = &layout.message;
-    let key = message.table.single_key()?;
-    let ident = message.table.ident(key);
-    let key_type = message.table.columns[key].live.as_ref().map_or("text", |live| &live.type_name);
     let boxes: BTreeSet<&str> = entries.iter().map(|row| row.get::<_, &str>(1)).collect();
     let locked = lock_mailboxes(session, layout, boxes).await?;
 
-    let keys: Vec<String> = entries.iter().map(|row| row.get(2)).collect();
+    let keys: Vec<&str> = entries.iter().map(|row| row.get(2)).collect();
     let mailbox = message.table.ident(message.mailbox);
     let sql = format!(
-        "SELECT m.{ident}::text, {}, m.{mailbox}::text FROM {} m WHERE m.{ident} = ANY($1::text[]::{key_type}[]) AND {} FOR UPDATE",
+        "SELECT {}, {}, m.{mailbox}::text FROM {} m WHERE {} AND {} FOR UPDATE",
+        message.key_text("m"),
         state(layout)?,
         message.table.quoted(),
+        message.one_of("m", &keys)?,
         layout.shown()
     );
-    let rows = session.client().query(&sql, &[&keys]).await.map_err(failed("reading restored mail"))?;
+    let rows = session.client().query(&sql, &[]).await.map_err(failed("reading restored mail"))?;
     let now: BTreeMap<String, (String, String)> =
         rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     let mut report = UndoReport::default();
@@ -183,13 +182,7 @@ async fn batch(
     let keys: Vec<&str> = doomed.iter().map(|(_, key, _)| &**key).collect();
     let buried = bury(session, layout, &keys, &locked).await?;
     if layout.buried.as_ref().is_none_or(|buried| !buried.written) {
-        for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
-            let (table, of) = (child.table.quoted(), child.table.ident(child.of));
-            let sql = format!("DELETE FROM {table} WHERE {of} = ANY($1::text[]::{key_type}[])");
-            session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
-        }
-        let sql = format!("DELETE FROM {} WHERE {ident} = ANY($1::text[]::{key_type}[])", message.table.quoted());
-        session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
+        delete(session, layout, &keys).await?;
     }
     let touched: BTreeSet<&str> = doomed.iter().map(|(_, _, mailbox)| &**mailbox).collect();
     if let Some(column) = layout.mailbox.modseq {
@@ -209,7 +202,7 @@ async fn batch(
     // What arrived up to here stood beside the message, and what comes now may stand for it.
     let next_uid = |mailbox: &str| {
         let state = locked.values().find(|state| state.key_text == mailbox)?;
-        layout.mailbox.uid.map(|_| state.uid + i64::from(!layout.mailbox.uid_is_next))
+        layout.message.uid.map(|_| state.uid + i64::from(!layout.mailbox.uid_is_next))
     };
     let entries: Vec<i64> = doomed.iter().map(|(entry, ..)| *entry).collect();
     let tombs: Vec<Option<Vec<u8>>> = doomed.iter().map(|(_, key, _)| buried.get(key).cloned()).collect();
@@ -223,6 +216,42 @@ async fn batch(
     Ok((Some(last), report))
 }
 
+/// Takes messages away with what hangs on them. A content goes when nobody links to it any more, unless the store keeps it for its
+/// tombstones.
+async fn delete(session: &Session, layout: &Layout, keys: &[&str]) -> Result<(), ReplayError> {
+    let message = &layout.message;
+    let list = keys.iter().map(|key| sql::literal(key)).collect::<Vec<_>>().join(", ");
+    let mut unlinked = None;
+    if let Some(content) = message.content.as_ref().filter(|_| !layout.records_deletions()) {
+        let (of, link) = (message.link.ident(content.of), message.link.quoted());
+        let sql = format!("SELECT DISTINCT m.{of}::text FROM {link} m WHERE {}", message.one_of("m", keys)?);
+        let rows = session.client().query(&sql, &[]).await.map_err(PostgresError::server("undoing"))?;
+        let list = rows.iter().map(|row| sql::literal(row.get(0))).collect::<Vec<_>>().join(", ");
+        let linked = move |column: &str| {
+            format!("m.{column} IN ({list}) AND NOT EXISTS (SELECT FROM {link} l WHERE l.{of} = m.{column})")
+        };
+        unlinked = Some((content, linked));
+    }
+    for child in layout.belonging().filter(|child| !layout.is_shared(child)) {
+        let sql = format!("DELETE FROM {} WHERE {} IN ({list})", child.table.quoted(), child.table.ident(child.of));
+        session.execute("undoing", &sql).await?;
+    }
+    let sql = format!("DELETE FROM {} m WHERE {}", message.link.quoted(), message.one_of("m", keys)?);
+    session.execute("undoing", &sql).await?;
+    if let Some((content, linked)) = unlinked {
+        // What hangs on the rows that name the parts goes before them.
+        for child in layout.children.iter().chain(layout.parts.iter().map(|part| &part.via)) {
+            if layout.is_shared(child) {
+                let (table, condition) = (child.table.quoted(), linked(&child.table.ident(child.of)));
+                session.execute("undoing", &format!("DELETE FROM {table} m WHERE {condition}")).await?;
+            }
+        }
+        let condition = linked(&content.table.ident(content.table.single_key()?));
+        session.execute("undoing", &format!("DELETE FROM {} m WHERE {condition}", content.table.quoted())).await?;
+    }
+    Ok(())
+}
+
 /// Writes the tombstones that the store's own expunge would leave; the print of each by the message's key.
 async fn bury(
     session: &Session,
@@ -234,8 +263,7 @@ async fn bury(
     let table = &message.table;
     let key = table.single_key()?;
     let ident = table.ident(key);
-    let list: Vec<String> = keys.iter().map(|key| sql::literal(key)).collect();
-    let condition = format!("m.{ident} IN ({})", list.join(", "));
+    let condition = message.one_of("m", keys)?;
     let modseqs = locked.values().map(|state| {
         let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
         format!(" WHEN {} THEN {value}", sql::literal(&state.key_text))
@@ -279,14 +307,18 @@ async fn bury(
         let set = buried.set.iter().map(|(at, sql)| (*at, &**sql));
         let sets: Vec<String> =
             at.into_iter().chain(modseq).chain(set).map(|(at, sql)| format!("{} = ({sql})", table.ident(at))).collect();
-        let sql = format!("UPDATE {} m SET {} WHERE {condition}", table.quoted(), sets.join(", "));
+        let sql = format!("UPDATE {} m SET {} WHERE {condition}", message.link.quoted(), sets.join(", "));
         session.execute("marking what was put back as deleted", &sql).await?;
     }
     let mut prints = BTreeMap::new();
     let mut fields = vec![key];
     fields.extend(layout.buried_evidence());
-    let select =
-        format!("SELECT m.{ident}::text, {} FROM {} m WHERE {condition}", table.select(&fields, "m"), table.quoted());
+    let select = format!(
+        "SELECT {}, {} FROM {} m WHERE {condition}",
+        message.key_text("m"),
+        table.select(&fields, "m"),
+        table.quoted()
+    );
     live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
         let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
         prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());

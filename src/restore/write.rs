@@ -4,38 +4,120 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::batch::Batch;
+use super::batch::{Batch, Item, Key, staged};
+use super::contents::Held;
 use super::dictionaries;
 use super::error::ReplayError;
 use super::look::Locked;
-use super::staging::{self, NUMBER, Stage, StagedRow};
-use crate::compare::layout::{Layout, Table};
+use super::parents::Target;
+use super::staging::{self, NUMBER, Stage};
+use crate::compare::Leftover;
+use crate::compare::layout::{Child, Layout, Table};
 use crate::postgres::PostgresError;
+use crate::postgres::catalog::TableName;
 use crate::postgres::session::Session;
 use crate::postgres::sql;
 
+/// What rows hang on: a message or its content, the new key, and the mailbox that it goes into.
+pub(super) struct Holder<'a> {
+    pub leftover: &'a Leftover,
+    pub key: &'a Bytes,
+    pub own: Option<(usize, &'a Target)>,
+}
+
 impl Batch<'_> {
-    pub(super) async fn stage(&self, session: &Session) -> Result<(), ReplayError> {
-        let layout = &self.plan.comparison.layout;
-        let messages: Vec<StagedRow> = self.items.iter().map(|item| item.row.clone()).collect();
-        staging::fill(session, layout, Stage::Message, &messages).await?;
-        for kind in 0..layout.parts.len() {
-            let via: Vec<StagedRow> = self.items.iter().flat_map(|item| item.via[kind].iter().cloned()).collect();
-            staging::fill(session, layout, Stage::Via(kind), &via).await?;
-            let parts: Vec<StagedRow> = self.parts[kind].values().cloned().collect();
-            staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+    /// Stages the rows that lie in mailboxes, under their new keys, with what hangs on them.
+    pub(super) async fn stage(&self, session: &Session, keys: &[Key], held: &[Held]) -> Result<(), ReplayError> {
+        let comparison = &self.plan.comparison;
+        let (layout, message) = (&comparison.layout, &comparison.layout.message);
+        let mut rows = Vec::with_capacity(self.items.len());
+        for (item, key) in self.items.iter().zip(keys) {
+            let mut row = staged(&item.leftover.row[..message.link.columns.len()], &self.found);
+            row[message.mailbox] = Some(item.target.key.clone());
+            for (at, field) in message.link.key.iter().zip(&key.fields) {
+                row[*at] = Some(field.clone());
+            }
+            if let (Some(content), Some(at)) = (&message.content, item.content) {
+                row[content.of] = Some(held[at].key.clone());
+            }
+            let own = Some((item.one.mailbox, item.target));
+            dictionaries::lead_to_parents(&comparison.parents, &message.refers, own, &mut row);
+            rows.push(row);
         }
-        for kind in 0..layout.children.len() {
-            let rows: Vec<StagedRow> = self.items.iter().flat_map(|item| item.children[kind].iter().cloned()).collect();
-            staging::fill(session, layout, Stage::Child(kind), &rows).await?;
+        staging::fill(session, layout, Stage::Message, &rows).await?;
+        fn holder<'a>((item, key): (&'a Item<'a>, &'a Key)) -> Option<Holder<'a>> {
+            Some(Holder {
+                leftover: item.leftover,
+                key: key.fields.first()?,
+                own: Some((item.one.mailbox, item.target)),
+            })
         }
-        dictionaries::stage(session, layout, &self.dictionaries).await
+        let items: Vec<Holder<'_>> = self.items.iter().zip(keys).filter_map(holder).collect();
+        self.stage_belonging(session, false, &items).await
     }
 
-    /// Assigns UIDs and MODSEQs as delivery does, and removes what was not claimed from the staging table.
+    /// New keys by the default of the key's column.
+    pub(super) async fn draw(&self, session: &Session) -> Result<Vec<Key>, ReplayError> {
+        let keys = staging::new_keys(session, &self.plan.comparison.layout.message.link, self.items.len()).await?;
+        Ok(keys.into_iter().map(|(field, text)| Key { fields: vec![field], text }).collect())
+    }
+
+    /// Keys of mailbox and UID for the items that are open.
+    pub(super) fn next_uids(&self, open: &[usize], locked: &HashMap<Bytes, Locked>) -> Vec<Key> {
+        let (message, mailbox) = (&self.plan.comparison.layout.message, &self.plan.comparison.layout.mailbox);
+        let mut counts: BTreeMap<&Bytes, i64> = BTreeMap::new();
+        let mut keys = vec![Key::default(); self.items.len()];
+        for at in open {
+            let target = &self.items[*at].target.key;
+            let Some(state) = locked.get(target) else { continue };
+            let count = counts.entry(target).or_default();
+            let uid = state.uid + *count + i64::from(!mailbox.uid_is_next);
+            *count += 1;
+            let field = |at: &usize| match &*message.link.columns[*at].type_name {
+                _ if *at == message.mailbox => target.clone(),
+                "integer" => Bytes::copy_from_slice(&(uid as i32).to_be_bytes()),
+                _ => Bytes::copy_from_slice(&uid.to_be_bytes()),
+            };
+            let fields: Vec<Bytes> = message.link.key.iter().map(field).collect();
+            keys[*at] = Key { text: data_encoding::HEXLOWER.encode(&fields.concat()), fields };
+        }
+        keys
+    }
+
+    /// Stages what hangs on links, or on contents.
+    pub(super) async fn stage_belonging(
+        &self,
+        session: &Session,
+        on_contents: bool,
+        holders: &[Holder<'_>],
+    ) -> Result<(), ReplayError> {
+        let comparison = &self.plan.comparison;
+        let layout = &comparison.layout;
+        for (kind, child) in layout.belonging().enumerate().filter(|(_, child)| layout.is_shared(child) == on_contents)
+        {
+            let mut staging = Vec::new();
+            for Holder { leftover, key, own } in holders {
+                let rows = match kind.checked_sub(layout.parts.len()) {
+                    None => &leftover.via[kind],
+                    Some(kind) => &leftover.children[kind],
+                };
+                for row in rows {
+                    let mut row = staged(row, &self.found);
+                    row[child.of] = Some((*key).clone());
+                    dictionaries::lead_to_parents(&comparison.parents, &child.refers, *own, &mut row);
+                    staging.push(row);
+                }
+            }
+            staging::fill(session, layout, Stage::of(layout, kind), &staging).await?;
+        }
+        Ok(())
+    }
+
+    /// Assigns UIDs and MODSEQs as delivery does, a UID to each that is counted, and removes what was not claimed from the staging table.
     pub(super) async fn number(
         &self,
         session: &Session,
+        counted: &[usize],
         claimed: &[usize],
         locked: &HashMap<Bytes, Locked>,
     ) -> Result<(), ReplayError> {
@@ -43,31 +125,41 @@ impl Batch<'_> {
         let (message, mailbox) = (&layout.message, &layout.mailbox);
         let mut counts: BTreeMap<&Bytes, i64> = BTreeMap::new();
         let (mut numbers, mut uids, mut modseqs) = (Vec::new(), Vec::new(), Vec::new());
-        for at in claimed {
+        for at in counted {
             let key = &self.items[*at].target.key;
             let Some(state) = locked.get(key) else { continue };
             let count = counts.entry(key).or_default();
-            numbers.push(*at as i64);
-            uids.push(state.uid + *count + i64::from(!mailbox.uid_is_next));
-            modseqs.push(state.modseq + i64::from(!mailbox.modseq_is_next));
+            if claimed.contains(at) {
+                numbers.push(*at as i64);
+                uids.push(state.uid + *count + i64::from(!mailbox.uid_is_next));
+                modseqs.push(state.modseq + i64::from(!mailbox.modseq_is_next));
+            }
             *count += 1;
         }
         let stage = Stage::Message.name().quoted();
         let failed = || PostgresError::server("numbering mail");
         let delete = format!("DELETE FROM {stage} WHERE NOT ({NUMBER} = ANY($1))");
         session.client().execute(&delete, &[&numbers]).await.map_err(failed())?;
-        let set = |at: Option<usize>, value: &str| {
-            at.map(|at| format!("{} = v.{value}::{}", message.table.ident(at), message.table.columns[at].type_name))
+        if let Some(content) = &message.content {
+            let unclaimed = format!(
+                "DELETE FROM {} c WHERE NOT EXISTS (SELECT FROM {stage} m WHERE m.{} = c.{})",
+                Stage::Content.name().quoted(),
+                message.link.ident(content.of),
+                content.table.ident(content.table.single_key()?)
+            );
+            session.execute("numbering mail", &unclaimed).await?;
+        }
+        let set = |at: Option<usize>, sequence: &Option<TableName>, value: &str| {
+            let value = match sequence {
+                Some(sequence) => format!("nextval({}::regclass)", sql::literal(&sequence.quoted())),
+                None => format!("v.{value}"),
+            };
+            at.map(|at| format!("{} = {value}::{}", message.link.ident(at), message.link.columns[at].type_name))
         };
-        let modseq = match (message.modseq, &layout.modseq_sequence) {
-            (Some(at), Some(sequence)) => {
-                let next = sql::literal(&sequence.quoted());
-                let kind = &message.table.columns[at].type_name;
-                Some(format!("{} = nextval({next}::regclass)::{kind}", message.table.ident(at)))
-            }
-            (at, _) => set(at, "m"),
-        };
-        let sets: Vec<String> = set(message.uid, "u").into_iter().chain(modseq).collect();
+        // A UID that is in the key was drawn with it.
+        let uid = message.uid.filter(|at| !message.link.key.contains(at));
+        let sets = set(uid, &layout.uid_sequence, "u").into_iter();
+        let sets: Vec<String> = sets.chain(set(message.modseq, &layout.modseq_sequence, "m")).collect();
         if !sets.is_empty() {
             let update = format!(
                 "UPDATE {stage} s SET {} FROM unnest($1::int8[], $2::int8[], $3::int8[]) v(n, u, m) WHERE s.{NUMBER} = v.n",
@@ -99,63 +191,46 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// What the rows refer to, messages, parts, then what belongs to the messages.
+    /// What the rows refer to, contents, messages, parts, then what belongs to them.
     pub(super) async fn insert(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         dictionaries::settle(session, layout, &self.dictionaries).await?;
         let message = &layout.message;
-        let key = message.table.ident(message.table.single_key()?);
         let stage = Stage::Message.name().quoted();
-        let insert = staging::insert(&message.table, &message.set, &message.regenerate);
-        let sql = format!(
-            "INSERT INTO {} ({}){} SELECT {} FROM {stage} s ORDER BY {NUMBER}",
-            message.table.quoted(),
-            insert.columns,
-            insert.overriding,
-            insert.values
-        );
-        session.execute("restoring mail", &sql).await?;
+        if let Some(content) = &message.content {
+            let mut insert = staging::insert(&content.table, &content.set, &content.regenerate);
+            if content.keeps_key() {
+                insert.conflict = " ON CONFLICT DO NOTHING";
+            }
+            insert.all(session, "restoring mail", &content.table, Stage::Content, "true").await?;
+        }
+        let insert = staging::insert(&message.link, &message.set, &message.regenerate);
+        insert.all(session, "restoring mail", &message.link, Stage::Message, "true").await?;
         for (kind, part) in layout.parts.iter().enumerate() {
-            let of = |alias: &str| {
-                format!("EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{})", part.via.table.ident(part.via.of))
-            };
-            let needed = format!(
-                "EXISTS (SELECT FROM {} v WHERE v.{} = s.{} AND {})",
-                Stage::Via(kind).name().quoted(),
-                part.via.table.ident(part.part),
-                part.table.ident(part.table.single_key()?),
-                of("v")
-            );
-            insert_parts(session, layout, kind, &needed).await?;
+            if !part.numbered {
+                let needed = format!(
+                    "EXISTS (SELECT FROM {} v WHERE v.{} = s.{} AND {})",
+                    Stage::Via(kind).name().quoted(),
+                    part.via.table.ident(part.part),
+                    part.table.ident(part.table.single_key()?),
+                    is_held(layout, &part.via, "v")?
+                );
+                insert_parts(session, layout, kind, &needed).await?;
+            }
             let insert = staging::insert(&part.via.table, &part.via.set, &[]);
-            let sql = format!(
-                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE {} ORDER BY {NUMBER}",
-                part.via.table.quoted(),
-                insert.columns,
-                insert.overriding,
-                insert.values,
-                Stage::Via(kind).name().quoted(),
-                of("s")
-            );
-            session.execute("restoring the parts of mail", &sql).await?;
+            let held = format!("{} AND {}", is_held(layout, &part.via, "s")?, is_new(layout, &part.via));
+            insert.all(session, "restoring the parts of mail", &part.via.table, Stage::Via(kind), &held).await?;
         }
         for (kind, child) in layout.children.iter().enumerate() {
             let insert = staging::insert(&child.table, &child.set, &child.issued);
-            let sql = format!(
-                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE EXISTS (SELECT FROM {stage} m WHERE m.{key} = s.{}) ORDER BY {NUMBER}",
-                child.table.quoted(),
-                insert.columns,
-                insert.overriding,
-                insert.values,
-                Stage::Child(kind).name().quoted(),
-                child.table.ident(child.of)
-            );
-            session.execute("restoring what belongs to mail", &sql).await?;
+            let held = format!("{} AND {}", is_held(layout, child, "s")?, is_new(layout, child));
+            insert.all(session, "restoring what belongs to mail", &child.table, Stage::Child(kind), &held).await?;
         }
         if let Some((keyword, restored)) =
             layout.keyword.as_ref().and_then(|keyword| Some((keyword, keyword.restored.as_ref()?)))
         {
             let child = &layout.children[keyword.child];
+            let key = message.link.ident(message.link.single_key()?);
             let sql = format!(
                 "INSERT INTO {} ({}, {}) SELECT m.{key}, {} FROM {stage} m ON CONFLICT DO NOTHING",
                 child.table.quoted(),
@@ -167,6 +242,31 @@ impl Batch<'_> {
         }
         Ok(())
     }
+}
+
+/// A condition over staged rows: the message or content that they hang on is staged.
+pub(super) fn is_held(layout: &Layout, child: &Child, alias: &str) -> Result<String, ReplayError> {
+    let (stage, key) = match &layout.message.content {
+        Some(content) if layout.is_shared(child) => (Stage::Content, content.table.ident(content.table.single_key()?)),
+        _ => (Stage::Message, layout.message.link.ident(child.to)),
+    };
+    let (stage, of) = (stage.name().quoted(), child.table.ident(child.of));
+    Ok(format!("EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{of})"))
+}
+
+/// A condition over staged rows `s`: the live store has none that is the same.
+pub(super) fn is_missing(child: &Child) -> String {
+    // An index serves `=` alone.
+    let natural = child.natural.iter().map(|at| format!("c.{0} IS NOT DISTINCT FROM s.{0}", child.table.ident(*at)));
+    let of = child.table.ident(child.of);
+    let same: Vec<String> = std::iter::once(format!("c.{of} = s.{of}")).chain(natural).collect();
+    format!("NOT EXISTS (SELECT FROM {} c WHERE {})", child.table.quoted(), same.join(" AND "))
+}
+
+/// The same, where there can be any: what hangs on a content that comes back under its own key.
+fn is_new(layout: &Layout, child: &Child) -> String {
+    let content = layout.message.content.as_ref().filter(|content| content.keeps_key() && child.to == content.of);
+    content.map_or("true".to_owned(), |_| is_missing(child))
 }
 
 /// Puts in the parts that are not there. Those that are must have the very bytes.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use jiff::tz::TimeZone;
 
 use super::{
-    Body, Buried, Child, Clock, Column, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part, Refers, Table,
-    Tombstone, Trigger,
+    Body, Buried, Child, Clock, Column, Content, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part,
+    Refers, Table, Tombstone, Trigger,
 };
 use crate::compare::error::CompareError;
 use crate::compare::source::{Facts, SourceColumn, SourceTable};
@@ -17,15 +17,16 @@ use crate::repository::manifest::{StoreIdentity, Wire};
 /// Lays the profile over both sides.
 pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
     let mut lay = Lay { profile, facts, catalog, known: Vec::new() };
-    if !profile.message_is_link() {
-        return Err(CompareError::NotYet { what: "messages and their places in mailboxes are separate tables" });
-    }
     let mut owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
     let mut mailbox = lay.mailbox()?;
     let mut dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
     // A part that messages refer to by the hash of its bytes is a value that they share.
     let hashed = profile.part.iter().filter(|part| part.referred_by.is_some());
     dictionaries.extend(hashed.map(|part| lay.hashed(part)).collect::<Result<Vec<_>, _>>()?);
+    // And one with a number for its key is found again by its bytes.
+    for part in profile.part.iter().filter(|part| part.via.is_some()) {
+        dictionaries.extend(lay.numbered(part)?);
+    }
     lay.known.extend(owner.iter().map(|owner| (Refers::Owner, owner.table.source.name.clone())));
     lay.known.push((Refers::Mailbox, mailbox.table.source.name.clone()));
     let shared = dictionaries.iter().enumerate();
@@ -37,18 +38,21 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     }
     let message = lay.message()?;
     let parts = profile.part.iter().filter(|part| part.referred_by.is_none());
-    let parts = parts.map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
+    let parts = parts.map(|part| lay.part(part, &message)).collect::<Result<Vec<_>, _>>()?;
     let mut children = Vec::new();
     for child in &profile.child {
         let of = profile.parent_of(child);
         let of_owner = owner.as_ref().is_some_and(|owner| lay.name(of) == owner.table.source.name);
-        if lay.name(of) == message.table.source.name {
-            children.push(lay.child(child, &message.table)?);
+        let content = message.content.as_ref();
+        if lay.name(of) == message.link.source.name {
+            children.push(lay.child(child, &message.link, message.link.single_key()?)?);
+        } else if let Some(content) = content.filter(|content| lay.name(of) == content.table.source.name) {
+            children.push(lay.child(child, &content.table, content.of)?);
         } else if lay.name(of) == mailbox.table.source.name {
-            let child = lay.child(child, &mailbox.table)?;
+            let child = lay.child(child, &mailbox.table, mailbox.table.single_key()?)?;
             mailbox.children.push(child);
         } else if let Some(owner) = owner.as_mut().filter(|_| of_owner) {
-            let child = lay.child(child, &owner.table)?;
+            let child = lay.child(child, &owner.table, owner.table.single_key()?)?;
             owner.children.push(child);
         } else {
             return Err(CompareError::NotYet {
@@ -64,7 +68,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         None => None,
         Some(keywords) => {
             let table = lay.table(&keywords.table, None)?;
-            let of = lay.reference(&table, keywords.of.as_ref(), &message.table)?;
+            let of = lay.reference(&table, keywords.of.as_ref(), &message.link)?;
             let column = lay.column(&table, &keywords.column)?;
             children.push(Child {
                 natural: table.key.clone(),
@@ -73,13 +77,15 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
                 refers: lay.refers(&table, &SoftReferences::new())?,
                 mutable: true,
                 of,
+                to: message.link.single_key()?,
                 table,
             });
             Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
         }
     };
     let mut triggers = Vec::new();
-    let written = [&mailbox.table, &message.table].into_iter().chain(owner.iter().map(|owner| &owner.table));
+    let written = [&mailbox.table, &message.link].into_iter().chain(owner.iter().map(|owner| &owner.table));
+    let written = written.chain(message.content.iter().map(|content| &content.table));
     let hanging = owner.iter().flat_map(|owner| &owner.children).chain(&mailbox.children);
     let written = written.chain(hanging.map(|child| &child.table));
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
@@ -91,7 +97,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         ));
     }
     let buried = profile.tombstone.iter().find_map(|one| Some((one, one.predicate.as_ref()?)));
-    let buried = buried.map(|(one, predicate)| lay.buried(one, predicate, &message.table)).transpose()?;
+    let buried = buried.map(|(one, predicate)| lay.buried(one, predicate, &message.link)).transpose()?;
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
     Ok(Layout {
@@ -103,7 +109,8 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         children,
         dictionaries,
         keyword,
-        modseq_sequence: lay.modseq_sequence(),
+        uid_sequence: lay.sequence(&profile.mailbox.uid),
+        modseq_sequence: lay.sequence(&profile.mailbox.modseq),
         tombstones,
         buried,
         external: profile.part.iter().filter_map(|part| part.external.clone()).collect(),
@@ -181,7 +188,7 @@ impl Lay<'_> {
         let mut all: Vec<(String, String)> =
             live.stored_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
         all.sort();
-        let mut table = Table { source, columns, key: Vec::new(), live: all };
+        let mut table = Table { source, columns, key: Vec::new(), live: all, from: None };
         table.key = match (key, live.primary_key()) {
             (Some(key), _) => self.columns(&table, key)?,
             (None, Some(key)) => key.columns.iter().map(|name| self.column(&table, name)).collect::<Result<_, _>>()?,
@@ -279,9 +286,9 @@ impl Lay<'_> {
         Ok(Dictionary { natural: self.columns(&table, &dictionary.natural)?, table })
     }
 
-    fn modseq_sequence(&self) -> Option<TableName> {
-        let modseq = &self.profile.mailbox.modseq;
-        (modseq.kind == CounterKind::GlobalSequence).then(|| self.name(modseq.sequence.as_deref().unwrap_or_default()))
+    fn sequence(&self, counter: &profile::Counter) -> Option<TableName> {
+        let sequence = counter.sequence.as_ref().filter(|_| counter.kind == CounterKind::GlobalSequence);
+        sequence.map(|name| self.name(name))
     }
 
     fn owner(&self, owner: &profile::Owner) -> Result<Parent, CompareError> {
@@ -308,8 +315,8 @@ impl Lay<'_> {
     fn mailbox(&self) -> Result<Parent, CompareError> {
         let mailbox = &self.profile.mailbox;
         let by_rows = |counter: &profile::Counter| counter.kind == CounterKind::MaxOverRows;
-        if mailbox.uid.kind == CounterKind::GlobalSequence || by_rows(&mailbox.uid) || by_rows(&mailbox.modseq) {
-            return Err(CompareError::NotYet { what: "UIDs do not come from a column of the mailbox" });
+        if by_rows(&mailbox.uid) || by_rows(&mailbox.modseq) {
+            return Err(CompareError::NotYet { what: "UIDs or MODSEQs go on from the highest one that a row has" });
         }
         let table = self.table(&mailbox.table, mailbox.key.as_ref())?;
         table.single_key()?;
@@ -334,16 +341,36 @@ impl Lay<'_> {
 
     fn message(&self) -> Result<Message, CompareError> {
         let (message, link, flags) = (&self.profile.message, &self.profile.link, self.profile.flags.as_ref());
-        let table = self.table(&message.table, message.key.as_ref())?;
-        table.single_key()?;
+        let (own, content) = match &link.table {
+            None => (self.table(&message.table, message.key.as_ref())?, None),
+            Some(name) => {
+                let (own, content) =
+                    (self.table(name, link.key.as_ref())?, self.table(&message.table, message.key.as_ref())?);
+                let of = self.reference(&own, link.message.as_ref(), &content)?;
+                (own, Some((content, of)))
+            }
+        };
+        let table = match &content {
+            None => {
+                own.single_key()?;
+                own.clone()
+            }
+            Some((content, of)) => super::joined::joined(&own, content, *of)?,
+        };
+        // Positions in the joined table of what the profile says of the message, which the content's table has.
+        let first = content.as_ref().map_or(0, |_| own.columns.len());
+        let mail = content.as_ref().map_or(&own, |(content, _)| content);
+        let column = |name: &String| Ok::<_, CompareError>(first + self.column(mail, name)?);
+        let columns = |names: &Columns| names.0.iter().map(column).collect::<Result<Vec<_>, _>>();
         let mut clocks = Vec::new();
         for clock in &message.clocks {
             let zone = clock
                 .zone
                 .as_ref()
                 .map(|zone| TimeZone::get(zone).map_err(|_| CompareError::UnknownZone { zone: zone.clone() }));
+            let of_link = clock.table.as_ref().is_some_and(|table| self.name(table) == own.source.name);
             clocks.push(Clock {
-                column: self.column(&table, &clock.column)?,
+                column: if of_link { self.column(&own, &clock.column)? } else { column(&clock.column)? },
                 kind: clock.clock,
                 time: clock.time,
                 zone: zone.transpose()?,
@@ -352,58 +379,75 @@ impl Lay<'_> {
         clocks.retain(|clock| clock.kind != ClockKind::Header);
         clocks.sort_by_key(|clock| clock.kind != ClockKind::Saved);
         let body = match &message.body {
-            profile::Body::Raw { column } => Body::Raw(self.column(&table, column)?),
-            profile::Body::Spliced { column } => Body::Spliced(self.column(&table, column)?),
-            profile::Body::Text { columns } => Body::Pieces(self.columns(&table, columns)?),
-            profile::Body::HeaderAndParts { .. } | profile::Body::PartsOnly => {
-                return Err(CompareError::NotYet { what: "mail is kept as a header and parts" });
-            }
+            profile::Body::Raw { column: name } => Body::Raw(column(name)?),
+            profile::Body::Spliced { column: name } => Body::Spliced(column(name)?),
+            profile::Body::Text { columns: names } => Body::Pieces(columns(names)?),
+            profile::Body::PartsOnly => Body::Parts,
+            profile::Body::HeaderAndParts { header } => self.headed(mail, first, header)?,
         };
-        let size = self.optional(&table, message.size.as_ref())?;
-        let mut evidence = self.columns(&table, &message.evidence)?;
-        evidence.extend(self.columns(&table, &link.evidence)?);
+        let size = message.size.as_ref().map(column).transpose()?;
+        let mut evidence = columns(&message.evidence)?;
+        // Which content it links to never changes.
+        evidence.extend(content.as_ref().map(|(_, of)| *of));
+        evidence.extend(self.columns(&own, &link.evidence)?);
         if evidence.is_empty() {
             // What a mail server never changes.
             evidence.extend(clocks.iter().map(|clock| clock.column).chain(size));
         }
-        let mut set = self.assignments(&table, &message.set)?;
-        set.extend(self.assignments(&table, &link.set)?);
-        let mut columns = Vec::new();
+        let mut set = self.assignments(&own, &link.set)?;
+        let mut regenerate = self.columns(&own, &link.regenerate)?;
+        let mut flag_columns = Vec::new();
         if let Some(flags) = flags.filter(|flags| flags.table.is_none()) {
-            set.extend(self.assignments(&table, &flags.set)?);
-            columns = self.columns(&table, &flags.columns)?;
+            set.extend(self.assignments(&own, &flags.set)?);
+            flag_columns = self.columns(&own, &flags.columns)?;
         }
-        let mailbox = self.single(&table, &link.mailbox, "a reference")?;
+        let mailbox = self.single(&own, &link.mailbox, "a reference")?;
         let mut soft = message.references.clone();
-        soft.extend(link.references.clone());
         for part in &self.profile.part {
             for column in part.referred_by.iter().flat_map(|columns| &columns.0) {
                 soft.insert(column.clone(), part.table.clone());
             }
         }
-        let mut refers = self.refers(&table, &soft)?;
+        let content = match &content {
+            None => {
+                soft.extend(link.references.clone());
+                set.extend(self.assignments(&own, &message.set)?);
+                regenerate.extend(self.columns(&own, &message.regenerate)?);
+                None
+            }
+            Some((content, of)) => Some(Content {
+                of: *of,
+                first,
+                evidence: self.columns(content, &message.evidence)?,
+                set: self.assignments(content, &message.set)?,
+                regenerate: self.columns(content, &message.regenerate)?,
+                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()))?,
+                table: content.clone(),
+            }),
+        };
+        let mut refers = self.refers(&own, &soft)?;
         refers.retain(|(column, _)| *column != mailbox);
-        let mut regenerate = self.columns(&table, &message.regenerate)?;
-        regenerate.extend(self.columns(&table, &link.regenerate)?);
         Ok(Message {
             mailbox,
             evidence,
             size,
             // An expression cannot be had from row chunks; then the size alone narrows the search.
-            message_id: message.message_id.as_ref().and_then(|name| self.column(&table, name).ok()),
-            uid: self.optional(&table, link.uid.as_ref())?,
-            modseq: self.optional(&table, link.modseq.as_ref())?,
+            message_id: message.message_id.as_ref().and_then(|name| column(name).ok()),
+            uid: self.optional(&own, link.uid.as_ref())?,
+            modseq: self.optional(&own, link.modseq.as_ref())?,
             clocks,
             body,
-            flags: columns,
+            flags: flag_columns,
             set,
             regenerate,
             refers,
             table,
+            link: own,
+            content,
         })
     }
 
-    fn part(&self, part: &profile::Part) -> Result<Part, CompareError> {
+    fn part(&self, part: &profile::Part, message: &Message) -> Result<Part, CompareError> {
         let Some(via) = &part.via else {
             return Err(CompareError::NotYet { what: "parts lie in the table that names them" });
         };
@@ -412,22 +456,61 @@ impl Lay<'_> {
         }
         let table = self.table(&part.table, part.key.as_ref())?;
         let link = self.table(&via.table, via.key.as_ref())?;
+        let soft = via.part.0.iter().map(|column| (column.clone(), part.table.clone())).collect();
         Ok(Part {
             bytes: self.columns(&table, &part.bytes)?,
             part: self.single(&link, &via.part, "a reference")?,
             order: self.columns(&link, &via.order)?,
             position: self.optional(&link, via.position.as_ref())?,
+            numbered: self.numbered(part)?.is_some(),
             via: Child {
                 of: self.single(&link, &via.message, "a reference")?,
+                to: match &message.content {
+                    Some(content) => content.of,
+                    None => message.link.single_key()?,
+                },
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: self.refers(&link, &SoftReferences::new())?,
+                refers: self.refers(&link, &soft)?,
                 mutable: false,
                 table: link,
             },
             table,
         })
+    }
+
+    /// The mail is a header, and behind it a part that its row refers to.
+    fn headed(&self, mail: &Table, first: usize, header: &str) -> Result<Body, CompareError> {
+        let mut parts = self.profile.part.iter().filter(|part| part.referred_by.is_some());
+        let (Some(part), None) = (parts.next(), parts.next()) else {
+            return Err(CompareError::NotYet { what: "mail is kept as a header and several parts" });
+        };
+        let to = self.known.iter().find(|(_, known)| *known == self.name(&part.table)).map(|(refers, _)| *refers);
+        let (Some(Refers::Dictionary(kind)), Some(column)) = (to, &part.referred_by) else {
+            return Err(CompareError::NotYet {
+                what: "mail is kept as a header and a part in a table of another role",
+            });
+        };
+        Ok(Body::Headed {
+            header: first + self.column(mail, header)?,
+            part: first + self.single(mail, column, "a reference")?,
+            kind,
+            bytes: self.columns(&self.table(&part.table, part.key.as_ref())?, &part.bytes)?,
+        })
+    }
+
+    /// A part whose key the store draws.
+    fn numbered(&self, part: &profile::Part) -> Result<Option<Dictionary>, CompareError> {
+        let table = self.table(&part.table, part.key.as_ref())?;
+        let key = table.single_key()?;
+        if !table.columns[key].live.as_ref().is_some_and(|live| live.identity || live.default.is_some()) {
+            return Ok(None);
+        }
+        let mut natural = self.columns(&table, &part.bytes)?;
+        // First what may have an index.
+        natural.splice(0..0, self.optional(&table, part.hash.as_ref())?);
+        Ok(Some(Dictionary { natural, table }))
     }
 
     fn hashed(&self, part: &profile::Part) -> Result<Dictionary, CompareError> {
@@ -439,7 +522,7 @@ impl Lay<'_> {
         Ok(Dictionary { natural: vec![key], table })
     }
 
-    fn child(&self, child: &profile::Child, of: &Table) -> Result<Child, CompareError> {
+    fn child(&self, child: &profile::Child, of: &Table, to: usize) -> Result<Child, CompareError> {
         let table = self.table(&child.table, None)?;
         let natural = match &child.natural {
             Some(natural) => self.columns(&table, natural)?,
@@ -453,7 +536,8 @@ impl Lay<'_> {
         let filled =
             |at: usize| table.columns[at].live.as_ref().is_some_and(|live| live.identity || live.default.is_some());
         let issued = table.key.iter().copied().filter(|at| *at != of && !natural.contains(at) && filled(*at)).collect();
-        Ok(Child { of, natural, set, issued, refers: self.refers(&table, &child.references)?, mutable: false, table })
+        let refers = self.refers(&table, &child.references)?;
+        Ok(Child { of, to, natural, set, issued, refers, mutable: false, table })
     }
 
     fn buried(&self, one: &profile::Tombstone, predicate: &str, message: &Table) -> Result<Buried, CompareError> {
@@ -477,11 +561,19 @@ impl Lay<'_> {
             modseq: tombstone.modseq.clone(),
             message: first(&tombstone.message),
             evidence: evidence
-                .map(|(own, of)| Ok((own.clone(), self.column(&message.table, of)?)))
+                .map(|(own, of)| Ok((own.clone(), self.of_message(message, of)?)))
                 .collect::<Result<_, CompareError>>()?,
             at: tombstone.at.clone(),
             set: tombstone.set.clone(),
             written: tombstone.write == profile::TombstoneWrite::OnUndo,
         })
+    }
+
+    /// A column of the link or, if that has none of the name, of the content: its position in the joined table.
+    fn of_message(&self, message: &Message, name: &str) -> Result<usize, CompareError> {
+        match (self.column(&message.link, name), &message.content) {
+            (Err(_), Some(content)) => Ok(content.first + self.column(&content.table, name)?),
+            (own, _) => own,
+        }
     }
 }

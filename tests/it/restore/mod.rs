@@ -5,6 +5,7 @@
 
 mod check;
 mod history;
+mod links;
 mod marked;
 mod memory;
 mod model;
