@@ -330,7 +330,7 @@ impl Scan<'_> {
 
     /// A second look at the live messages, for those that nobody stands behind.
     async fn live_leftovers(&mut self, session: &Session, past: &Past) -> Result<Vec<LiveMessage>, CompareError> {
-        let select = live_select(self.layout, "true")?;
+        let select = live_select(self.layout, "")?;
         let mut found = Vec::new();
         live::copy(session, "reading the newer live messages", &select, live_fields(self.layout), &mut |row| {
             let mut live = live_message(self.layout, row);
@@ -347,8 +347,8 @@ impl Scan<'_> {
     }
 }
 
-/// What [`live_message`] reads: messages that users see.
-pub fn live_select(layout: &Layout, condition: &str) -> Result<String, CompareError> {
+/// What [`live_message`] reads: messages `m` that users see. `join` narrows them.
+pub fn live_select(layout: &Layout, join: &str) -> Result<String, CompareError> {
     let message = &layout.message;
     let key = message.table.single_key()?;
     let mut columns = vec![key, message.mailbox];
@@ -356,7 +356,7 @@ pub fn live_select(layout: &Layout, condition: &str) -> Result<String, CompareEr
     columns.extend(message.size.iter().chain(&message.message_id).chain(&message.uid));
     columns.extend(message.clocks.iter().map(|clock| clock.column));
     Ok(format!(
-        "SELECT {}, m.{}::text FROM {} m WHERE {condition} AND {}",
+        "SELECT {}, m.{}::text FROM {} m {join} WHERE {}",
         message.table.select(&columns, "m"),
         message.table.ident(key),
         message.table.quoted(),

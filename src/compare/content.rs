@@ -60,11 +60,7 @@ pub async fn snapshot_prints(
 
 /// What must be fetched to put a mail together.
 pub fn large_values(layout: &Layout, mail: &Made<'_>, parts: &PartRows) -> Vec<LargeValue> {
-    let body: &[usize] = match &layout.message.body {
-        Body::Raw(column) | Body::Spliced(column) => std::slice::from_ref(column),
-        Body::Pieces(columns) => columns,
-    };
-    let mut values: Vec<&Value> = body.iter().map(|at| &mail.row[*at]).collect();
+    let mut values: Vec<&Value> = layout.message.body.columns().iter().map(|at| &mail.row[*at]).collect();
     for (kind, via) in mail.via.iter().enumerate() {
         let layout = &layout.parts[kind];
         for row in *via {
@@ -158,14 +154,11 @@ pub async fn live_prints(
             })
             .await?;
         }
-        let columns: Vec<usize> = match &layout.message.body {
-            Body::Raw(column) | Body::Spliced(column) => vec![*column],
-            Body::Pieces(columns) => columns.clone(),
-        };
+        let columns = layout.message.body.columns();
         let select = format!(
             "SELECT {}, {} FROM {} m WHERE m.{} IN ({list})",
             message.expression(key, "m"),
-            message.select(&columns, "m"),
+            message.select(columns, "m"),
             message.quoted(),
             message.ident(key)
         );

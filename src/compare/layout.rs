@@ -151,6 +151,16 @@ pub enum Body {
     Pieces(Vec<usize>),
 }
 
+impl Body {
+    /// The columns of the message that hold content.
+    pub fn columns(&self) -> &[usize] {
+        match self {
+            Self::Raw(column) | Self::Spliced(column) => std::slice::from_ref(column),
+            Self::Pieces(columns) => columns,
+        }
+    }
+}
+
 /// Content that several messages may share, and the table that says which message has which.
 #[derive(Debug, Clone)]
 pub struct Part {

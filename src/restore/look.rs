@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::batch::{Batch, Item, Taken};
 use super::error::ReplayError;
+use super::write::live_type;
 use crate::compare::classify::{LiveMessage, live_fields, live_message, live_select};
 use crate::compare::content::{self, Made};
 use crate::compare::layout::Layout;
@@ -31,21 +32,24 @@ impl Batch<'_> {
         for at in open {
             by_mailbox.entry(&self.items[*at].target.key).or_default().push(*at);
         }
-        let mut conditions = Vec::new();
-        for items in by_mailbox.values() {
-            let target = self.items[items[0]].target;
-            let mailbox = layout.message.table.ident(layout.message.mailbox);
-            // New mail has new UIDs: the counters were raised before.
-            let newer = layout
-                .message
-                .uid
-                .map(|uid| format!(" AND m.{} >= {}", layout.message.table.ident(uid), target.new_from));
-            conditions.push(format!("m.{mailbox} = {}{}", sql::literal(&target.key_text), newer.unwrap_or_default()));
-        }
-        if conditions.is_empty() {
+        if by_mailbox.is_empty() {
             return Ok(Default::default());
         }
-        let select = live_select(layout, &format!("({})", conditions.join(" OR ")))?;
+        let table = &layout.message.table;
+        let key = live_type(table, layout.message.mailbox);
+        let places = by_mailbox.values().map(|items| {
+            let target = self.items[items[0]].target;
+            format!("({}::{key}, {}::int8)", sql::literal(&target.key_text), target.new_from)
+        });
+        // New mail has new UIDs: the counters were raised before.
+        let newer = layout.message.uid.map(|uid| format!(" AND m.{} >= restante_uid", table.ident(uid)));
+        let join = format!(
+            "JOIN (VALUES {}) q(restante_mailbox, restante_uid) ON m.{} = restante_mailbox{}",
+            places.collect::<Vec<_>>().join(", "),
+            table.ident(layout.message.mailbox),
+            newer.unwrap_or_default()
+        );
+        let select = live_select(layout, &join)?;
         let mut news = Vec::new();
         live::copy(session, "looking for new mail", &select, live_fields(layout), &mut |row| {
             let message = live_message(layout, row);

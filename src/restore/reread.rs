@@ -7,7 +7,7 @@ use super::error::ReplayError;
 use super::staging::Stage;
 use super::write::live_type;
 use crate::compare::classify::row_print;
-use crate::compare::layout::{Body, Table};
+use crate::compare::layout::Table;
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
@@ -24,16 +24,20 @@ impl Batch<'_> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let mut changed = BTreeMap::new();
-        let body: Vec<usize> = match &message.body {
-            Body::Raw(at) | Body::Spliced(at) => vec![*at],
-            Body::Pieces(columns) => columns.clone(),
-        };
         let expected: Vec<usize> = message.set.keys().copied().chain(message.regenerate.iter().copied()).collect();
         let stage = Stage::Message.name().quoted();
         let all = "true".to_owned();
-        let found =
-            differences(session, &message.table, &stage, &message.table.key, &expected, &body, &all, &mut changed)
-                .await?;
+        let found = differences(
+            session,
+            &message.table,
+            &stage,
+            &message.table.key,
+            &expected,
+            message.body.columns(),
+            &all,
+            &mut changed,
+        )
+        .await?;
         if found != messages as i64 {
             let rows = messages as i64 - found;
             return Err(ReplayError::Altered { table: message.table.label(), columns: "their keys".to_owned(), rows });

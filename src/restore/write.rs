@@ -18,17 +18,24 @@ impl Batch<'_> {
     pub(super) async fn stage(&self, session: &Session) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let messages: Vec<StagedRow> = self.items.iter().map(|item| item.row.clone()).collect();
-        staging::fill(session, layout, Stage::Message, &messages).await?;
+        let mut staged = vec![(Stage::Message, messages)];
         for kind in 0..layout.parts.len() {
-            let via: Vec<StagedRow> = self.items.iter().flat_map(|item| item.via[kind].iter().cloned()).collect();
-            staging::fill(session, layout, Stage::Via(kind), &via).await?;
-            let parts: Vec<StagedRow> = self.parts[kind].values().cloned().collect();
-            staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+            staged
+                .push((Stage::Via(kind), self.items.iter().flat_map(|item| item.via[kind].iter().cloned()).collect()));
+            staged.push((Stage::Part(kind), self.parts[kind].values().cloned().collect()));
         }
         for kind in 0..layout.children.len() {
-            let rows: Vec<StagedRow> = self.items.iter().flat_map(|item| item.children[kind].iter().cloned()).collect();
-            staging::fill(session, layout, Stage::Child(kind), &rows).await?;
+            let rows = self.items.iter().flat_map(|item| item.children[kind].iter().cloned()).collect();
+            staged.push((Stage::Child(kind), rows));
         }
+        staged.retain(|(_, rows)| !rows.is_empty());
+        for (stage, rows) in &staged {
+            staging::fill(session, layout, *stage, rows).await?;
+        }
+        // Nobody else counts temporary tables; not knowing how few rows there are, the planner reads whole live tables to join them.
+        let counted = staged.iter().map(|(stage, _)| format!("{} ({NUMBER})", stage.name().quoted()));
+        let counted = counted.collect::<Vec<_>>().join(", ");
+        session.execute("counting what is staged", &format!("ANALYZE {counted}")).await?;
         dictionaries::stage(session, layout, &self.dictionaries).await
     }
 
@@ -75,26 +82,29 @@ impl Batch<'_> {
             );
             session.client().execute(&update, &[&numbers, &uids, &modseqs]).await.map_err(failed())?;
         }
+        let (mut keys, mut uids, mut modseqs) = (Vec::new(), Vec::new(), Vec::new());
         for (key, count) in counts {
             let Some(state) = locked.get(key) else { continue };
-            let mut sets: Vec<String> = Vec::new();
-            if let Some(at) = mailbox.uid {
-                sets.push(format!("{} = {}", mailbox.table.ident(at), state.uid + count));
-            }
-            if let Some(at) = mailbox.modseq {
-                sets.push(format!("{} = {}", mailbox.table.ident(at), state.modseq + 1));
-            }
-            sets.extend(mailbox.set.iter().map(|(at, sql)| format!("{} = ({sql})", mailbox.table.ident(*at))));
-            if !sets.is_empty() {
-                let update = format!(
-                    "UPDATE {} SET {} WHERE {} = {}",
-                    mailbox.table.quoted(),
-                    sets.join(", "),
-                    mailbox.table.ident(mailbox.table.single_key()?),
-                    sql::literal(&state.key_text)
-                );
-                session.execute("counting restored mail", &update).await?;
-            }
+            keys.push(&*state.key_text);
+            uids.push(state.uid + count);
+            modseqs.push(state.modseq + 1);
+        }
+        let counters = [(mailbox.uid, "restante_uid"), (mailbox.modseq, "restante_modseq")].into_iter();
+        let counters = counters.filter_map(|(at, value)| Some(format!("{} = {value}", mailbox.table.ident(at?))));
+        let set = mailbox.set.iter().map(|(at, sql)| format!("{} = ({sql})", mailbox.table.ident(*at)));
+        let sets: Vec<String> = counters.chain(set).collect();
+        if !sets.is_empty() {
+            let key = mailbox.table.single_key()?;
+            let update = format!(
+                "UPDATE {} SET {} FROM unnest($1::text[], $2::int8[], $3::int8[]) q(restante_key, restante_uid, restante_modseq) \
+                 WHERE {} = restante_key::{}",
+                mailbox.table.quoted(),
+                sets.join(", "),
+                mailbox.table.ident(key),
+                live_type(&mailbox.table, key)
+            );
+            let failed = PostgresError::server("counting restored mail");
+            session.client().execute(&update, &[&keys, &uids, &modseqs]).await.map_err(failed)?;
         }
         Ok(())
     }
