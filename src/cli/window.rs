@@ -11,6 +11,9 @@ use super::exit::Exit;
 use super::gap;
 use super::units;
 use crate::compare::report::GapReport;
+use crate::report::accounts::line;
+use crate::restore::accounts::Accounts;
+use crate::restore::plan::Summary;
 use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport};
 
 #[derive(Args, Debug, Clone)]
@@ -35,6 +38,9 @@ pub struct WindowArgs {
     /// Messages in one transaction
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub batch: usize,
+    /// Also print a line for each account that support can send to its user
+    #[arg(long)]
+    pub per_account: bool,
     /// Also write the report as one HTML file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -97,7 +103,12 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
             units::count(summary.outside)
         ));
     }
+    let say = |sentences: &[String]| sentences.iter().for_each(|sentence| context.output.line(sentence));
     if context.global.dry_run {
+        say(&summary.clients);
+        let accounts = Accounts::of(&plan, None);
+        per_account(args, context, &accounts, true)?;
+        write_html(args, &gap, &summary, &accounts, None)?;
         return Ok(if summary.outside > 0 { Exit::Findings } else { Exit::Done });
     }
     let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
@@ -110,7 +121,9 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
     context.progress.finish();
     context.output.json("replayed", &report)?;
     show(context, &report);
-    write_html(args, &gap, Some(&report))?;
+    say(&report.clients);
+    per_account(args, context, &report.accounts, false)?;
+    write_html(args, &gap, &summary, &report.accounts, Some(&report))?;
     Ok(if report.has_findings() { Exit::Findings } else { Exit::Done })
 }
 
@@ -149,8 +162,29 @@ fn show(context: &Context, report: &ReplayReport) {
     }
 }
 
-fn write_html(args: &WindowArgs, gap: &GapReport, replay: Option<&ReplayReport>) -> anyhow::Result<()> {
+/// `planned`: nothing was written yet.
+fn per_account(args: &WindowArgs, context: &Context, accounts: &Accounts, planned: bool) -> anyhow::Result<()> {
+    for (account, report) in accounts.0.iter().filter(|_| args.per_account) {
+        let line = line(account, report, planned);
+        let mut value = serde_json::to_value(report)?;
+        value["account"] = account.as_str().into();
+        value["planned"] = planned.into();
+        value["line"] = line.as_str().into();
+        context.output.json("account", &value)?;
+        context.output.line(line);
+    }
+    Ok(())
+}
+
+fn write_html(
+    args: &WindowArgs,
+    gap: &GapReport,
+    plan: &Summary,
+    accounts: &Accounts,
+    replay: Option<&ReplayReport>,
+) -> anyhow::Result<()> {
     use anyhow::Context as _;
     let Some(path) = &args.html else { return Ok(()) };
-    std::fs::write(path, crate::report::html(gap, replay)).with_context(|| format!("cannot write {}", path.display()))
+    let page = crate::report::html(gap, plan, accounts, replay);
+    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -3,19 +3,24 @@
 //! Names of accounts and mailboxes are hostile text; `maud` escapes them, and control characters are shown as their numbers. Used by
 //! `cli` alone.
 
+pub mod accounts;
 pub mod inert;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use crate::compare::report::{GapReport, Hour};
 use crate::restore::ReplayReport;
+use crate::restore::accounts::Accounts;
+use crate::restore::plan::Summary;
+use accounts::line;
 use inert::inert;
 
-/// The whole page.
-pub fn html(gap: &GapReport, replay: Option<&ReplayReport>) -> String {
+/// The whole page. Without a replay it says what the plan would do.
+pub fn html(gap: &GapReport, plan: &Summary, accounts: &Accounts, replay: Option<&ReplayReport>) -> String {
     let style = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}\
         table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}\
-        td:first-child,th:first-child,td.t,th.t{text-align:left;overflow-wrap:anywhere;max-width:24em}";
+        td:first-child,th:first-child,td.t,th.t{text-align:left;overflow-wrap:anywhere;max-width:24em}\
+        td.w{max-width:none}";
     let page = markup! {
         (DOCTYPE)
         html lang="en" {
@@ -35,6 +40,8 @@ pub fn html(gap: &GapReport, replay: Option<&ReplayReport>) -> String {
                 h2 { "What decided" }
                 table { @for (reason, count) in &gap.reasons { tr { td { (reason) } td { (count) } } } }
                 @if let Some(replay) = replay { (replayed(replay)) }
+                (by_account(accounts, replay.is_none()))
+                (clients(replay.map_or(&plan.clients, |replay| &replay.clients)))
             }
         }
     };
@@ -75,6 +82,24 @@ fn replayed(replay: &ReplayReport) -> Markup {
     }
 }
 
+fn by_account(accounts: &Accounts, planned: bool) -> Markup {
+    markup! {
+        @if !accounts.0.is_empty() {
+            h2 { "By account" }
+            table { @for (account, report) in &accounts.0 { tr { td.w { (line(account, report, planned)) } } } }
+        }
+    }
+}
+
+fn clients(sentences: &[String]) -> Markup {
+    markup! {
+        @if !sentences.is_empty() {
+            h2 { "What mail clients do" }
+            table { @for sentence in sentences { tr { td.w { (sentence) } } } }
+        }
+    }
+}
+
 /// Bars of the hours that lost something, as wide as there is room.
 fn timeline(hours: &[Hour]) -> Markup {
     let (width, height) = (900_u64, 160_u64);
@@ -106,6 +131,7 @@ fn timeline(hours: &[Hour]) -> Markup {
 mod tests {
     use super::*;
     use crate::compare::report::MailboxGap;
+    use crate::restore::accounts::AccountReport;
 
     #[test]
     fn a_hostile_name_is_inert_in_the_page() {
@@ -136,7 +162,8 @@ mod tests {
             collisions: 0,
             triggers: Vec::new(),
         };
-        let page = html(&gap, Some(&ReplayReport::default()));
+        let accounts = Accounts([(gap.database.clone(), AccountReport::default())].into());
+        let page = html(&gap, &Summary::default(), &accounts, Some(&ReplayReport::default()));
         assert!(!page.contains("<script") && !page.contains('\u{1b}') && !page.contains('\u{202e}'), "{page}");
         assert!(page.contains("&lt;script&gt;") && page.contains("<svg"));
     }

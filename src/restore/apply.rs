@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::accounts::Accounts;
 use super::batch::{self, Batch, Outcome, Taken};
 use super::error::ReplayError;
 use super::plan::Plan;
@@ -49,6 +50,10 @@ pub struct ReplayReport {
     /// Absent messages outside the window or of other mailboxes, and doubtful ones left out.
     pub outside: u64,
     pub left_out: u64,
+    /// What mail clients will do.
+    pub clients: Vec<String>,
+    #[serde(skip)]
+    pub accounts: Accounts,
 }
 
 impl ReplayReport {
@@ -82,7 +87,7 @@ impl Apply {
         monitor: &dyn Monitor,
     ) -> Result<ReplayReport, ReplayError> {
         let plan = &self.plan;
-        let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
+        let mut report = ReplayReport { outside: plan.outside(), left_out: plan.left_out(), ..Default::default() };
         report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
             // All was put back; what follows may not have been done, or may have been lost alone.
@@ -91,6 +96,7 @@ impl Apply {
                 finish(session, profile, plan, &mut report).await?;
                 journal::end(session, &report.finished).await?;
             }
+            report.accounts = Accounts::of(plan, Some(&report.mail));
             return Ok(report);
         }
         let layout = &plan.comparison.layout;
@@ -126,6 +132,8 @@ impl Apply {
         finish(session, profile, plan, &mut report).await?;
         journal::end(session, &[std::slice::from_ref(&replay), &report.finished].concat()).await?;
         report.replay = Some(replay);
+        report.clients = plan.clients(report.mail.restored);
+        report.accounts = Accounts::of(plan, Some(&report.mail));
         Ok(report)
     }
 }

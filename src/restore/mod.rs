@@ -21,13 +21,17 @@
 //! | `alive` | parts that the live store still has are taken from there |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
+//! | [`accounts`] | what was done, or would be, for each account |
+//! | `clients` | what mail clients will make of it |
 //! | [`journal`] | what was put back, over all replays |
 //! | [`rights`] | what a role must be granted for it |
 //! | [`undo`] | taking a replay back |
 
+pub mod accounts;
 mod alive;
 pub mod apply;
 mod batch;
+mod clients;
 mod dictionaries;
 mod error;
 pub mod full;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::dictionaries::lead_to_parents;
 use super::error::ReplayError;
-use super::plan::Plan;
+use super::plan::{ASIDE, Plan};
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::live;
 use crate::compare::parents::Fate;
@@ -32,9 +32,6 @@ pub(super) struct Target {
 
 /// By position among the snapshot's mailboxes, and aside or not.
 pub(super) type Targets = HashMap<(usize, bool), Target>;
-
-/// What people put aside is found there.
-const ASIDE: &str = "Recovered/";
 
 pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Result<Targets, ReplayError> {
     let replay = Replay { session, plan, id: replay };

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::clients::clients;
 use crate::compare::counters::MailboxCounter;
 use crate::compare::parents::{Fate, LiveParent};
 use crate::compare::{Class, Comparison, Leftover, Window};
@@ -35,6 +36,20 @@ pub struct PlanOptions {
     pub leave_incomplete: bool,
 }
 
+/// Why a lost message is not put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Left {
+    /// Outside the window, or of another account or mailbox than those asked for.
+    Outside,
+    /// Its user or the damage removed it, and doubtful mail is left out.
+    CannotTell,
+    /// An orphan.
+    FolderDeleted,
+    /// Its mailbox went away while the restore ran.
+    NoFolder,
+}
+
 /// A message and where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Move {
@@ -57,18 +72,19 @@ pub struct Plan {
     /// Mailboxes that get a side folder.
     pub aside: Vec<usize>,
     pub counters: Vec<MailboxCounter>,
-    /// Absent messages outside the window, or of other accounts and mailboxes.
-    pub outside: u64,
-    /// Doubtful ones and orphans that are left out.
-    pub left_out: u64,
+    /// Absent messages that are not put back, by their position among the leftovers.
+    pub left: Vec<(usize, Left)>,
     /// Living messages are made whole again.
     pub repair: bool,
     /// A hash over the options: no address stands in the journal.
     pub(super) asked: String,
 }
 
+/// What people put aside is found there.
+pub(super) const ASIDE: &str = "Recovered/";
+
 /// A plan in numbers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Summary {
     pub messages: u64,
     pub aside: u64,
@@ -79,42 +95,71 @@ pub struct Summary {
     pub sequences: u64,
     pub outside: u64,
     pub left_out: u64,
+    /// What mail clients will do.
+    pub clients: Vec<String>,
 }
 
 impl Plan {
     pub fn summary(&self) -> Summary {
         let incomplete = if self.repair { self.comparison.incomplete.messages.len() } else { 0 };
+        let messages = self.moves.len() as u64;
         Summary {
-            messages: self.moves.len() as u64,
+            messages,
+            clients: self.clients(messages),
             aside: self.moves.iter().filter(|one| one.aside).count() as u64,
             incomplete: incomplete as u64,
             accounts: self.owners.len() as u64,
             mailboxes: (self.mailboxes.len() + self.aside.len()) as u64,
             counters: self.counters.len() as u64,
             sequences: self.comparison.counters.low_sequences().len() as u64,
-            outside: self.outside,
-            left_out: self.left_out,
+            outside: self.outside(),
+            left_out: self.left_out(),
         }
+    }
+
+    /// What mail clients will do when so many messages are put back.
+    pub(super) fn clients(&self, messages: u64) -> Vec<String> {
+        let layout = &self.comparison.layout;
+        let another = self.counters.iter().filter(|one| one.collided.is_some() && layout.mailbox.uidvalidity.is_some());
+        let anew = if layout.mailbox.uidvalidity.is_some() { self.mailboxes.len() } else { 0 };
+        clients(layout, messages, (another.count() + anew) as u64)
+    }
+
+    /// Absent messages outside the window, or of other accounts and mailboxes.
+    pub fn outside(&self) -> u64 {
+        self.left.iter().filter(|(_, why)| *why == Left::Outside).count() as u64
+    }
+
+    /// Doubtful ones and orphans that are left out.
+    pub fn left_out(&self) -> u64 {
+        self.left.len() as u64 - self.outside()
+    }
+
+    /// The name of the mailbox that mail goes into.
+    pub fn folder_of(&self, mailbox: usize, aside: bool) -> String {
+        let (_, name) = self.comparison.parents.label(mailbox);
+        if aside { format!("{ASIDE}{name}") } else { name }
     }
 
     pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {
         let filtered = !options.accounts.is_empty() || !options.mailboxes.is_empty();
-        let (mut moves, mut outside, mut left_out) = (Vec::new(), 0, 0);
+        let (mut moves, mut left) = (Vec::new(), Vec::new());
         for (at, leftover) in comparison.leftovers.iter().enumerate() {
             if matches!(leftover.class, Class::Duplicate | Class::DeletedByUser) {
                 continue;
             }
             let Some(mailbox) = leftover.mailbox.filter(|mailbox| chosen(&comparison, *mailbox, options)) else {
-                outside += 1;
+                left.push((at, Left::Outside));
                 continue;
             };
             if !options.window.holds(leftover.instant) {
-                outside += 1;
+                left.push((at, Left::Outside));
                 continue;
             }
             match aside(&comparison, leftover, mailbox, options) {
                 Some(aside) => moves.push(Move { leftover: at, mailbox, aside }),
-                None => left_out += 1,
+                None if leftover.class == Class::Orphan => left.push((at, Left::FolderDeleted)),
+                None => left.push((at, Left::CannotTell)),
             }
         }
         let newest = |at: &Move| comparison.leftovers[at.leftover].instant;
@@ -148,7 +193,7 @@ impl Plan {
         let repair = !filtered && !options.leave_incomplete;
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
-        Self { asked, comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
+        Self { asked, comparison, moves, owners, mailboxes, aside, counters, left, repair }
     }
 
     /// Is there nothing to put back and nothing to repair?
