@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::again;
 use super::comparing::{Comparing, Live};
 use super::context::Context;
-use super::exit::Exit;
+use super::exit::{Exit, UsageError};
 use super::gap;
 use super::units;
+use crate::compare::parents::Parents;
 use crate::compare::report::GapReport;
 use crate::report::accounts::line;
 use crate::restore::accounts::Accounts;
@@ -29,7 +31,13 @@ pub struct WindowArgs {
     /// What to do with mail of which nobody can tell who removed it
     #[arg(long, value_enum, default_value = "restore", value_name = "WHAT")]
     pub doubtful: DoubtfulArg,
-    /// Put lost mail of deleted mailboxes into Recovered/<mailbox>
+    /// Put all of it into NAME/<mailbox> of its account. What has a side folder anyway is put into Recovered/<mailbox> without this
+    #[arg(long, value_name = "NAME", value_parser = folder)]
+    pub into_folder: Option<String>,
+    /// Whose mail comes first: newest (of all accounts), or account-file=FILE, which has an account a line; the others follow, newest first
+    #[arg(long, value_name = "ORDER", value_parser = order, default_value = "newest")]
+    pub order: Order,
+    /// Also put back lost mail of deleted mailboxes, into a side folder
     #[arg(long)]
     pub orphans: bool,
     /// Leave living messages as they are that miss parts
@@ -63,11 +71,51 @@ impl From<DoubtfulArg> for Doubtful {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    Newest,
+    AccountFile(PathBuf),
+}
+
+fn order(text: &str) -> Result<Order, String> {
+    match text.split_once('=') {
+        None if text == "newest" => Ok(Order::Newest),
+        Some(("account-file", file)) if !file.is_empty() => Ok(Order::AccountFile(file.into())),
+        _ => Err("write newest, or account-file=FILE".to_owned()),
+    }
+}
+
+/// A name that makes one more level of folders wherever `/` parts them.
+fn folder(text: &str) -> Result<String, String> {
+    let wrong =
+        text.trim().is_empty() || text.starts_with('/') || text.ends_with('/') || text.contains(char::is_control);
+    if wrong { Err("it is no name of a folder".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// The accounts that come first. Blank lines and those that begin with `#` say nothing.
+fn first(order: &Order, parents: &Parents) -> anyhow::Result<Vec<String>> {
+    let Order::AccountFile(file) = order else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let lines = text.lines().map(str::trim).enumerate();
+    let mut accounts = Vec::new();
+    for (at, account) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+        if !parents.has_account(account) {
+            let place = format!("{}, line {}", file.display(), at + 1);
+            return Err(
+                UsageError(format!("{place}: neither the snapshot nor the store has an account {account:?}")).into()
+            );
+        }
+        accounts.push(account.to_owned());
+    }
+    Ok(accounts)
+}
+
 pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>) -> anyhow::Result<Exit> {
     let live = Live::open(context, args.comparing.profile.as_deref()).await?;
     let chosen = args.comparing.choose(context, &live, wanted).await?;
     let comparison = args.comparing.compare(&live, &chosen, args.comparing.window()).await?;
     let gap = GapReport::new(&comparison);
+    let first = first(&args.order, &comparison.parents)?;
     let plan = Plan::new(
         comparison,
         &PlanOptions {
@@ -77,6 +125,8 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
             doubtful: args.doubtful.into(),
             orphans: args.orphans,
             leave_incomplete: args.leave_incomplete,
+            into_folder: args.into_folder.clone(),
+            first,
         },
     );
     context.progress.finish();
@@ -183,7 +233,6 @@ fn write_html(
     accounts: &Accounts,
     replay: Option<&ReplayReport>,
 ) -> anyhow::Result<()> {
-    use anyhow::Context as _;
     let Some(path) = &args.html else { return Ok(()) };
     let page = crate::report::html(gap, plan, accounts, replay);
     std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::dictionaries::lead_to_parents;
 use super::error::ReplayError;
-use super::plan::{ASIDE, Plan};
+use super::plan::Plan;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::live;
 use crate::compare::parents::Fate;
@@ -61,6 +61,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
             targets.insert((at, false), target);
         }
     }
+    let prefix = format!("{}/", plan.folder);
     let lost = plan.mailboxes.iter().map(|at| (*at, false)).chain(plan.aside.iter().map(|at| (*at, true)));
     for (at, aside) in lost {
         let owner = match parents.mailboxes[at].owner {
@@ -70,7 +71,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
                 None => continue,
             },
         };
-        let lost = Lost { at, is_mailbox: true, prefix: if aside { ASIDE } else { "" } };
+        let lost = Lost { at, is_mailbox: true, prefix: if aside { &prefix } else { "" } };
         if let Some(target) = put(replay, lost, owner).await? {
             targets.insert((at, aside), target);
         }
@@ -87,15 +88,15 @@ struct Replay<'a> {
 
 /// An account or mailbox that is to be made.
 #[derive(Clone, Copy)]
-struct Lost {
+struct Lost<'a> {
     /// Its position among the snapshot's.
     at: usize,
     is_mailbox: bool,
-    prefix: &'static str,
+    prefix: &'a str,
 }
 
 /// Inserts the row of a parent unless one of its name is there; `None` when that is not to be used.
-async fn put(replay: Replay<'_>, lost: Lost, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
+async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
     let Replay { session, plan, id } = replay;
     let Lost { at: lost, is_mailbox, prefix } = lost;
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);

@@ -2,6 +2,7 @@
 //!
 //! A plan is an upper bound: each batch looks again under its locks.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -34,6 +35,12 @@ pub struct PlanOptions {
     pub orphans: bool,
     /// Living messages that miss parts are left as they are. With a filter they always are.
     pub leave_incomplete: bool,
+    /// All mail goes into `NAME/<mailbox>`, also what is certain.
+    pub into_folder: Option<String>,
+    /// Accounts whose mail comes first, in this order. What is put back does not depend on it, so a replay that was cut short is finished in
+    /// any order.
+    #[serde(skip)]
+    pub first: Vec<String>,
 }
 
 /// Why a lost message is not put back.
@@ -57,20 +64,21 @@ pub struct Move {
     pub leftover: usize,
     /// Position among the snapshot's mailboxes.
     pub mailbox: usize,
-    /// Into `Recovered/<mailbox>`.
+    /// Into a side folder.
     pub aside: bool,
 }
 
 /// What a restore would do. Build an [`super::Apply`] from it to do it.
 pub struct Plan {
     pub comparison: Comparison,
-    /// Newest mail first.
+    /// In the order in which they are put back: newest mail first, unless accounts come before others.
     pub moves: Vec<Move>,
     /// Accounts and mailboxes that were lost and are put back, as positions among the snapshot's.
     pub owners: Vec<usize>,
     pub mailboxes: Vec<usize>,
-    /// Mailboxes that get a side folder.
+    /// Mailboxes that get a side folder, `FOLDER/<mailbox>`.
     pub aside: Vec<usize>,
+    pub folder: String,
     pub counters: Vec<MailboxCounter>,
     /// Absent messages that are not put back, by their position among the leftovers.
     pub left: Vec<(usize, Left)>,
@@ -81,7 +89,7 @@ pub struct Plan {
 }
 
 /// What people put aside is found there.
-pub(super) const ASIDE: &str = "Recovered/";
+const FOLDER: &str = "Recovered";
 
 /// A plan in numbers.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -138,7 +146,7 @@ impl Plan {
     /// The name of the mailbox that mail goes into.
     pub fn folder_of(&self, mailbox: usize, aside: bool) -> String {
         let (_, name) = self.comparison.parents.label(mailbox);
-        if aside { format!("{ASIDE}{name}") } else { name }
+        if aside { format!("{}/{name}", self.folder) } else { name }
     }
 
     pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {
@@ -162,16 +170,24 @@ impl Plan {
                 None => left.push((at, Left::CannotTell)),
             }
         }
-        let newest = |at: &Move| comparison.leftovers[at.leftover].instant;
-        moves.sort_by(|one, other| newest(other).cmp(&newest(one)).then(one.leftover.cmp(&other.leftover)));
+        let parents = &comparison.parents;
+        let rank: Vec<usize> = (0..parents.mailboxes.len())
+            .map(|mailbox| {
+                let (account, _) = parents.label(mailbox);
+                options.first.iter().position(|first| *first == account).unwrap_or(usize::MAX)
+            })
+            .collect();
+        let order = |at: &Move| (rank[at.mailbox], Reverse(comparison.leftovers[at.leftover].instant), at.leftover);
+        moves.sort_by_key(order);
 
         let lost = |fate: Fate| fate == Fate::Lost;
-        let parents = &comparison.parents;
         let needed = |mailbox: usize| moves.iter().any(|one| one.mailbox == mailbox && !one.aside);
-        // Without a filter empty mailboxes come back too.
+        // Empty mailboxes come back too, unless there is a filter or all goes aside.
         let mailboxes: Vec<usize> = (0..parents.mailboxes.len())
             .filter(|at| lost(parents.mailboxes[*at].fate))
-            .filter(|at| chosen(&comparison, *at, options) && (!filtered || needed(*at)))
+            .filter(|at| {
+                chosen(&comparison, *at, options) && (!filtered && options.into_folder.is_none() || needed(*at))
+            })
             .collect();
         let mut aside: Vec<usize> = moves.iter().filter(|one| one.aside).map(|one| one.mailbox).collect();
         aside.sort_unstable();
@@ -193,7 +209,8 @@ impl Plan {
         let repair = !filtered && !options.leave_incomplete;
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
-        Self { asked, comparison, moves, owners, mailboxes, aside, counters, left, repair }
+        let folder = options.into_folder.clone().unwrap_or_else(|| FOLDER.to_owned());
+        Self { asked, comparison, moves, owners, mailboxes, aside, folder, counters, left, repair }
     }
 
     /// Is there nothing to put back and nothing to repair?
@@ -230,9 +247,9 @@ fn chosen(comparison: &Comparison, mailbox: usize, options: &PlanOptions) -> boo
 /// `Some(true)`: into a side folder; `None`: not at all.
 fn aside(comparison: &Comparison, leftover: &Leftover, mailbox: usize, options: &PlanOptions) -> Option<bool> {
     match leftover.class {
-        Class::Absent | Class::ReusedId => Some(false),
+        Class::Absent | Class::ReusedId => Some(options.into_folder.is_some()),
         Class::CannotTell => match options.doubtful {
-            Doubtful::Restore => Some(false),
+            Doubtful::Restore => Some(options.into_folder.is_some()),
             Doubtful::SideFolder => Some(true),
             Doubtful::Skip => None,
         },

@@ -129,3 +129,124 @@ async fn each_account_is_told_how_many_when_where_and_what_is_missing_and_why() 
     assert_eq!(again[0]["not_restored"], serde_json::json!({ "folder-deleted": 1 }));
     assert_eq!(again[0]["folders"], serde_json::json!({ "INBOX": 2 }));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accounts_of_a_file_come_first_and_an_unknown_one_stops_all() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let mut ids = Vec::new();
+    for (at, address) in ["a@example.org", "b@example.org", "c@example.org"].into_iter().enumerate() {
+        let account = store.account(address).await;
+        let inbox = store.mailbox(account, "INBOX", 0).await;
+        for minute in [10, 40] {
+            ids.push(
+                store.deliver(inbox, Content(10 * at as u32 + minute / 40), i64::from(minute) + at as i64, 0).await,
+            );
+        }
+    }
+    scene.snapshot().await;
+    store.lose(&ids, &[], true).await;
+
+    let file = scene.folder.path().join("first");
+    let order = format!("--order=account-file={}", file.display());
+    std::fs::write(&file, "# paying\nb@example.org\n\nB@example.org\n").unwrap();
+    let said = scene.text(2, &["--yes", &order]).await;
+    assert!(said.contains("line 4") && said.contains("\"B@example.org\""), "{said}");
+    let journal = "SELECT to_regclass('restante.journal') IS NULL";
+    assert!(store.client.query_one(journal, &[]).await.unwrap().get::<_, bool>(0), "something was written");
+
+    // Keys ascend as mail is put back. Its accounts in their order, then the rest, each with the newest first.
+    std::fs::write(&file, "# paying\n b@example.org\r\na@example.org\n").unwrap();
+    scene.text(0, &["--yes", "--batch=1", &order]).await;
+    let mut found = store.found().await;
+    found.sort_by_key(|one| one.id);
+    let order: Vec<u32> = found.iter().map(|one| one.content.unwrap().0).collect();
+    assert_eq!(order, [11, 10, 1, 0, 21, 20]);
+    store.check_counters().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_mail_goes_into_the_folder_that_is_named() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let lost = store.mailbox(account, "lost", 0).await;
+    let deleted = store.mailbox(account, "deleted", 0).await;
+    let mut ids = Vec::new();
+    for (number, mailbox) in [inbox, inbox, lost, deleted].into_iter().enumerate() {
+        ids.push(store.deliver(mailbox, Content(number as u32), number as i64, 0).await);
+    }
+    scene.snapshot().await;
+    store.lose(&ids[1..], &[lost], true).await;
+    store.delete_mailbox(deleted).await;
+
+    for wrong in ["", "/a", "a/", "a\u{7}"] {
+        scene.text(2, &["--yes", &format!("--into-folder={wrong}")]).await;
+    }
+    let arguments = ["--yes", "--into-folder=Found again", "--orphans", "--per-account"];
+    let accounts = scene.json(0, &arguments, "account").await;
+    let folders = serde_json::json!({ "Found again/INBOX": 1, "Found again/deleted": 1, "Found again/lost": 1 });
+    assert_eq!(accounts[0]["folders"], folders);
+    let wanted = [("Found again/INBOX", 1), ("Found again/deleted", 3), ("Found again/lost", 2), ("INBOX", 0)];
+    let wanted: BTreeMap<String, Vec<u32>> = wanted.map(|(name, content)| (name.to_owned(), vec![content])).into();
+    assert_eq!(scene.found().await, wanted);
+    store.check_counters().await;
+    // It has come back, wherever it lies: nothing is put into its own mailbox besides.
+    let plan = scene.json(0, &["--yes"], "plan").await;
+    assert_eq!(plan[0]["messages"], 0);
+    assert_eq!(scene.found().await, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doubtful_mail_goes_where_it_is_told() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let archive = store.mailbox(account, "Archive", 0).await;
+    let ids = [store.deliver(inbox, Content(2), 5, 0).await, store.deliver(inbox, Content(3), 6, 0).await];
+    scene.snapshot().await;
+    store.lose(&ids, &[], true).await;
+    // Copied, or moved while nobody wrote it down.
+    store.deliver(archive, Content(2), 50, 0).await;
+
+    for (doubtful, code, numbers) in [("restore", 0, [2, 0, 0]), ("side-folder", 0, [2, 1, 0]), ("skip", 3, [1, 0, 1])]
+    {
+        let doubtful = format!("--doubtful={doubtful}");
+        let plan = scene.json(0, &["-n", &doubtful], "plan").await;
+        let found = ["messages", "aside", "left_out"].map(|name| plan[0][name].as_i64().unwrap());
+        assert_eq!(found, numbers, "{doubtful}");
+        if code == 3 {
+            let said = scene.text(3, &["--yes", "--per-account", &doubtful]).await;
+            assert!(said.contains("1 message was not put back: possibly deleted by you."), "{said}");
+            assert_eq!(scene.found().await["INBOX"], [3]);
+        }
+    }
+    scene.text(2, &["--yes", "--doubtful=perhaps"]).await;
+    scene.text(0, &["--yes", "--doubtful=side-folder"]).await;
+    let found = scene.found().await;
+    assert_eq!((&found["INBOX"][..], &found["Recovered/INBOX"][..]), (&[3][..], &[2][..]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_from_before_the_damage_stands_for_no_lost_one() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let id = store.deliver(inbox, Content(2), 5, 0).await;
+    scene.snapshot().await;
+    // An equal mail that lay beside it when the damage came.
+    store.deliver(inbox, Content(2), 30, 0).await;
+    store.lose(&[id], &[], false).await;
+
+    scene.text(2, &["-n", "--damaged-at=yesterday"]).await;
+    for (damaged, messages) in [("00:20", 0), ("00:40", 1)] {
+        let damaged = format!("--damaged-at=2026-01-01T{damaged}:00Z");
+        let plan = scene.json(0, &["-n", &damaged], "plan").await;
+        assert_eq!(plan[0]["messages"], messages, "{damaged}");
+    }
+    scene.text(0, &["--yes", "--damaged-at=2026-01-01T01:40[Europe/Zurich]"]).await;
+    assert_eq!(scene.found().await["INBOX"], [2, 2]);
+}
