@@ -1,19 +1,22 @@
 //! `restante restore` into the live store: the lost mail, or that of a window.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::again;
-use super::comparing::{Comparing, Live};
+use super::comparing::{Chosen, Comparing, Live};
 use super::context::Context;
 use super::exit::{Exit, UsageError};
 use super::gap;
 use super::units;
 use crate::compare::parents::Parents;
 use crate::compare::report::GapReport;
+use crate::compare::row::Print;
 use crate::report::accounts::line;
+use crate::report::{self, Told};
 use crate::restore::accounts::Accounts;
 use crate::restore::plan::Summary;
 use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport};
@@ -22,15 +25,18 @@ use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayRep
 pub struct WindowArgs {
     #[command(flatten)]
     pub comparing: Comparing,
+    /// Merge snapshots: what any of those named has, or any certified one, is put back once; for losses that went on for long
+    #[arg(long)]
+    pub union: bool,
     /// Only this account; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     pub account: Vec<String>,
     /// Only mailboxes of this name; may be repeated
     #[arg(long, value_name = "NAME")]
     pub mailbox: Vec<String>,
-    /// What to do with mail of which nobody can tell who removed it
-    #[arg(long, value_enum, default_value = "restore", value_name = "WHAT")]
-    pub doubtful: DoubtfulArg,
+    /// What to do with mail of which nobody can tell who removed it; `restore` if left out
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub doubtful: Option<DoubtfulArg>,
     /// Put all of it into NAME/<mailbox> of its account. What has a side folder anyway is put into Recovered/<mailbox> without this
     #[arg(long, value_name = "NAME", value_parser = folder)]
     pub into_folder: Option<String>,
@@ -110,32 +116,136 @@ fn first(order: &Order, parents: &Parents) -> anyhow::Result<Vec<String>> {
     Ok(accounts)
 }
 
-pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>) -> anyhow::Result<Exit> {
+pub async fn restore(args: &WindowArgs, context: &Context, wanted: &[String]) -> anyhow::Result<Exit> {
     let live = Live::open(context, args.comparing.profile.as_deref()).await?;
-    let chosen = args.comparing.choose(context, &live, wanted).await?;
-    let comparison = args.comparing.compare(&live, &chosen, args.comparing.window()).await?;
-    let gap = GapReport::new(&comparison);
-    let first = first(&args.order, &comparison.parents)?;
-    let plan = Plan::new(
-        comparison,
-        &PlanOptions {
+    let mut restore = Restoring {
+        args,
+        context,
+        live: &live,
+        told: Vec::new(),
+        dealt_with: HashSet::new(),
+        accounts: Accounts::default(),
+    };
+    let mut exit = Exit::Done;
+    if args.union {
+        let (repository, snapshots) = args.comparing.merged(context, wanted).await?;
+        for snapshot in &snapshots {
+            if restore.one(Chosen::open(&repository, snapshot).await?).await? == Exit::Findings {
+                exit = Exit::Findings;
+            }
+        }
+        restore.sum()?;
+    } else if let [] | [_] = wanted {
+        let wanted = wanted.first().map(String::as_str);
+        exit = restore.one(args.comparing.choose(context, &live, wanted).await?).await?;
+    } else {
+        return Err(UsageError("several snapshots are merged with `--union`".into()).into());
+    }
+    restore.per_account()?;
+    if let Some(path) = &args.html {
+        let page = report::html(&restore.told, &restore.accounts);
+        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(exit)
+}
+
+/// A restore from one snapshot, or from several, the newest first. After each the store is compared anew, so what one brought is not brought
+/// again by the next.
+struct Restoring<'a> {
+    args: &'a WindowArgs,
+    context: &'a Context,
+    live: &'a Live,
+    told: Vec<Told>,
+    dealt_with: HashSet<Print>,
+    accounts: Accounts,
+}
+
+impl Restoring<'_> {
+    async fn one(&mut self, chosen: Chosen) -> anyhow::Result<Exit> {
+        let (args, context, live) = (self.args, self.context, self.live);
+        let comparison = args.comparing.compare(live, &chosen, args.comparing.window()).await?;
+        if args.union && args.doubtful.is_none() && !comparison.layout.records_deletions() {
+            let why = "this store does not record what its users delete, so older snapshots bring that back as well: \
+                       say what to do with it, `--doubtful restore`, `side-folder` or `skip`";
+            return Err(UsageError(why.into()).into());
+        }
+        let gap = GapReport::new(&comparison);
+        let options = PlanOptions {
+            first: first(&args.order, &comparison.parents)?,
             window: args.comparing.window(),
             accounts: args.account.clone(),
             mailboxes: args.mailbox.clone(),
-            doubtful: args.doubtful.into(),
+            doubtful: args.doubtful.map(Into::into).unwrap_or_default(),
             orphans: args.orphans,
             leave_incomplete: args.leave_incomplete,
             into_folder: args.into_folder.clone(),
-            first,
-        },
-    );
-    context.progress.finish();
-    let summary = plan.summary();
-    context.output.json("plan", &summary)?;
-    if context.global.dry_run || !context.output.is_json() {
-        gap::show(context, &gap, &chosen.snapshot.short(), None);
-        context.output.line("");
+            dealt_with: std::mem::take(&mut self.dealt_with),
+        };
+        let plan = Plan::new(comparison, &options);
+        self.dealt_with = options.dealt_with;
+        self.dealt_with.extend(plan.deals_with());
+        context.progress.finish();
+        let summary = plan.summary();
+        context.output.json("plan", &summary)?;
+        if context.global.dry_run || !context.output.is_json() {
+            gap::show(context, &gap, &chosen.snapshot.short(), None);
+            context.output.line("");
+        }
+        show_plan(context, &gap, &summary);
+        if context.global.dry_run {
+            summary.clients.iter().for_each(|sentence| context.output.line(sentence));
+            self.accounts.add(Accounts::of(&plan, None));
+            let exit = if summary.outside > 0 { Exit::Findings } else { Exit::Done };
+            self.told.push(Told { gap, plan: summary, replay: None });
+            return Ok(exit);
+        }
+        let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
+        if self.told.is_empty() && (!plan.is_empty() || derives || args.union) {
+            context.confirm("put them back into the live store?")?;
+        }
+        let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
+        let apply = Apply::new(plan, options);
+        let mut report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;
+        context.progress.finish();
+        context.output.json("replayed", &report)?;
+        show(context, &report);
+        report.clients.iter().for_each(|sentence| context.output.line(sentence));
+        self.accounts.add(std::mem::take(&mut report.accounts));
+        let exit = if report.has_findings() { Exit::Findings } else { Exit::Done };
+        self.told.push(Told { gap, plan: summary, replay: Some(report) });
+        Ok(exit)
     }
+
+    /// What all snapshots brought together.
+    fn sum(&self) -> anyhow::Result<()> {
+        let planned: u64 = self.told.iter().map(|told| told.plan.messages).sum();
+        let restored: u64 = self.told.iter().flat_map(|told| &told.replay).map(|replay| replay.mail.restored).sum();
+        let output = &self.context.output;
+        let snapshots: Vec<&str> = self.told.iter().map(|told| &*told.gap.snapshot).collect();
+        output
+            .json("union", &serde_json::json!({ "snapshots": snapshots, "messages": planned, "restored": restored }))?;
+        let (planned, restored) = (units::count(planned), units::count(restored));
+        output
+            .line(format!("{} snapshots merged: {planned} messages to put back, {restored} put back", snapshots.len()));
+        Ok(())
+    }
+
+    fn per_account(&self) -> anyhow::Result<()> {
+        let (output, planned) = (&self.context.output, self.context.global.dry_run);
+        for (account, report) in self.accounts.0.iter().filter(|_| self.args.per_account) {
+            let line = line(account, report, planned);
+            let mut value = serde_json::to_value(report)?;
+            value["account"] = account.as_str().into();
+            value["planned"] = planned.into();
+            value["line"] = line.as_str().into();
+            output.json("account", &value)?;
+            output.line(line);
+        }
+        Ok(())
+    }
+}
+
+fn show_plan(context: &Context, gap: &GapReport, summary: &Summary) {
     context.output.line(format!(
         "{} messages to put back, {} living ones to complete, {} accounts and {} mailboxes to make, counters of {} mailboxes to raise",
         units::count(summary.messages),
@@ -153,28 +263,6 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
             units::count(summary.outside)
         ));
     }
-    let say = |sentences: &[String]| sentences.iter().for_each(|sentence| context.output.line(sentence));
-    if context.global.dry_run {
-        say(&summary.clients);
-        let accounts = Accounts::of(&plan, None);
-        per_account(args, context, &accounts, true)?;
-        write_html(args, &gap, &summary, &accounts, None)?;
-        return Ok(if summary.outside > 0 { Exit::Findings } else { Exit::Done });
-    }
-    let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
-    if !plan.is_empty() || derives {
-        context.confirm("put them back into the live store?")?;
-    }
-    let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
-    let apply = Apply::new(plan, options);
-    let report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;
-    context.progress.finish();
-    context.output.json("replayed", &report)?;
-    show(context, &report);
-    say(&report.clients);
-    per_account(args, context, &report.accounts, false)?;
-    write_html(args, &gap, &summary, &report.accounts, Some(&report))?;
-    Ok(if report.has_findings() { Exit::Findings } else { Exit::Done })
 }
 
 fn show(context: &Context, report: &ReplayReport) {
@@ -210,30 +298,4 @@ fn show(context: &Context, report: &ReplayReport) {
         let command = again::command(context, &["undo", replay], None);
         out.line(format!("replay {replay}; to take it back: {command}"));
     }
-}
-
-/// `planned`: nothing was written yet.
-fn per_account(args: &WindowArgs, context: &Context, accounts: &Accounts, planned: bool) -> anyhow::Result<()> {
-    for (account, report) in accounts.0.iter().filter(|_| args.per_account) {
-        let line = line(account, report, planned);
-        let mut value = serde_json::to_value(report)?;
-        value["account"] = account.as_str().into();
-        value["planned"] = planned.into();
-        value["line"] = line.as_str().into();
-        context.output.json("account", &value)?;
-        context.output.line(line);
-    }
-    Ok(())
-}
-
-fn write_html(
-    args: &WindowArgs,
-    gap: &GapReport,
-    plan: &Summary,
-    accounts: &Accounts,
-    replay: Option<&ReplayReport>,
-) -> anyhow::Result<()> {
-    let Some(path) = &args.html else { return Ok(()) };
-    let page = crate::report::html(gap, plan, accounts, replay);
-    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
 }

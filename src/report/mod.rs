@@ -15,8 +15,16 @@ use crate::restore::plan::Summary;
 use accounts::line;
 use inert::inert;
 
-/// The whole page. Without a replay it says what the plan would do.
-pub fn html(gap: &GapReport, plan: &Summary, accounts: &Accounts, replay: Option<&ReplayReport>) -> String {
+/// What the restore of one snapshot came to. Without a replay: what its plan would do.
+pub struct Told {
+    pub gap: GapReport,
+    pub plan: Summary,
+    pub replay: Option<ReplayReport>,
+}
+
+/// The whole page, with all snapshots that a restore was made from.
+pub fn html(told: &[Told], accounts: &Accounts) -> String {
+    let planned = told.iter().all(|told| told.replay.is_none());
     let style = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}\
         table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}\
         td:first-child,th:first-child,td.t,th.t{text-align:left;overflow-wrap:anywhere;max-width:24em}\
@@ -26,26 +34,33 @@ pub fn html(gap: &GapReport, plan: &Summary, accounts: &Accounts, replay: Option
         html lang="en" {
             head { meta charset="utf-8"; meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"; title { "Restante: the gap" } style { (PreEscaped(style)) } }
             body {
-                h1 { "What was lost" @if replay.is_some() { ", and put back" } }
-                p { "Snapshot " code { (gap.snapshot) } " of " (inert(&gap.database)) ", taken " (gap.taken) "." }
-                (numbers(gap))
-                @if !gap.hours.is_empty() { h2 { "By hour" } (timeline(&gap.hours)) }
-                h2 { "By mailbox" }
-                table {
-                    tr { th { "account" } th.t { "mailbox" } th { "lost" } th { "cannot tell" } th { "deleted by the user" } th { "arrived again" } th { "orphans" } th { "beyond the snapshot" } }
-                    @for one in &gap.mailboxes {
-                        tr { td { (inert(&one.account)) } td.t { (inert(&one.mailbox)) } td { (one.lost) } td { (one.cannot_tell) } td { (one.deleted_by_user) } td { (one.duplicate) } td { (one.orphan) } td { (one.beyond) } }
-                    }
-                }
-                h2 { "What decided" }
-                table { @for (reason, count) in &gap.reasons { tr { td { (reason) } td { (count) } } } }
-                @if let Some(replay) = replay { (replayed(replay)) }
-                (by_account(accounts, replay.is_none()))
-                (clients(replay.map_or(&plan.clients, |replay| &replay.clients)))
+                h1 { "What was lost" @if !planned { ", and put back" } }
+                @for told in told { (snapshot(told)) }
+                (by_account(accounts, planned))
             }
         }
     };
     page.into_string()
+}
+
+fn snapshot(told: &Told) -> Markup {
+    let Told { gap, plan, replay } = told;
+    markup! {
+        p { "Snapshot " code { (gap.snapshot) } " of " (inert(&gap.database)) ", taken " (gap.taken) "." }
+        (numbers(gap))
+        @if !gap.hours.is_empty() { h2 { "By hour" } (timeline(&gap.hours)) }
+        h2 { "By mailbox" }
+        table {
+            tr { th { "account" } th.t { "mailbox" } th { "lost" } th { "cannot tell" } th { "deleted by the user" } th { "arrived again" } th { "orphans" } th { "beyond the snapshot" } }
+            @for one in &gap.mailboxes {
+                tr { td { (inert(&one.account)) } td.t { (inert(&one.mailbox)) } td { (one.lost) } td { (one.cannot_tell) } td { (one.deleted_by_user) } td { (one.duplicate) } td { (one.orphan) } td { (one.beyond) } }
+            }
+        }
+        h2 { "What decided" }
+        table { @for (reason, count) in &gap.reasons { tr { td { (reason) } td { (count) } } } }
+        @if let Some(replay) = replay { (replayed(replay)) }
+        (clients(replay.as_ref().map_or(&plan.clients, |replay| &replay.clients)))
+    }
 }
 
 fn numbers(gap: &GapReport) -> Markup {
@@ -163,7 +178,8 @@ mod tests {
             triggers: Vec::new(),
         };
         let accounts = Accounts([(gap.database.clone(), AccountReport::default())].into());
-        let page = html(&gap, &Summary::default(), &accounts, Some(&ReplayReport::default()));
+        let told = Told { gap, plan: Summary::default(), replay: Some(ReplayReport::default()) };
+        let page = html(&[told], &accounts);
         assert!(!page.contains("<script") && !page.contains('\u{1b}') && !page.contains('\u{202e}'), "{page}");
         assert!(page.contains("&lt;script&gt;") && page.contains("<svg"));
     }

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::batch::{Became, Outcome};
 use super::plan::{Left, Plan};
-use crate::compare::{Class, Reason};
 
 /// What a restore means to one account.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -43,15 +42,30 @@ impl Accounts {
                 }
             }
         }
-        let earlier =
-            leftovers.iter().filter(|one| (one.class, one.reason) == (Class::Duplicate, Reason::RestoredBefore));
-        for (mailbox, leftover) in earlier.filter_map(|one| Some((one.mailbox?, one))).filter(|_| outcome.is_some()) {
-            accounts.put_back(plan, mailbox, plan.folder_of(mailbox, false), leftover.instant);
+        for leftover in plan.earlier.iter().map(|at| &leftovers[*at]).filter(|_| outcome.is_some()) {
+            if let Some(mailbox) = leftover.mailbox {
+                accounts.put_back(plan, mailbox, plan.folder_of(mailbox, false), leftover.instant);
+            }
         }
         for (leftover, why) in &plan.left {
             accounts.left(plan, leftovers[*leftover].mailbox, *why);
         }
         accounts
+    }
+
+    /// Takes in what another snapshot brought.
+    pub fn add(&mut self, other: Self) {
+        for (account, report) in other.0 {
+            let whole = self.0.entry(account).or_default();
+            whole.messages += report.messages;
+            whole.from = [whole.from, report.from].into_iter().flatten().min();
+            whole.to = [whole.to, report.to].into_iter().flatten().max();
+            report.folders.into_iter().for_each(|(folder, count)| *whole.folders.entry(folder).or_default() += count);
+            report
+                .not_restored
+                .into_iter()
+                .for_each(|(why, count)| *whole.not_restored.entry(why).or_default() += count);
+        }
     }
 
     fn account(&mut self, plan: &Plan, mailbox: Option<usize>) -> &mut AccountReport {

@@ -3,14 +3,15 @@
 //! A plan is an upper bound: each batch looks again under its locks.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
 use super::clients::clients;
 use crate::compare::counters::MailboxCounter;
 use crate::compare::parents::{Fate, LiveParent};
-use crate::compare::{Class, Comparison, Leftover, Window};
+use crate::compare::row::Print;
+use crate::compare::{Class, Comparison, Leftover, Reason, Window};
 
 /// What to do with mail of which nobody can tell whether its user removed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -41,6 +42,9 @@ pub struct PlanOptions {
     /// any order.
     #[serde(skip)]
     pub first: Vec<String>,
+    /// Messages that the plan of a newer snapshot has dealt with.
+    #[serde(skip)]
+    pub dealt_with: HashSet<Print>,
 }
 
 /// Why a lost message is not put back.
@@ -82,6 +86,8 @@ pub struct Plan {
     pub counters: Vec<MailboxCounter>,
     /// Absent messages that are not put back, by their position among the leftovers.
     pub left: Vec<(usize, Left)>,
+    /// Messages that an earlier replay put back, likewise.
+    pub earlier: Vec<usize>,
     /// Living messages are made whole again.
     pub repair: bool,
     /// A hash over the options: no address stands in the journal.
@@ -143,6 +149,13 @@ impl Plan {
         self.left.len() as u64 - self.outside()
     }
 
+    /// The messages that this plan deals with, by their names for all journals.
+    pub fn deals_with(&self) -> impl Iterator<Item = Print> {
+        let moved = self.moves.iter().map(|one| one.leftover);
+        let all = moved.chain(self.left.iter().map(|(leftover, _)| *leftover)).chain(self.earlier.iter().copied());
+        all.map(|at| self.comparison.leftovers[at].source)
+    }
+
     /// The name of the mailbox that mail goes into.
     pub fn folder_of(&self, mailbox: usize, aside: bool) -> String {
         let (_, name) = self.comparison.parents.label(mailbox);
@@ -151,8 +164,12 @@ impl Plan {
 
     pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {
         let filtered = !options.accounts.is_empty() || !options.mailboxes.is_empty();
-        let (mut moves, mut left) = (Vec::new(), Vec::new());
-        for (at, leftover) in comparison.leftovers.iter().enumerate() {
+        let (mut moves, mut left, mut earlier) = (Vec::new(), Vec::new(), Vec::new());
+        let open = |leftover: &Leftover| !options.dealt_with.contains(&leftover.source);
+        for (at, leftover) in comparison.leftovers.iter().enumerate().filter(|(_, leftover)| open(leftover)) {
+            if leftover.reason == Reason::RestoredBefore {
+                earlier.push(at);
+            }
             if matches!(leftover.class, Class::Duplicate | Class::DeletedByUser) {
                 continue;
             }
@@ -210,7 +227,7 @@ impl Plan {
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
         let folder = options.into_folder.clone().unwrap_or_else(|| FOLDER.to_owned());
-        Self { asked, comparison, moves, owners, mailboxes, aside, folder, counters, left, repair }
+        Self { asked, comparison, moves, owners, mailboxes, aside, folder, counters, left, earlier, repair }
     }
 
     /// Is there nothing to put back and nothing to repair?

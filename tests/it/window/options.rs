@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::matrix::incident::{granted, program};
 use crate::matrix::sample::Keys;
-use crate::restore::store::{Content, Store};
+use crate::restore::store::{Content, REFERENCE, Store};
 use crate::server::TestServer;
 
 /// A store, a repository, and a role that may restore.
@@ -249,4 +249,57 @@ async fn mail_from_before_the_damage_stands_for_no_lost_one() {
     }
     scene.text(0, &["--yes", "--damaged-at=2026-01-01T01:40[Europe/Zurich]"]).await;
     assert_eq!(scene.found().await["INBOX"], [2, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_merged_and_each_mail_comes_back_once() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    for number in 1..5 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+    }
+    scene.snapshot().await;
+    scene.snapshot().await;
+    let good = format!("--damaged-at={}", jiff::Timestamp::now());
+    // One is lost, one is deleted by its user, one arrives; then one of each kind that is left is lost.
+    store.lose(&ids[..1], &[], false).await;
+    store.expunge(ids[1], "expunge").await;
+    let late = store.deliver(inbox, Content(5), 20, 0).await;
+    scene.snapshot().await;
+    store.lose(&[ids[2], late], &[], true).await;
+    assert_eq!(scene.found().await["INBOX"], [4]);
+
+    let said = scene.text(2, &["-n", "latest", "@2199-01-01T00:00:00Z"]).await;
+    assert!(said.contains("--union"), "{said}");
+    let dry = scene.json(0, &["-n", "--union"], "union").await;
+    assert_eq!((dry[0]["snapshots"].as_array().unwrap().len(), &dry[0]["messages"]), (3, &3.into()));
+    // What was gone before the damage it did not take.
+    let dry = scene.json(0, &["-n", "--union", &good], "union").await;
+    assert_eq!(dry[0]["snapshots"].as_array().unwrap().len(), 2);
+    let dry = scene.json(0, &["-n", "--union", "latest"], "union").await;
+    assert_eq!((dry[0]["snapshots"].as_array().unwrap().len(), &dry[0]["messages"]), (1, &2.into()));
+
+    // Who records no deletions must say what to do with what may be one.
+    let (start, end) = (REFERENCE.find("[[tombstone]]").unwrap(), REFERENCE.find("[[derived]]").unwrap());
+    let profile = scene.folder.path().join("profile.toml");
+    std::fs::write(&profile, [&REFERENCE[..start], &REFERENCE[end..]].concat()).unwrap();
+    let profile = format!("--profile={}", profile.display());
+    let refused = scene.text(2, &["--yes", "--union", &profile]).await;
+    assert!(refused.contains("--doubtful"), "{refused}");
+    scene.text(0, &["-n", "--union", "--doubtful=skip", &profile]).await;
+
+    let page = scene.folder.path().join("page.html");
+    let html = format!("--html={}", page.display());
+    let done = scene.json(0, &["--yes", "--union", &html], "union").await;
+    assert_eq!((&done[0]["messages"], &done[0]["restored"]), (&3.into(), &3.into()));
+    assert_eq!(scene.found().await["INBOX"], [1, 3, 4, 5], "what its user deleted stays deleted");
+    assert_eq!(std::fs::read_to_string(&page).unwrap().matches("<p>Snapshot").count(), 3);
+    store.check_counters().await;
+
+    let again = scene.json(0, &["--yes", "--union", "--per-account"], "account").await;
+    assert_eq!((again.len(), &again[0]["messages"]), (1, &3.into()));
+    assert_eq!(scene.found().await["INBOX"], [1, 3, 4, 5]);
 }
