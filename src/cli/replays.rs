@@ -81,6 +81,10 @@ impl Undo {
         let report = undo(&live.session, &layout, &options).await?;
         context.output.json("undone", &report)?;
         context.output.line(format!("{} messages taken back", units::count(report.undone)));
+        if report.columns > 0 {
+            let columns = units::count(report.columns);
+            context.output.line(format!("{columns} living messages have the former values of their columns again"));
+        }
         if report.touched > 0 {
             context
                 .output

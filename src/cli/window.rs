@@ -12,6 +12,8 @@ use super::context::Context;
 use super::exit::{Exit, UsageError};
 use super::gap;
 use super::units;
+use crate::compare::columns::{self, Differing};
+use crate::compare::layout::Layout;
 use crate::compare::parents::Parents;
 use crate::compare::report::GapReport;
 use crate::compare::row::Print;
@@ -37,6 +39,10 @@ pub struct WindowArgs {
     /// What to do with mail of which nobody can tell who removed it; `restore` if left out
     #[arg(long, value_enum, value_name = "WHAT")]
     pub doubtful: Option<DoubtfulArg>,
+    /// Also give living messages the snapshot's value of TABLE.COLUMN back, where it differs and nobody touched the message since; may be
+    /// repeated. Needs `--damaged-at`, or `--yes`
+    #[arg(long, value_name = "TABLE.COLUMN", conflicts_with_all = ["union", "from", "to", "account", "mailbox"])]
+    pub repair_columns: Vec<String>,
     /// Put all of it into NAME/<mailbox> of its account. What has a side folder anyway is put into Recovered/<mailbox> without this
     #[arg(long, value_name = "NAME", value_parser = folder)]
     pub into_folder: Option<String>,
@@ -179,9 +185,12 @@ impl Restoring<'_> {
             orphans: args.orphans,
             leave_incomplete: args.leave_incomplete,
             into_folder: args.into_folder.clone(),
+            columns: args.repair_columns.clone(),
             dealt_with: std::mem::take(&mut self.dealt_with),
         };
-        let plan = Plan::new(comparison, &options);
+        let differing = self.differing(&chosen, &comparison.layout).await?;
+        let mut plan = Plan::new(comparison, &options);
+        plan.columns = differing;
         self.dealt_with = options.dealt_with;
         self.dealt_with.extend(plan.deals_with());
         context.progress.finish();
@@ -214,6 +223,28 @@ impl Restoring<'_> {
         let exit = if report.has_findings() { Exit::Findings } else { Exit::Done };
         self.told.push(Told { gap, plan: summary, replay: Some(report) });
         Ok(exit)
+    }
+
+    /// Living messages that get columns back.
+    async fn differing(&self, chosen: &Chosen, layout: &Layout) -> anyhow::Result<Differing> {
+        let (args, global) = (self.args, &self.context.global);
+        if args.repair_columns.is_empty() {
+            return Ok(Differing::default());
+        }
+        let named = columns::columns(layout, &self.live.profile, &args.repair_columns)?;
+        let taken = chosen.snapshot.manifest.taken;
+        if args.comparing.damaged_at.is_some_and(|damage| damage < taken) {
+            let why =
+                "the snapshot was taken after the damage, so its columns may hold what is wrong: name an older one";
+            return Err(UsageError(why.into()).into());
+        }
+        let told = layout.message.modseq.is_some() && args.comparing.damaged_at.is_some();
+        if !told && !global.yes && !global.dry_run {
+            let why = "nothing tells whether columns were right when the snapshot was taken and changed since: say `--damaged-at`, \
+                       or `--yes` where you know it (and always where messages have no MODSEQ)";
+            return Err(UsageError(why.into()).into());
+        }
+        Ok(columns::differing(&self.live.session, &chosen.source, layout, named).await?)
     }
 
     /// What all snapshots brought together.
@@ -254,6 +285,14 @@ fn show_plan(context: &Context, gap: &GapReport, summary: &Summary) {
         summary.mailboxes,
         summary.counters
     ));
+    for (amount, what) in [
+        (summary.columns, "living messages get columns back"),
+        (summary.columns_touched, "have other columns too, and were touched since the snapshot: they keep them"),
+    ] {
+        if amount > 0 {
+            context.output.line(format!("{:>9}  {what}", units::count(amount)));
+        }
+    }
     for trigger in &gap.triggers {
         context.output.line(format!("trigger {} on {} will fire ({})", trigger.name, trigger.table, trigger.function));
     }
@@ -277,6 +316,8 @@ fn show(context: &Context, report: &ReplayReport) {
     }
     for (amount, what) in [
         (report.repaired_messages as u64, "living messages completed"),
+        (report.columns, "living messages got columns back"),
+        (report.columns_touched, "have other columns too, and were touched since the snapshot: they keep them"),
         (mail.arrived_meanwhile, "had arrived again meanwhile"),
         (mail.by_another, "were put back by another replay first"),
         (mail.no_mailbox, "have no mailbox any more: run `restante gap` again"),

@@ -31,6 +31,8 @@ pub enum CompareError {
          Name {better}, or leave the snapshot out"
     )]
     TakenAfterDamage { chosen: String, better: String, lost: u64 },
+    #[error("{column} cannot be put back into living messages: {reason}")]
+    NotRepaired { column: String, reason: &'static str },
     #[error("the profile does not say in which column the Message-ID is: look by account, mailbox and time")]
     NoMessageId,
     #[error("the profile does not say in which column the UID is: look by account, mailbox and time")]
@@ -48,6 +50,6 @@ pub enum CompareError {
 impl CompareError {
     /// Is it refused for the sake of safety? (Exit code 4.)
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::TakenAfterDamage { .. })
+        matches!(self, Self::TakenAfterDamage { .. } | Self::NotRepaired { .. })
     }
 }

@@ -261,6 +261,11 @@ impl Layout {
         self.buried.as_ref().map_or("true".to_owned(), |buried| format!("({}) IS NOT TRUE", buried.predicate))
     }
 
+    /// The same where two tables have such columns.
+    pub fn shown_of(&self, alias: &str) -> String {
+        format!("(SELECT {} FROM (SELECT {alias}.*) q)", self.shown())
+    }
+
     /// What of a message its tombstone records besides its key and its mailbox.
     pub fn buried_evidence(&self) -> Vec<usize> {
         match self.tombstones.first() {

@@ -18,6 +18,7 @@
 //! | [`past`] | what earlier replays put back |
 //! | `predicate` | what the profile's SQL says of rows of the snapshot |
 //! | `belongings` | what belongs to lost messages, and what living ones miss |
+//! | [`columns`] | living messages of which a column differs |
 //! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
 //! | [`window`] | what of the snapshot the restore of a window need not read |
@@ -29,6 +30,7 @@
 mod belongings;
 pub mod choose;
 pub mod classify;
+pub mod columns;
 pub mod content;
 pub mod counters;
 pub mod diff;

@@ -19,6 +19,7 @@
 //! | [`apply`] | batches, retries, derived values, hooks |
 //! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
 //! | `alive` | parts that the live store still has are taken from there |
+//! | `columns` | columns of living messages that a wrong UPDATE changed |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
 //! | [`accounts`] | what was done, or would be, for each account |
@@ -32,6 +33,7 @@ mod alive;
 pub mod apply;
 mod batch;
 mod clients;
+mod columns;
 mod dictionaries;
 mod error;
 pub mod full;

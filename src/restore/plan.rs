@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde::Serialize;
 
 use super::clients::clients;
+use crate::compare::columns::Differing;
 use crate::compare::counters::MailboxCounter;
 use crate::compare::parents::{Fate, LiveParent};
 use crate::compare::row::Print;
@@ -38,6 +39,8 @@ pub struct PlanOptions {
     pub leave_incomplete: bool,
     /// All mail goes into `NAME/<mailbox>`, also what is certain.
     pub into_folder: Option<String>,
+    /// Columns of living messages that are put back, as `TABLE.COLUMN`.
+    pub columns: Vec<String>,
     /// Accounts whose mail comes first, in this order. What is put back does not depend on it, so a replay that was cut short is finished in
     /// any order.
     #[serde(skip)]
@@ -90,6 +93,8 @@ pub struct Plan {
     pub earlier: Vec<usize>,
     /// Living messages are made whole again.
     pub repair: bool,
+    /// Living messages that get columns back: what was found of those that were asked for.
+    pub columns: Differing,
     /// A hash over the options: no address stands in the journal.
     pub(super) asked: String,
 }
@@ -103,6 +108,9 @@ pub struct Summary {
     pub messages: u64,
     pub aside: u64,
     pub incomplete: u64,
+    /// Living messages that get columns back, and those that were touched since the snapshot and keep theirs.
+    pub columns: u64,
+    pub columns_touched: u64,
     pub accounts: u64,
     pub mailboxes: u64,
     pub counters: u64,
@@ -122,6 +130,8 @@ impl Plan {
             clients: self.clients(messages),
             aside: self.moves.iter().filter(|one| one.aside).count() as u64,
             incomplete: incomplete as u64,
+            columns: self.columns.rows.len() as u64,
+            columns_touched: self.columns.touched,
             accounts: self.owners.len() as u64,
             mailboxes: (self.mailboxes.len() + self.aside.len()) as u64,
             counters: self.counters.len() as u64,
@@ -227,7 +237,20 @@ impl Plan {
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
         let folder = options.into_folder.clone().unwrap_or_else(|| FOLDER.to_owned());
-        Self { asked, comparison, moves, owners, mailboxes, aside, folder, counters, left, earlier, repair }
+        Self {
+            asked,
+            comparison,
+            moves,
+            owners,
+            mailboxes,
+            aside,
+            folder,
+            counters,
+            left,
+            earlier,
+            repair,
+            columns: Differing::default(),
+        }
     }
 
     /// Is there nothing to put back and nothing to repair?
@@ -237,6 +260,7 @@ impl Plan {
             && self.mailboxes.is_empty()
             && self.counters.is_empty()
             && self.comparison.counters.low_sequences().is_empty()
+            && self.columns.rows.is_empty()
             && (!self.repair || self.comparison.incomplete.messages.is_empty())
     }
 }

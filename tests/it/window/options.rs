@@ -41,11 +41,15 @@ impl Scene {
 
     /// Runs `restante restore …` and gives what it printed.
     async fn text(&self, code: i32, arguments: &[&str]) -> String {
+        self.run(code, &[&["restore"], arguments].concat()).await
+    }
+
+    async fn run(&self, code: i32, arguments: &[&str]) -> String {
         let reader = self.keys.reader();
         let repository = self.folder.path().join("repository");
         let places = ["-r", repository.to_str().unwrap(), "-i", reader.to_str().unwrap(), "-d", &self.dsn];
         let mut command = program(self.folder.path());
-        command.arg("restore").args(arguments).args(places).args(["--progress", "none"]);
+        command.args(arguments).args(places).args(["--progress", "none"]);
         let output = command.output().await.unwrap();
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
@@ -302,4 +306,80 @@ async fn snapshots_are_merged_and_each_mail_comes_back_once() {
     let again = scene.json(0, &["--yes", "--union", "--per-account"], "account").await;
     assert_eq!((again.len(), &again[0]["messages"]), (1, &3.into()));
     assert_eq!(scene.found().await["INBOX"], [1, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_come_back_where_nobody_touched_the_message_and_undo_gives_back_what_was_there() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    for number in 1..7 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+    }
+    store.client.execute("UPDATE messages SET message_id = repeat('x', 600) WHERE id = $1", &[&ids[4]]).await.unwrap();
+    let state = async || {
+        let sql = "SELECT id, message_id, flagged, modseq FROM messages ORDER BY id";
+        let rows = store.client.query(sql, &[]).await.unwrap();
+        rows.iter()
+            .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3)))
+            .collect::<Vec<(i64, Option<String>, bool, i64)>>()
+    };
+    let right = state().await;
+    scene.snapshot().await;
+    let damaged = format!("--damaged-at={}", jiff::Timestamp::now());
+    store.seen(ids[2], true).await;
+    let newer = store.deliver(inbox, Content(8), 8, 0).await;
+    store.client.batch_execute("UPDATE messages SET message_id = 'wrong', flagged = id % 2 = 0").await.unwrap();
+    let wrong = state().await;
+
+    for (column, said) in [
+        ("messages.id", "proves which message is which"),
+        ("messages.saved_at", "proves which message is which"),
+        ("messages.mailbox_id", "in which mailbox"),
+        ("messages.uid", "numbers are issued anew"),
+        ("public.messages.modseq", "numbers are issued anew"),
+        ("mailboxes.uidnext", "only columns of the table of messages"),
+        ("flagged", "TABLE.COLUMN"),
+    ] {
+        let refused = scene.text(4, &["--yes", "--repair-columns", column]).await;
+        assert!(refused.contains(said), "{column}: {refused}");
+    }
+    let columns = ["--repair-columns=messages.message_id", "--repair-columns=public.messages.flagged"];
+    let refused = scene.text(2, &columns).await;
+    assert!(refused.contains("--damaged-at"), "{refused}");
+    let late = scene.text(2, &[&columns[..], &["-n", "--damaged-at=2026-01-01T00:00:00Z"]].concat()).await;
+    assert!(late.contains("taken after the damage"), "{late}");
+    let plan = scene.json(0, &[&columns[..], &["-n"]].concat(), "plan").await;
+    assert_eq!((&plan[0]["columns"], &plan[0]["columns_touched"]), (&5.into(), &1.into()));
+    assert_eq!(state().await, wrong);
+
+    let done = scene.json(3, &[&columns[..], &["--yes", &damaged]].concat(), "replayed").await;
+    assert_eq!(
+        (&done[0]["columns"], &done[0]["columns_touched"], &done[0]["restored"]),
+        (&5.into(), &1.into(), &0.into())
+    );
+    let now = state().await;
+    for (at, (id, message_id, flagged, modseq)) in now.iter().enumerate() {
+        let touched = *id == ids[2] || *id == newer;
+        let wanted = if touched { &wrong[at] } else { &right[at] };
+        assert_eq!((message_id, flagged), (&wanted.1, &wanted.2), "message {id}");
+        assert_eq!(*modseq > wrong[at].3, !touched, "MODSEQ of message {id}");
+    }
+    store.check_counters().await;
+    let again = scene.json(3, &[&columns[..], &["--yes"]].concat(), "replayed").await;
+    assert_eq!((&again[0]["columns"], &again[0]["replay"]), (&0.into(), &Value::Null));
+
+    store.seen(ids[0], true).await;
+    let replay = done[0]["replay"].as_str().unwrap();
+    let said = scene.run(3, &["undo", replay, "--yes", "--json"]).await;
+    let undone: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!((&undone["columns"], &undone["touched"], &undone["undone"]), (&4.into(), &1.into(), &0.into()));
+    for (at, (id, message_id, flagged, modseq)) in state().await.iter().enumerate() {
+        let wanted = if *id == ids[0] { &right[at] } else { &wrong[at] };
+        assert_eq!((message_id, flagged), (&wanted.1, &wanted.2), "message {id}");
+        assert!(*modseq >= now[at].3);
+    }
+    store.check_counters().await;
 }
