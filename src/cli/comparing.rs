@@ -25,6 +25,9 @@ pub struct Comparing {
     /// Built-in profile or a TOML file; found out if left out
     #[arg(long, value_name = "NAME|FILE")]
     pub profile: Option<String>,
+    /// What has another name since the snapshot, TABLE=NEW or TABLE.COLUMN=NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    pub renamed: Vec<String>,
     /// Only mail saved (or, where the store does not say, arrived) from this time on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub from: Option<Timestamp>,
@@ -51,10 +54,10 @@ pub struct Live {
 }
 
 impl Live {
-    pub async fn open(context: &Context, wanted: Option<&str>) -> anyhow::Result<Self> {
+    pub async fn open(context: &Context, wanted: Option<&str>, renamed: &[String]) -> anyhow::Result<Self> {
         let session = Session::connect(&context.dsn()?, SessionOptions::default()).await?;
         let catalog = catalog::read(&session).await?;
-        let profile = match wanted.or(context.config.profile.as_deref()) {
+        let mut profile = match wanted.or(context.config.profile.as_deref()) {
             Some(name) => match Profile::builtin(name) {
                 Some(profile) => profile?,
                 None => {
@@ -69,6 +72,9 @@ impl Live {
                 )
             })?,
         };
+        for text in renamed {
+            profile.rename(text).map_err(UsageError)?;
+        }
         let findings = fit::findings(&profile, &catalog);
         for finding in &findings {
             match finding.severity {

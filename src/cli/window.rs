@@ -21,7 +21,7 @@ use crate::report::accounts::line;
 use crate::report::{self, Told};
 use crate::restore::accounts::Accounts;
 use crate::restore::plan::Summary;
-use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport};
+use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport, fits};
 
 #[derive(Args, Debug, Clone)]
 pub struct WindowArgs {
@@ -123,7 +123,7 @@ fn first(order: &Order, parents: &Parents) -> anyhow::Result<Vec<String>> {
 }
 
 pub async fn restore(args: &WindowArgs, context: &Context, wanted: &[String]) -> anyhow::Result<Exit> {
-    let live = Live::open(context, args.comparing.profile.as_deref()).await?;
+    let live = Live::open(context, args.comparing.profile.as_deref(), &args.comparing.renamed).await?;
     let mut restore = Restoring {
         args,
         context,
@@ -191,6 +191,7 @@ impl Restoring<'_> {
         let differing = self.differing(&chosen, &comparison.layout).await?;
         let mut plan = Plan::new(comparison, &options);
         plan.columns = differing;
+        fits(&plan, &chosen.source).await?;
         self.dealt_with = options.dealt_with;
         self.dealt_with.extend(plan.deals_with());
         context.progress.finish();

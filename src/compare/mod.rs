@@ -1,7 +1,8 @@
 //! A snapshot held against the live store: what is lost, and why it is thought so.
 //!
 //! The layer reads both sides and writes to neither, so it works on a standby and with a role that may only read. Both sides come as
-//! the bytes of COPY BINARY: the live columns are cast to the types that the snapshot has, so equal values are equal bytes.
+//! the bytes of COPY BINARY: the live columns are cast to the types that the snapshot has, so equal values are equal bytes; where they are
+//! wider, the snapshot's are read so.
 //! It uses `repository`, `postgres`, `profile` and `mail`; `restore` builds its plan on a [`Comparison`], the commands `gap`,
 //! `find` and `diff` print one.
 //!

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::accounts::Accounts;
 use super::batch::{self, Batch, Outcome, Taken};
 use super::error::ReplayError;
+use super::fits::fits;
 use super::plan::Plan;
 use super::raise::{self, Raised};
 use super::{columns, journal, parents, repair, staging};
@@ -100,6 +101,7 @@ impl Apply {
             columns_touched: plan.columns.touched,
             ..Default::default()
         };
+        fits(plan, source).await?;
         report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
             // All was put back; what follows may not have been done, or may have been lost alone.

@@ -14,6 +14,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`plan`] | which messages go where, in which order; nothing is written |
+//! | `fits` | tables that changed since the snapshot: is anything lost? |
 //! | `raise` | counters first: no id, UID or MODSEQ is issued twice |
 //! | `parents` | accounts and mailboxes that were lost, and side folders |
 //! | [`apply`] | batches, retries, derived values, hooks |
@@ -36,6 +37,7 @@ mod clients;
 mod columns;
 mod dictionaries;
 mod error;
+mod fits;
 pub mod full;
 pub mod journal;
 mod load;
@@ -53,6 +55,7 @@ mod write;
 
 pub use apply::{Apply, ApplyOptions, ReplayReport};
 pub use error::ReplayError;
+pub use fits::fits;
 pub use plan::{Doubtful, Plan, PlanOptions};
 
 use crate::postgres::PostgresError;

@@ -383,3 +383,32 @@ async fn columns_come_back_where_nobody_touched_the_message_and_undo_gives_back_
     }
     store.check_counters().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_column_is_named_on_the_command_line() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let ids = [store.deliver(inbox, Content(2), 5, 0).await, store.deliver(inbox, Content(3), 6, 0).await];
+    scene.snapshot().await;
+    store.lose(&ids[1..], &[], true).await;
+    store.client.batch_execute("ALTER TABLE messages RENAME body TO content").await.unwrap();
+    let refused = scene.text(1, &["--yes", "--profile=reference"]).await;
+    assert!(refused.contains("no column body"), "{refused}");
+    scene.text(2, &["--yes", "--renamed=body"]).await;
+    let renamed = ["--profile=reference", "--renamed=messages.body=content"];
+    let gap = scene.run(3, &[&["gap"], &renamed[..]].concat()).await;
+    assert!(gap.contains("restante restore") && gap.contains("--renamed=messages.body=content"), "{gap}");
+    let done = scene.json(0, &[&["--yes"], &renamed[..]].concat(), "replayed").await;
+    assert_eq!(done[0]["restored"], 1);
+    scene.run(0, &[&["undo", done[0]["replay"].as_str().unwrap(), "--yes"], &renamed[..]].concat()).await;
+    scene.text(0, &[&["--yes"], &renamed[..]].concat()).await;
+    // What no mapping mends is refused, and the dry run says so as well.
+    let new = "ALTER TABLE messages ADD owner text NOT NULL DEFAULT 'x'; ALTER TABLE messages ALTER owner DROP DEFAULT";
+    store.client.batch_execute(new).await.unwrap();
+    for mode in ["-n", "--yes"] {
+        let refused = scene.text(4, &[&[mode], &renamed[..]].concat()).await;
+        assert!(refused.contains("messages.owner"), "{refused}");
+    }
+}
