@@ -22,7 +22,7 @@ pub struct Gap {
 
 impl Gap {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let live = Live::open(context, self.comparing.profile.as_deref()).await?;
+        let live = Live::open(context, self.comparing.profile.as_deref(), &self.comparing.renamed).await?;
         let chosen = self.comparing.choose(context, &live, self.snapshot.as_deref()).await?;
         let comparison = self.comparing.compare(&live, &chosen, Window::default()).await?;
         context.progress.finish();

@@ -1,7 +1,7 @@
 //! Which columns play which part: the profile, laid over the tables of the snapshot and the catalog of the live store.
 //!
 //! Columns are positions in the snapshot's column list everywhere; a column that the live store has no longer is read there as NULL
-//! and not written.
+//! and not written, and one that the profile needs must be there.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ use crate::postgres::sql;
 use crate::profile::{ClockKind, TimeType};
 use crate::repository::zone;
 
+mod changed;
 mod lay;
 pub use lay::{layout, layout_of_live};
 
@@ -27,16 +28,45 @@ pub struct Table {
     pub key: Vec<usize>,
     /// All columns of the live table with their types, by name; also those that are newer than the snapshot.
     pub live: Vec<(String, String)>,
+    /// Live columns that get SQL over the staged row.
+    pub added: Vec<(String, String)>,
+    /// Columns for which a restore is refused, and why.
+    pub obstacles: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Column {
     pub name: String,
-    /// In the snapshot.
+    /// In which both sides are compared and rows are staged: that of the snapshot, or what it was widened to.
     pub type_name: String,
     pub text: bool,
-    /// `None`: the live table has it no longer.
+    /// `None`: the live table has it no longer, or with a type of another meaning.
     pub live: Option<LiveColumn>,
+    /// The live column is narrower.
+    pub limit: Option<Limit>,
+    /// Why its values cannot be put back.
+    pub obstacle: Option<String>,
+}
+
+/// What a narrower column can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Integers of so many bytes.
+    Bytes(usize),
+    Characters(usize),
+}
+
+impl Limit {
+    /// Does a field of the wider type fit?
+    pub fn holds(self, field: &[u8]) -> bool {
+        match self {
+            Self::Bytes(width) => zone::integer(field, false).is_none_or(|number| {
+                let sign = number >> (8 * width - 1);
+                sign == 0 || sign == -1
+            }),
+            Self::Characters(length) => String::from_utf8_lossy(field).chars().count() <= length,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -121,6 +151,13 @@ pub struct Clock {
 
 /// Microseconds from 1970 to 2000, where PostgreSQL's clocks begin.
 const EPOCH_OFFSET: i64 = 946_684_800_000_000;
+
+/// A time without a zone, as PostgreSQL makes one with a zone of it: of an hour that came twice the second one counts.
+pub(super) fn in_zone(local: i64, zone: &TimeZone) -> Option<i64> {
+    let since_1970 = Timestamp::from_microsecond(local.checked_add(EPOCH_OFFSET)?).ok()?;
+    let local = since_1970.to_zoned(TimeZone::UTC).datetime();
+    Some(zone.to_ambiguous_timestamp(local).later().ok()?.as_microsecond() - EPOCH_OFFSET)
+}
 
 impl Clock {
     /// What a field says; `None` for infinities and what no calendar holds.
@@ -269,6 +306,22 @@ impl Layout {
     /// A condition over the columns of a message: users see it.
     pub fn shown(&self) -> String {
         self.buried.as_ref().map_or("true".to_owned(), |buried| format!("({}) IS NOT TRUE", buried.predicate))
+    }
+
+    /// All tables that rows are put into.
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        let parents = std::iter::once(&self.mailbox).chain(&self.owner);
+        let hanging = std::iter::once(&self.mailbox).chain(&self.owner).flat_map(|parent| &parent.children);
+        let parts = self.parts.iter().flat_map(|part| [&part.table, &part.via.table]);
+        let children = self.children.iter().chain(hanging).map(|child| &child.table);
+        let dictionaries = self.dictionaries.iter().map(|one| &one.table);
+        let parents = parents.map(|parent| &parent.table);
+        std::iter::once(&self.message.table).chain(parents).chain(parts).chain(children).chain(dictionaries)
+    }
+
+    /// The same where two tables have such columns.
+    pub fn shown_of(&self, alias: &str) -> String {
+        format!("(SELECT {} FROM (SELECT {alias}.*) q)", self.shown())
     }
 
     /// What of a message its tombstone records besides its key and its mailbox.

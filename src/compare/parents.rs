@@ -163,6 +163,11 @@ impl Parents {
         }
     }
 
+    /// Is there an account of this name, in the snapshot or now?
+    pub fn has_account(&self, label: &str) -> bool {
+        self.owners.iter().any(|one| one.label == label) || self.live_owners.iter().any(|one| one.label == label)
+    }
+
     /// Account and name, for people. Hostile text.
     pub fn label(&self, mailbox: usize) -> (String, String) {
         let mailbox = &self.mailboxes[mailbox];

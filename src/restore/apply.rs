@@ -2,11 +2,13 @@
 
 use serde::Serialize;
 
+use super::accounts::Accounts;
 use super::batch::{self, Batch, Outcome, Taken};
 use super::error::ReplayError;
+use super::fits::fits;
 use super::plan::Plan;
 use super::raise::{self, Raised};
-use super::{journal, parents, repair, staging};
+use super::{columns, journal, parents, repair, staging};
 use crate::compare::source::Source;
 use crate::failpoint;
 use crate::monitor::{Monitor, Unit};
@@ -42,6 +44,9 @@ pub struct ReplayReport {
     /// Rows put under living messages.
     pub repaired_rows: u64,
     pub repaired_messages: usize,
+    /// Living messages that got columns back, and those that were touched since the snapshot.
+    pub columns: u64,
+    pub columns_touched: u64,
     /// Statements of the profile that were run.
     pub statements: Vec<String>,
     /// What a person must run.
@@ -49,12 +54,20 @@ pub struct ReplayReport {
     /// Absent messages outside the window or of other mailboxes, and doubtful ones left out.
     pub outside: u64,
     pub left_out: u64,
+    /// What mail clients will do.
+    pub clients: Vec<String>,
+    #[serde(skip)]
+    pub accounts: Accounts,
 }
 
 impl ReplayReport {
     /// Is there something that a person should look at? (Exit code 3.)
     pub fn has_findings(&self) -> bool {
-        self.outside > 0 || self.left_out > 0 || self.mail.no_mailbox > 0 || !self.mail.changed_columns.is_empty()
+        self.outside > 0
+            || self.left_out > 0
+            || self.columns_touched > 0
+            || self.mail.no_mailbox > 0
+            || !self.mail.changed_columns.is_empty()
     }
 }
 
@@ -82,7 +95,13 @@ impl Apply {
         monitor: &dyn Monitor,
     ) -> Result<ReplayReport, ReplayError> {
         let plan = &self.plan;
-        let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
+        let mut report = ReplayReport {
+            outside: plan.outside(),
+            left_out: plan.left_out(),
+            columns_touched: plan.columns.touched,
+            ..Default::default()
+        };
+        fits(plan, source).await?;
         report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
             // All was put back; what follows may not have been done, or may have been lost alone.
@@ -91,6 +110,7 @@ impl Apply {
                 finish(session, profile, plan, &mut report).await?;
                 journal::end(session, &report.finished).await?;
             }
+            report.accounts = Accounts::of(plan, Some(&report.mail));
             return Ok(report);
         }
         let layout = &plan.comparison.layout;
@@ -122,10 +142,13 @@ impl Apply {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
             report.repaired_rows = repair::repair(session, source, plan).await?;
         }
+        report.columns = columns::repair(session, source, plan, &replay).await?;
         derive(session, profile, plan, &mut report).await?;
         finish(session, profile, plan, &mut report).await?;
         journal::end(session, &[std::slice::from_ref(&replay), &report.finished].concat()).await?;
         report.replay = Some(replay);
+        report.clients = plan.clients(report.mail.restored);
+        report.accounts = Accounts::of(plan, Some(&report.mail));
         Ok(report)
     }
 }

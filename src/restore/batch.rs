@@ -37,11 +37,31 @@ pub struct Outcome {
     pub no_mailbox: u64,
     /// Columns that the store changed while the row was written, with the number of rows.
     pub changed_columns: BTreeMap<String, u64>,
-    /// Restored messages by position among the snapshot's mailboxes.
-    pub mailboxes: BTreeMap<usize, u64>,
+    /// Each message by its position among the leftovers.
+    #[serde(skip)]
+    pub became: BTreeMap<usize, Became>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Became {
+    Restored,
+    ArrivedMeanwhile,
+    ByAnother,
+    NoMailbox,
 }
 
 impl Outcome {
+    fn count(&mut self, one: Move, became: Became) {
+        *match became {
+            Became::Restored => &mut self.restored,
+            Became::ArrivedMeanwhile => &mut self.arrived_meanwhile,
+            Became::ByAnother => &mut self.by_another,
+            Became::NoMailbox => &mut self.no_mailbox,
+        } += 1;
+        self.became.insert(one.leftover, became);
+    }
+
     pub fn add(&mut self, other: Self) {
         self.restored += other.restored;
         self.arrived_meanwhile += other.arrived_meanwhile;
@@ -50,9 +70,7 @@ impl Outcome {
         for (column, rows) in other.changed_columns {
             *self.changed_columns.entry(column).or_default() += rows;
         }
-        for (mailbox, count) in other.mailboxes {
-            *self.mailboxes.entry(mailbox).or_default() += count;
-        }
+        self.became.extend(other.became);
     }
 }
 
@@ -126,7 +144,7 @@ impl<'a> Batch<'a> {
         for one in moves {
             match targets.get(&(one.mailbox, one.aside)) {
                 Some(target) => chosen.push((*one, target)),
-                None => skipped.no_mailbox += 1,
+                None => skipped.count(*one, Became::NoMailbox),
             }
         }
         let leftovers = &plan.comparison.leftovers;
@@ -210,14 +228,15 @@ impl<'a> Batch<'a> {
         for (at, item) in self.items.iter().enumerate() {
             match locked.get(&item.target.key) {
                 Some(mailbox) if mailbox.shown && mailbox.evidence == item.target.evidence => open.push(at),
-                _ => outcome.no_mailbox += 1,
+                _ => outcome.count(item.one, Became::NoMailbox),
             }
         }
         let (arrived, newly) = self.arrived_meanwhile(session, &open, taken).await?;
-        outcome.arrived_meanwhile += arrived.len() as u64;
+        arrived.iter().for_each(|at| outcome.count(self.items[*at].one, Became::ArrivedMeanwhile));
         open.retain(|at| !arrived.contains(at));
         let claimed = self.claim(session, &open).await?;
-        outcome.by_another += (open.len() - claimed.len()) as u64;
+        let others = open.iter().filter(|at| !claimed.contains(at));
+        others.for_each(|at| outcome.count(self.items[*at].one, Became::ByAnother));
         if claimed.is_empty() {
             return Ok((outcome, newly));
         }
@@ -225,10 +244,7 @@ impl<'a> Batch<'a> {
         self.insert(session).await?;
         outcome.changed_columns = self.read_again(session, claimed.len()).await?;
         self.record(session).await?;
-        outcome.restored = claimed.len() as u64;
-        for at in &claimed {
-            *outcome.mailboxes.entry(self.items[*at].one.mailbox).or_default() += 1;
-        }
+        claimed.iter().for_each(|at| outcome.count(self.items[*at].one, Became::Restored));
         Ok((outcome, newly))
     }
 

@@ -2,13 +2,17 @@
 //!
 //! A plan is an upper bound: each batch looks again under its locks.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use super::clients::clients;
+use crate::compare::columns::Differing;
 use crate::compare::counters::MailboxCounter;
 use crate::compare::parents::{Fate, LiveParent};
-use crate::compare::{Class, Comparison, Leftover, Window};
+use crate::compare::row::Print;
+use crate::compare::{Class, Comparison, Leftover, Reason, Window};
 
 /// What to do with mail of which nobody can tell whether its user removed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -33,6 +37,31 @@ pub struct PlanOptions {
     pub orphans: bool,
     /// Living messages that miss parts are left as they are. With a filter they always are.
     pub leave_incomplete: bool,
+    /// All mail goes into `NAME/<mailbox>`, also what is certain.
+    pub into_folder: Option<String>,
+    /// Columns of living messages that are put back, as `TABLE.COLUMN`.
+    pub columns: Vec<String>,
+    /// Accounts whose mail comes first, in this order. What is put back does not depend on it, so a replay that was cut short is finished in
+    /// any order.
+    #[serde(skip)]
+    pub first: Vec<String>,
+    /// Messages that the plan of a newer snapshot has dealt with.
+    #[serde(skip)]
+    pub dealt_with: HashSet<Print>,
+}
+
+/// Why a lost message is not put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Left {
+    /// Outside the window, or of another account or mailbox than those asked for.
+    Outside,
+    /// Its user or the damage removed it, and doubtful mail is left out.
+    CannotTell,
+    /// An orphan.
+    FolderDeleted,
+    /// Its mailbox went away while the restore ran.
+    NoFolder,
 }
 
 /// A message and where it goes.
@@ -42,91 +71,150 @@ pub struct Move {
     pub leftover: usize,
     /// Position among the snapshot's mailboxes.
     pub mailbox: usize,
-    /// Into `Recovered/<mailbox>`.
+    /// Into a side folder.
     pub aside: bool,
 }
 
 /// What a restore would do. Build an [`super::Apply`] from it to do it.
 pub struct Plan {
     pub comparison: Comparison,
-    /// Newest mail first.
+    /// In the order in which they are put back: newest mail first, unless accounts come before others.
     pub moves: Vec<Move>,
     /// Accounts and mailboxes that were lost and are put back, as positions among the snapshot's.
     pub owners: Vec<usize>,
     pub mailboxes: Vec<usize>,
-    /// Mailboxes that get a side folder.
+    /// Mailboxes that get a side folder, `FOLDER/<mailbox>`.
     pub aside: Vec<usize>,
+    pub folder: String,
     pub counters: Vec<MailboxCounter>,
-    /// Absent messages outside the window, or of other accounts and mailboxes.
-    pub outside: u64,
-    /// Doubtful ones and orphans that are left out.
-    pub left_out: u64,
+    /// Absent messages that are not put back, by their position among the leftovers.
+    pub left: Vec<(usize, Left)>,
+    /// Messages that an earlier replay put back, likewise.
+    pub earlier: Vec<usize>,
     /// Living messages are made whole again.
     pub repair: bool,
+    /// Living messages that get columns back: what was found of those that were asked for.
+    pub columns: Differing,
     /// A hash over the options: no address stands in the journal.
     pub(super) asked: String,
 }
 
+/// What people put aside is found there.
+const FOLDER: &str = "Recovered";
+
 /// A plan in numbers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Summary {
     pub messages: u64,
     pub aside: u64,
     pub incomplete: u64,
+    /// Living messages that get columns back, and those that were touched since the snapshot and keep theirs.
+    pub columns: u64,
+    pub columns_touched: u64,
     pub accounts: u64,
     pub mailboxes: u64,
     pub counters: u64,
     pub sequences: u64,
     pub outside: u64,
     pub left_out: u64,
+    /// What mail clients will do.
+    pub clients: Vec<String>,
 }
 
 impl Plan {
     pub fn summary(&self) -> Summary {
         let incomplete = if self.repair { self.comparison.incomplete.messages.len() } else { 0 };
+        let messages = self.moves.len() as u64;
         Summary {
-            messages: self.moves.len() as u64,
+            messages,
+            clients: self.clients(messages),
             aside: self.moves.iter().filter(|one| one.aside).count() as u64,
             incomplete: incomplete as u64,
+            columns: self.columns.rows.len() as u64,
+            columns_touched: self.columns.touched,
             accounts: self.owners.len() as u64,
             mailboxes: (self.mailboxes.len() + self.aside.len()) as u64,
             counters: self.counters.len() as u64,
             sequences: self.comparison.counters.low_sequences().len() as u64,
-            outside: self.outside,
-            left_out: self.left_out,
+            outside: self.outside(),
+            left_out: self.left_out(),
         }
+    }
+
+    /// What mail clients will do when so many messages are put back.
+    pub(super) fn clients(&self, messages: u64) -> Vec<String> {
+        let layout = &self.comparison.layout;
+        let another = self.counters.iter().filter(|one| one.collided.is_some() && layout.mailbox.uidvalidity.is_some());
+        let anew = if layout.mailbox.uidvalidity.is_some() { self.mailboxes.len() } else { 0 };
+        clients(layout, messages, (another.count() + anew) as u64)
+    }
+
+    /// Absent messages outside the window, or of other accounts and mailboxes.
+    pub fn outside(&self) -> u64 {
+        self.left.iter().filter(|(_, why)| *why == Left::Outside).count() as u64
+    }
+
+    /// Doubtful ones and orphans that are left out.
+    pub fn left_out(&self) -> u64 {
+        self.left.len() as u64 - self.outside()
+    }
+
+    /// The messages that this plan deals with, by their names for all journals.
+    pub fn deals_with(&self) -> impl Iterator<Item = Print> {
+        let moved = self.moves.iter().map(|one| one.leftover);
+        let all = moved.chain(self.left.iter().map(|(leftover, _)| *leftover)).chain(self.earlier.iter().copied());
+        all.map(|at| self.comparison.leftovers[at].source)
+    }
+
+    /// The name of the mailbox that mail goes into.
+    pub fn folder_of(&self, mailbox: usize, aside: bool) -> String {
+        let (_, name) = self.comparison.parents.label(mailbox);
+        if aside { format!("{}/{name}", self.folder) } else { name }
     }
 
     pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {
         let filtered = !options.accounts.is_empty() || !options.mailboxes.is_empty();
-        let (mut moves, mut outside, mut left_out) = (Vec::new(), 0, 0);
-        for (at, leftover) in comparison.leftovers.iter().enumerate() {
+        let (mut moves, mut left, mut earlier) = (Vec::new(), Vec::new(), Vec::new());
+        let open = |leftover: &Leftover| !options.dealt_with.contains(&leftover.source);
+        for (at, leftover) in comparison.leftovers.iter().enumerate().filter(|(_, leftover)| open(leftover)) {
+            if leftover.reason == Reason::RestoredBefore {
+                earlier.push(at);
+            }
             if matches!(leftover.class, Class::Duplicate | Class::DeletedByUser) {
                 continue;
             }
             let Some(mailbox) = leftover.mailbox.filter(|mailbox| chosen(&comparison, *mailbox, options)) else {
-                outside += 1;
+                left.push((at, Left::Outside));
                 continue;
             };
             if !options.window.holds(leftover.instant) {
-                outside += 1;
+                left.push((at, Left::Outside));
                 continue;
             }
             match aside(&comparison, leftover, mailbox, options) {
                 Some(aside) => moves.push(Move { leftover: at, mailbox, aside }),
-                None => left_out += 1,
+                None if leftover.class == Class::Orphan => left.push((at, Left::FolderDeleted)),
+                None => left.push((at, Left::CannotTell)),
             }
         }
-        let newest = |at: &Move| comparison.leftovers[at.leftover].instant;
-        moves.sort_by(|one, other| newest(other).cmp(&newest(one)).then(one.leftover.cmp(&other.leftover)));
+        let parents = &comparison.parents;
+        let rank: Vec<usize> = (0..parents.mailboxes.len())
+            .map(|mailbox| {
+                let (account, _) = parents.label(mailbox);
+                options.first.iter().position(|first| *first == account).unwrap_or(usize::MAX)
+            })
+            .collect();
+        let order = |at: &Move| (rank[at.mailbox], Reverse(comparison.leftovers[at.leftover].instant), at.leftover);
+        moves.sort_by_key(order);
 
         let lost = |fate: Fate| fate == Fate::Lost;
-        let parents = &comparison.parents;
         let needed = |mailbox: usize| moves.iter().any(|one| one.mailbox == mailbox && !one.aside);
-        // Without a filter empty mailboxes come back too.
+        // Empty mailboxes come back too, unless there is a filter or all goes aside.
         let mailboxes: Vec<usize> = (0..parents.mailboxes.len())
             .filter(|at| lost(parents.mailboxes[*at].fate))
-            .filter(|at| chosen(&comparison, *at, options) && (!filtered || needed(*at)))
+            .filter(|at| {
+                chosen(&comparison, *at, options) && (!filtered && options.into_folder.is_none() || needed(*at))
+            })
             .collect();
         let mut aside: Vec<usize> = moves.iter().filter(|one| one.aside).map(|one| one.mailbox).collect();
         aside.sort_unstable();
@@ -148,7 +236,21 @@ impl Plan {
         let repair = !filtered && !options.leave_incomplete;
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
-        Self { asked, comparison, moves, owners, mailboxes, aside, counters, outside, left_out, repair }
+        let folder = options.into_folder.clone().unwrap_or_else(|| FOLDER.to_owned());
+        Self {
+            asked,
+            comparison,
+            moves,
+            owners,
+            mailboxes,
+            aside,
+            folder,
+            counters,
+            left,
+            earlier,
+            repair,
+            columns: Differing::default(),
+        }
     }
 
     /// Is there nothing to put back and nothing to repair?
@@ -158,6 +260,7 @@ impl Plan {
             && self.mailboxes.is_empty()
             && self.counters.is_empty()
             && self.comparison.counters.low_sequences().is_empty()
+            && self.columns.rows.is_empty()
             && (!self.repair || self.comparison.incomplete.messages.is_empty())
     }
 }
@@ -185,9 +288,9 @@ fn chosen(comparison: &Comparison, mailbox: usize, options: &PlanOptions) -> boo
 /// `Some(true)`: into a side folder; `None`: not at all.
 fn aside(comparison: &Comparison, leftover: &Leftover, mailbox: usize, options: &PlanOptions) -> Option<bool> {
     match leftover.class {
-        Class::Absent | Class::ReusedId => Some(false),
+        Class::Absent | Class::ReusedId => Some(options.into_folder.is_some()),
         Class::CannotTell => match options.doubtful {
-            Doubtful::Restore => Some(false),
+            Doubtful::Restore => Some(options.into_folder.is_some()),
             Doubtful::SideFolder => Some(true),
             Doubtful::Skip => None,
         },

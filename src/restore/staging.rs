@@ -8,7 +8,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::error::ReplayError;
-use crate::compare::layout::{Layout, Table};
+use crate::compare::layout::{Layout, LiveColumn, Table};
 use crate::failpoint;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
@@ -131,8 +131,10 @@ pub(super) struct Insert {
 /// `set` replaces the old value, `omit` leaves the column to its default.
 pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, String>, omit: &[usize]) -> Insert {
     let (mut columns, mut values, mut overriding) = (Vec::new(), Vec::new(), "");
+    let given = |name: &str| table.added.iter().any(|(added, _)| added == name);
     for (at, column) in table.columns.iter().enumerate() {
-        let Some(live) = column.live.as_ref().filter(|live| !live.generated && !omit.contains(&at)) else { continue };
+        let left = |live: &&LiveColumn| !live.generated && !omit.contains(&at);
+        let Some(live) = column.live.as_ref().filter(left).filter(|_| !given(&column.name)) else { continue };
         columns.push(table.ident(at));
         values.push(match set.get(&at) {
             Some(expression) => format!("({expression})"),
@@ -141,6 +143,10 @@ pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, Stri
         if live.identity {
             overriding = " OVERRIDING SYSTEM VALUE";
         }
+    }
+    for (name, value) in &table.added {
+        columns.push(sql::identifier(name));
+        values.push(format!("({value})"));
     }
     Insert { columns: columns.join(", "), values: values.join(", "), overriding }
 }

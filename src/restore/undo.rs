@@ -3,13 +3,14 @@
 //! Only where nobody touched the message or what belongs to it since: its state must be the one that the replay recorded. Parts, accounts and
 //! mailboxes stay. The journal remembers both, so the message can be put back once more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::error::ReplayError;
-use super::look::lock_mailboxes;
-use super::{journal, staging};
+use super::look::{Locked, lock_mailboxes};
+use super::{columns, journal, staging};
 use crate::compare::classify::row_print;
 use crate::compare::layout::{Layout, Table};
 use crate::compare::live;
@@ -41,6 +42,8 @@ pub struct UndoReport {
     pub touched: u64,
     /// Already gone.
     pub gone: u64,
+    /// Living messages that have the former value of a column again.
+    pub columns: u64,
 }
 
 /// SQL for the digest of a message `m` with its children, as it is now.
@@ -90,6 +93,20 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
         report.undone += part.undone;
         report.touched += part.touched;
         report.gone += part.gone;
+        match last {
+            Some(last) => after = last,
+            None => break,
+        }
+    }
+    if !journal::has_repaired(session).await? {
+        return Ok(report);
+    }
+    let mut after = 0;
+    loop {
+        let work = async || columns::undo(session, layout, &options.replay, &wanted, after).await;
+        let (last, [given_back, touched]) = staging::transaction(session, "undoing", work).await?;
+        report.columns += given_back;
+        report.touched += touched;
         match last {
             Some(last) => after = last,
             None => return Ok(report),
@@ -198,20 +215,7 @@ async fn batch(
         session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
     }
     let touched: BTreeSet<&str> = doomed.iter().map(|(_, _, mailbox)| &**mailbox).collect();
-    if let Some(column) = layout.mailbox.modseq {
-        for state in locked.values().filter(|state| touched.contains(&*state.key_text)) {
-            let table = &layout.mailbox.table;
-            let sql = format!(
-                "UPDATE {} SET {} = {} WHERE {} = {}",
-                table.quoted(),
-                table.ident(column),
-                state.modseq + 1,
-                table.ident(table.single_key()?),
-                sql::literal(&state.key_text)
-            );
-            session.execute("undoing", &sql).await?;
-        }
-    }
+    raise_modseq(session, layout, locked.values().filter(|state| touched.contains(&*state.key_text))).await?;
     // What arrived up to here stood beside the message, and what comes now may stand for it.
     let next_uid = |mailbox: &str| {
         let state = locked.values().find(|state| state.key_text == mailbox)?;
@@ -229,12 +233,48 @@ async fn batch(
     Ok((Some(last), report))
 }
 
+/// SQL for the MODSEQ of a change to a message `m`.
+pub(super) fn modseq(layout: &Layout, locked: &HashMap<Bytes, Locked>) -> String {
+    let (message, table) = (&layout.message, &layout.message.table);
+    let modseqs = locked.values().map(|state| {
+        let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
+        format!(" WHEN {} THEN {value}", sql::literal(&state.key_text))
+    });
+    match &layout.modseq_sequence {
+        Some(sequence) => format!("nextval({}::regclass)", sql::literal(&sequence.quoted())),
+        None if locked.is_empty() => "NULL".to_owned(),
+        None => format!("CASE m.{}::text{} END", table.ident(message.mailbox), modseqs.collect::<String>()),
+    }
+}
+
+/// The mailboxes count a change.
+pub(super) async fn raise_modseq(
+    session: &Session,
+    layout: &Layout,
+    touched: impl Iterator<Item = &Locked>,
+) -> Result<(), ReplayError> {
+    let Some(column) = layout.mailbox.modseq else { return Ok(()) };
+    let table = &layout.mailbox.table;
+    for state in touched {
+        let sql = format!(
+            "UPDATE {} SET {} = {} WHERE {} = {}",
+            table.quoted(),
+            table.ident(column),
+            state.modseq + 1,
+            table.ident(table.single_key()?),
+            sql::literal(&state.key_text)
+        );
+        session.execute("counting a change", &sql).await?;
+    }
+    Ok(())
+}
+
 /// Writes the tombstones that the store's own expunge would leave; the print of each by the message's key.
 async fn bury(
     session: &Session,
     layout: &Layout,
     keys: &[&str],
-    locked: &std::collections::HashMap<bytes::Bytes, super::look::Locked>,
+    locked: &HashMap<Bytes, Locked>,
 ) -> Result<BTreeMap<String, Vec<u8>>, ReplayError> {
     let message = &layout.message;
     let table = &message.table;
@@ -242,15 +282,7 @@ async fn bury(
     let ident = table.ident(key);
     let list: Vec<String> = keys.iter().map(|key| sql::literal(key)).collect();
     let condition = format!("m.{ident} IN ({})", list.join(", "));
-    let modseqs = locked.values().map(|state| {
-        let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
-        format!(" WHEN {} THEN {value}", sql::literal(&state.key_text))
-    });
-    let modseq = match &layout.modseq_sequence {
-        Some(sequence) => format!("nextval({}::regclass)", sql::literal(&sequence.quoted())),
-        None if locked.is_empty() => "NULL".to_owned(),
-        None => format!("CASE m.{}::text{} END", table.ident(message.mailbox), modseqs.collect::<String>()),
-    };
+    let modseq = modseq(layout, locked);
     for tombstone in layout.tombstones.iter().filter(|tombstone| tombstone.written) {
         let mut columns: Vec<(String, String)> = Vec::new();
         let mut copy = |own: &Option<String>, value: Option<String>| {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use jiff::tz::TimeZone;
 
+use super::changed::align;
 use super::{
-    Body, Buried, Child, Clock, Column, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part, Refers, Table,
-    Tombstone, Trigger,
+    Body, Buried, Child, Clock, Dictionary, Keyword, Layout, Message, Parent, Part, Refers, Table, Tombstone, Trigger,
 };
 use crate::compare::error::CompareError;
 use crate::compare::source::{Facts, SourceColumn, SourceTable};
@@ -94,7 +94,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let buried = buried.map(|(one, predicate)| lay.buried(one, predicate, &message.table)).transpose()?;
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
-    Ok(Layout {
+    let mut layout = Layout {
         schema: profile.schema.clone(),
         owner,
         mailbox,
@@ -108,7 +108,9 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         buried,
         external: profile.part.iter().filter_map(|part| part.external.clone()).collect(),
         triggers,
-    })
+    };
+    align(&mut layout);
+    Ok(layout)
 }
 
 /// Lays the profile over the live store alone, for work that needs no snapshot.
@@ -122,6 +124,7 @@ pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, Co
                 name: column.name.clone(),
                 type_name: column.type_name.clone(),
                 wire: if column.wire == catalog::Wire::Text { Wire::Text } else { Wire::Binary },
+                widened: None,
             })
             .collect(),
         leaves: vec![table.name.clone()],
@@ -138,50 +141,41 @@ pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, Co
     layout(profile, &facts, catalog)
 }
 
-struct Lay<'a> {
-    profile: &'a Profile,
-    facts: &'a Facts,
+/// `schema.table` in its parts.
+pub(super) fn table_name(qualified: &str) -> TableName {
+    let (schema, name) = qualified.split_once('.').unwrap_or(("public", qualified));
+    TableName { schema: schema.to_owned(), name: name.to_owned() }
+}
+
+pub(super) struct Lay<'a> {
+    pub(super) profile: &'a Profile,
+    pub(super) facts: &'a Facts,
     catalog: &'a Catalog,
     /// What rows may refer to besides their message.
     known: Vec<(Refers, TableName)>,
 }
 
 impl Lay<'_> {
-    fn name(&self, table: &str) -> TableName {
-        let qualified = self.profile.qualify(table);
-        let (schema, name) = qualified.split_once('.').unwrap_or(("public", &qualified));
-        TableName { schema: schema.to_owned(), name: name.to_owned() }
+    pub(super) fn name(&self, table: &str) -> TableName {
+        table_name(&self.profile.qualify(table))
     }
 
     fn table(&self, table: &str, key: Option<&Columns>) -> Result<Table, CompareError> {
         let name = self.name(table);
         let missing = |place| CompareError::NoTable { table: name.to_string(), place };
-        let source = self.facts.table(&name).ok_or_else(|| missing("snapshot"))?.clone();
+        let mut source = self.before(&name).ok_or_else(|| missing("snapshot"))?;
         let live = self.catalog.table(&name.schema, &name.name).ok_or_else(|| missing("live store"))?;
         let default = |column: &str| {
             let found = self.catalog.sensitive.defaults.iter();
             let mut found = found.filter(|default| default.column.table == name && default.column.column == column);
             found.next().map(|default| default.expression.clone())
         };
-        let columns = source
-            .columns
-            .iter()
-            .map(|column| Column {
-                name: column.name.clone(),
-                type_name: column.type_name.clone(),
-                text: column.wire == Wire::Text,
-                live: live.live_columns().find(|live| live.name == column.name).map(|live| LiveColumn {
-                    type_name: live.type_name.clone(),
-                    generated: live.generated.is_some(),
-                    identity: live.identity.is_some(),
-                    default: default(&column.name),
-                }),
-            })
-            .collect();
+        let columns = self.columns_now(&mut source, live, &default)?;
         let mut all: Vec<(String, String)> =
             live.stored_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
         all.sort();
-        let mut table = Table { source, columns, key: Vec::new(), live: all };
+        let (added, obstacles) = (self.added(&name), self.obstacles(&columns, live));
+        let mut table = Table { source, columns, key: Vec::new(), live: all, added, obstacles };
         table.key = match (key, live.primary_key()) {
             (Some(key), _) => self.columns(&table, key)?,
             (None, Some(key)) => key.columns.iter().map(|name| self.column(&table, name)).collect::<Result<_, _>>()?,
@@ -191,11 +185,19 @@ impl Lay<'_> {
     }
 
     fn column(&self, table: &Table, name: &str) -> Result<usize, CompareError> {
-        table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
+        let name = self.now(&table.source.name, name);
+        let at = table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
             table: table.label(),
             column: name.to_owned(),
             place: "snapshot",
-        })
+        })?;
+        let column = &table.columns[at];
+        if column.live.is_none() {
+            let gone = || "the live store has it no longer, and the profile needs it".to_owned();
+            let reason = column.obstacle.clone().unwrap_or_else(gone);
+            return Err(CompareError::Changed { table: table.label(), column: name.to_owned(), reason });
+        }
+        Ok(at)
     }
 
     fn columns(&self, table: &Table, columns: &Columns) -> Result<Vec<usize>, CompareError> {
@@ -468,19 +470,21 @@ impl Lay<'_> {
     }
 
     fn tombstone(&self, tombstone: &profile::Tombstone, message: &Message) -> Result<Tombstone, CompareError> {
-        let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().cloned());
+        let name = self.name(tombstone.table.as_deref().unwrap_or_default());
+        let now = |column: &String| self.now(&name, column).to_owned();
+        let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().map(now));
         let evidence = tombstone.evidence.iter();
         Ok(Tombstone {
-            name: self.name(tombstone.table.as_deref().unwrap_or_default()),
             mailbox: first(&tombstone.mailbox),
-            uid: tombstone.uid.clone(),
-            modseq: tombstone.modseq.clone(),
+            uid: tombstone.uid.as_ref().map(now),
+            modseq: tombstone.modseq.as_ref().map(now),
             message: first(&tombstone.message),
             evidence: evidence
-                .map(|(own, of)| Ok((own.clone(), self.column(&message.table, of)?)))
+                .map(|(own, of)| Ok((now(own), self.column(&message.table, of)?)))
                 .collect::<Result<_, CompareError>>()?,
-            at: tombstone.at.clone(),
-            set: tombstone.set.clone(),
+            at: tombstone.at.as_ref().map(now),
+            set: tombstone.set.iter().map(|(column, sql)| (now(column), sql.clone())).collect(),
+            name: name.clone(),
             written: tombstone.write == profile::TombstoneWrite::OnUndo,
         })
     }

@@ -38,6 +38,7 @@ impl MemorySource {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
                     wire: Wire::Binary,
+                    widened: None,
                 })
                 .collect();
             let list: Vec<String> = columns.iter().map(|column| sql::identifier(&column.name)).collect();
@@ -88,8 +89,8 @@ impl Source for MemorySource {
         &self.facts
     }
 
-    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
-        let rows = &self.tables[&table.name.to_string()];
+    async fn stored_segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
+        let rows = &self.tables[&table.leaves[0].to_string()];
         let facts = rows.chunks(SEGMENT_ROWS).map(|rows| {
             let mut hash = blake3::Hasher::new();
             for field in rows.iter().flatten() {
@@ -118,10 +119,15 @@ impl Source for MemorySource {
         Ok(facts.collect())
     }
 
-    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
-        let number = self.facts.tables.iter().position(|one| one.name == table.name).unwrap();
+    async fn scan_stored(
+        &self,
+        table: &SourceTable,
+        pick: Pick<'_>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError> {
+        let number = self.facts.tables.iter().position(|one| one.name == table.leaves[0]).unwrap();
         let width = table.columns.len();
-        for (at, row) in self.tables[&table.name.to_string()].iter().enumerate() {
+        for (at, row) in self.tables[&table.leaves[0].to_string()].iter().enumerate() {
             let cells: Vec<Cell<'_>> = row
                 .iter()
                 .enumerate()

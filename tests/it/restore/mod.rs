@@ -3,6 +3,7 @@
 //! The snapshots are taken into memory ([`memory`]), so that a history costs a fraction of a second; that the same rows come out of a
 //! repository is for the tests of the snapshot to show.
 
+mod changed;
 mod check;
 mod history;
 mod marked;
