@@ -205,7 +205,7 @@ impl Restoring<'_> {
         if context.global.dry_run {
             summary.clients.iter().for_each(|sentence| context.output.line(sentence));
             self.accounts.add(Accounts::of(&plan, None));
-            let exit = if summary.outside > 0 { Exit::Findings } else { Exit::Done };
+            let exit = if summary.outside + summary.place_taken > 0 { Exit::Findings } else { Exit::Done };
             self.told.push(Told { gap, plan: summary, replay: None });
             return Ok(exit);
         }
@@ -322,6 +322,7 @@ fn show(context: &Context, report: &ReplayReport) {
         (mail.arrived_meanwhile, "had arrived again meanwhile"),
         (mail.by_another, "were put back by another replay first"),
         (mail.no_mailbox, "have no mailbox any more: run `restante gap` again"),
+        (mail.place_taken, "stay out: another mail has what only one can have (its place is taken)"),
         (report.left_out, "are doubtful or orphans and were left out"),
         (report.counters.mailboxes, "mailboxes had their counters raised"),
         (report.counters.uidvalidity, "mailboxes have a new UIDVALIDITY, because a UID had been issued twice"),

@@ -34,6 +34,7 @@ pub fn line(account: &str, report: &AccountReport, planned: bool) -> String {
             Left::Outside => "not part of this restore",
             Left::CannotTell => "possibly deleted by you",
             Left::FolderDeleted => "in a folder that was deleted",
+            Left::PlaceTaken => "in whose place another message is by now",
             Left::NoFolder => "in a folder that is not there any more",
         };
         line += &format!(" {} {verb}: {why}.", messages(*count));

@@ -36,6 +36,7 @@ impl Accounts {
                 // An equal mail is there: nothing is missing to the user.
                 Some(None | Some(Became::ArrivedMeanwhile)) => {}
                 Some(Some(Became::NoMailbox)) => accounts.left(plan, Some(one.mailbox), Left::NoFolder),
+                Some(Some(Became::PlaceTaken)) => accounts.left(plan, Some(one.mailbox), Left::PlaceTaken),
                 None | Some(Some(Became::Restored | Became::ByAnother)) => {
                     let folder = plan.folder_of(one.mailbox, one.aside);
                     accounts.put_back(plan, one.mailbox, folder, leftovers[one.leftover].instant);

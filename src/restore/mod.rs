@@ -21,6 +21,8 @@
 //! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
 //! | `alive` | parts that the live store still has are taken from there |
 //! | `columns` | columns of living messages that a wrong UPDATE changed |
+//! | `dictionaries` | what rows refer to: accounts, mailboxes, shared values |
+//! | `answers` | references from message to message |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
 //! | [`accounts`] | what was done, or would be, for each account |
@@ -31,6 +33,7 @@
 
 pub mod accounts;
 mod alive;
+mod answers;
 pub mod apply;
 mod batch;
 mod clients;

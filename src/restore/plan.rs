@@ -3,13 +3,15 @@
 //! A plan is an upper bound: each batch looks again under its locks.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::clients::clients;
 use crate::compare::columns::Differing;
 use crate::compare::counters::MailboxCounter;
+use crate::compare::layout::Refers;
 use crate::compare::parents::{Fate, LiveParent};
 use crate::compare::row::Print;
 use crate::compare::{Class, Comparison, Leftover, Reason, Window};
@@ -60,6 +62,8 @@ pub enum Left {
     CannotTell,
     /// An orphan.
     FolderDeleted,
+    /// Another mail has what a unique key gives to one alone.
+    PlaceTaken,
     /// Its mailbox went away while the restore ran.
     NoFolder,
 }
@@ -97,6 +101,32 @@ pub struct Plan {
     pub columns: Differing,
     /// A hash over the options: no address stands in the journal.
     pub(super) asked: String,
+    links: Links,
+}
+
+/// Which leftovers refer to which, by the keys of the snapshot. Empty where messages do not refer to each other.
+#[derive(Default)]
+struct Links {
+    by_key: HashMap<Bytes, usize>,
+    answers: HashMap<Bytes, Vec<usize>>,
+}
+
+impl Links {
+    fn new(comparison: &Comparison) -> Self {
+        let mut links = Self::default();
+        for (at, leftover) in comparison.leftovers.iter().enumerate() {
+            if comparison.referred.keys.contains_key(&leftover.key[..]) {
+                links.by_key.insert(leftover.key.clone(), at);
+            }
+            for (column, _) in comparison.layout.message.refers.iter().filter(|(_, refers)| *refers == Refers::Message)
+            {
+                if let Some(key) = leftover.row[*column].bytes() {
+                    links.answers.entry(Bytes::copy_from_slice(key)).or_default().push(at);
+                }
+            }
+        }
+        links
+    }
 }
 
 /// What people put aside is found there.
@@ -117,11 +147,30 @@ pub struct Summary {
     pub sequences: u64,
     pub outside: u64,
     pub left_out: u64,
+    pub place_taken: u64,
     /// What mail clients will do.
     pub clients: Vec<String>,
 }
 
 impl Plan {
+    /// The leftover that has this key in the snapshot and that others refer to.
+    pub(super) fn leftover(&self, key: &[u8]) -> Option<usize> {
+        self.links.by_key.get(key).copied()
+    }
+
+    /// How many moves from this one on should not be torn apart.
+    pub(super) fn together(&self, at: usize) -> usize {
+        let of = |one: &Move| group(&self.comparison, one).filter(|_| self.comparison.layout.deferred);
+        let own = of(&self.moves[at]);
+        let begins = own.is_some() && (at == 0 || of(&self.moves[at - 1]) != own);
+        if begins { self.moves[at..].iter().take_while(|one| of(one) == own).count() } else { 1 }
+    }
+
+    /// The leftovers that refer to the message that has this key in the snapshot.
+    pub(super) fn answers(&self, key: &[u8]) -> &[usize] {
+        self.links.answers.get(key).map_or(&[], Vec::as_slice)
+    }
+
     pub fn summary(&self) -> Summary {
         let incomplete = if self.repair { self.comparison.incomplete.messages.len() } else { 0 };
         let messages = self.moves.len() as u64;
@@ -138,6 +187,7 @@ impl Plan {
             sequences: self.comparison.counters.low_sequences().len() as u64,
             outside: self.outside(),
             left_out: self.left_out(),
+            place_taken: self.place_taken(),
         }
     }
 
@@ -149,14 +199,23 @@ impl Plan {
         clients(layout, messages, (another.count() + anew) as u64)
     }
 
+    fn count_left(&self, counts: impl Fn(Left) -> bool) -> u64 {
+        self.left.iter().filter(|(_, why)| counts(*why)).count() as u64
+    }
+
     /// Absent messages outside the window, or of other accounts and mailboxes.
     pub fn outside(&self) -> u64 {
-        self.left.iter().filter(|(_, why)| *why == Left::Outside).count() as u64
+        self.count_left(|why| why == Left::Outside)
     }
 
     /// Doubtful ones and orphans that are left out.
     pub fn left_out(&self) -> u64 {
-        self.left.len() as u64 - self.outside()
+        self.count_left(|why| !matches!(why, Left::Outside | Left::PlaceTaken))
+    }
+
+    /// Lost ones that stay out because another mail has their place.
+    pub fn place_taken(&self) -> u64 {
+        self.count_left(|why| why == Left::PlaceTaken)
     }
 
     /// The messages that this plan deals with, by their names for all journals.
@@ -191,6 +250,10 @@ impl Plan {
                 left.push((at, Left::Outside));
                 continue;
             }
+            if leftover.class == Class::PlaceTaken {
+                left.push((at, Left::PlaceTaken));
+                continue;
+            }
             match aside(&comparison, leftover, mailbox, options) {
                 Some(aside) => moves.push(Move { leftover: at, mailbox, aside }),
                 None if leftover.class == Class::Orphan => left.push((at, Left::FolderDeleted)),
@@ -204,8 +267,27 @@ impl Plan {
                 options.first.iter().position(|first| *first == account).unwrap_or(usize::MAX)
             })
             .collect();
-        let order = |at: &Move| (rank[at.mailbox], Reverse(comparison.leftovers[at.leftover].instant), at.leftover);
+        // What goes aside has a batch of its own: what it shares goes there too.
+        let order =
+            |at: &Move| (at.aside, rank[at.mailbox], Reverse(comparison.leftovers[at.leftover].instant), at.leftover);
         moves.sort_by_key(order);
+        if comparison.layout.deferred {
+            // A group stands where its newest mail does.
+            let mut first = HashMap::new();
+            let place = |(at, one): (usize, &Move)| {
+                let group = group(&comparison, one)?;
+                Some(*first.entry((one.aside, group)).or_insert(at))
+            };
+            let places: Vec<Option<usize>> = moves.iter().enumerate().map(place).collect();
+            let mut placed: Vec<(usize, Move)> = moves
+                .into_iter()
+                .zip(places)
+                .enumerate()
+                .map(|(at, (one, place))| (place.unwrap_or(at), one))
+                .collect();
+            placed.sort_by_key(|(place, _)| *place);
+            moves = placed.into_iter().map(|(_, one)| one).collect();
+        }
 
         let lost = |fate: Fate| fate == Fate::Lost;
         let needed = |mailbox: usize| moves.iter().any(|one| one.mailbox == mailbox && !one.aside);
@@ -237,6 +319,7 @@ impl Plan {
         let asked =
             blake3::hash(serde_json::to_string(options).unwrap_or_default().as_bytes()).to_hex()[..16].to_owned();
         let folder = options.into_folder.clone().unwrap_or_else(|| FOLDER.to_owned());
+        let links = Links::new(&comparison);
         Self {
             asked,
             comparison,
@@ -250,6 +333,7 @@ impl Plan {
             earlier,
             repair,
             columns: Differing::default(),
+            links,
         }
     }
 
@@ -265,11 +349,26 @@ impl Plan {
     }
 }
 
+/// The dictionary that a message shares with others and that refers back to one of them.
+fn group<'a>(comparison: &'a Comparison, one: &Move) -> Option<(usize, &'a [u8])> {
+    let layout = &comparison.layout;
+    layout.message.refers.iter().find_map(|(column, refers)| match refers {
+        Refers::Dictionary(kind) => {
+            let back = layout.dictionaries[*kind].refers.iter().any(|(_, refers)| *refers == Refers::Message);
+            Some((*kind, comparison.leftovers[one.leftover].row[*column].bytes().filter(|_| back)?))
+        }
+        _ => None,
+    })
+}
+
 /// A mailbox that lost mail may also have lost mail that came after the snapshot, and with it its counters. Those UIDs are in no snapshot
 /// and clients have seen them, so as many are skipped as a mailbox may have got meanwhile. 2³² UIDs last for 400,000 restores.
 const SKIPPED: i64 = 10_000;
 
 fn skip_ahead(counters: &mut Vec<MailboxCounter>, live: usize, now: &LiveParent) {
+    if now.uid.is_none() && now.modseq.is_none() {
+        return;
+    }
     let at = counters.iter().position(|counter| counter.live == live).unwrap_or_else(|| {
         counters.push(MailboxCounter { live, uid: None, modseq: None, collided: None });
         counters.len() - 1
@@ -295,6 +394,6 @@ fn aside(comparison: &Comparison, leftover: &Leftover, mailbox: usize, options: 
             Doubtful::Skip => None,
         },
         Class::Orphan => (options.orphans && comparison.parents.target_owner(mailbox).is_some()).then_some(true),
-        Class::Duplicate | Class::DeletedByUser => None,
+        Class::Duplicate | Class::DeletedByUser | Class::PlaceTaken => None,
     }
 }
