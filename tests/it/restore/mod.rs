@@ -4,10 +4,12 @@
 //! repository is for the tests of the snapshot to show.
 
 mod check;
+mod hard;
 mod history;
 mod marked;
 mod memory;
 mod model;
+mod naive;
 mod names;
 mod references;
 mod scripted;
