@@ -9,6 +9,7 @@ mod keys;
 mod parts;
 mod same;
 mod shapes;
+mod traffic;
 pub mod trial;
 mod users;
 
