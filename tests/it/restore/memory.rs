@@ -8,7 +8,7 @@ use restante::compare::CompareError;
 use restante::compare::live;
 use restante::compare::row::{Cell, LargeValue};
 use restante::compare::source::{Facts, Numbers, Pick, RowSink, SegmentFacts, Source, SourceColumn, SourceTable};
-use restante::postgres::catalog::{self, TableKind};
+use restante::postgres::catalog::{self, Table};
 use restante::postgres::session::Session;
 use restante::postgres::sql;
 use restante::repository::id::Digest;
@@ -33,7 +33,12 @@ impl MemorySource {
         let mut read = catalog::read(session).await.unwrap();
         catalog::read_sequence_values(session, &mut read.sequences).await.unwrap();
         let (mut tables, mut rows) = (Vec::new(), HashMap::new());
-        for table in read.tables.iter().filter(|table| table.holds_rows() || table.kind == TableKind::Partitioned) {
+        // Partitions are read as one.
+        let wholes = |table: &&Table| match table.partition_of {
+            None => table.holds_rows() || table.partition_key.is_some(),
+            Some(_) => false,
+        };
+        for table in read.tables.iter().filter(wholes) {
             let columns: Vec<SourceColumn> = table
                 .stored_columns()
                 .map(|column| SourceColumn {

@@ -5,10 +5,12 @@
 
 mod changed;
 mod check;
+mod hard;
 mod history;
 mod marked;
 mod memory;
 mod model;
+mod naive;
 mod names;
 mod references;
 mod scripted;
