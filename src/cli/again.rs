@@ -22,6 +22,9 @@ pub fn command(context: &Context, words: &[&str], comparing: Option<&Comparing>)
         flag("--to", comparing.to.map(|time| time.to_string()), "");
         flag("--damaged-at", comparing.damaged_at.map(|time| time.to_string()), "");
         flag("--profile", comparing.profile.clone(), "");
+        for renamed in &comparing.renamed {
+            flag("--renamed", Some(renamed.clone()), "");
+        }
         for identity in &global.identity {
             flag("--identity", Some(shown(identity)), "RESTANTE_IDENTITY");
         }

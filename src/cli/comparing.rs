@@ -1,5 +1,7 @@
 //! What `gap`, `find`, `restore` and `undo` have in common: the store's profile, the right snapshot, the comparison.
 
+use std::collections::HashSet;
+
 use anyhow::Context as _;
 use clap::Args;
 use jiff::Timestamp;
@@ -11,6 +13,8 @@ use crate::compare::{self, CompareError, Comparison, Window, choose, fit};
 use crate::postgres::catalog::{self, Catalog};
 use crate::postgres::session::{Session, SessionOptions};
 use crate::profile::{Profile, Severity};
+use crate::repository::Repository;
+use crate::repository::id::ObjectId;
 use crate::repository::snapshots::{self, Snapshot, SnapshotReader};
 
 /// The newest snapshots that are held against each other.
@@ -21,6 +25,9 @@ pub struct Comparing {
     /// Built-in profile or a TOML file; found out if left out
     #[arg(long, value_name = "NAME|FILE")]
     pub profile: Option<String>,
+    /// What has another name since the snapshot, TABLE=NEW or TABLE.COLUMN=NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    pub renamed: Vec<String>,
     /// Only mail saved (or, where the store does not say, arrived) from this time on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub from: Option<Timestamp>,
@@ -47,10 +54,10 @@ pub struct Live {
 }
 
 impl Live {
-    pub async fn open(context: &Context, wanted: Option<&str>) -> anyhow::Result<Self> {
+    pub async fn open(context: &Context, wanted: Option<&str>, renamed: &[String]) -> anyhow::Result<Self> {
         let session = Session::connect(&context.dsn()?, SessionOptions::default()).await?;
         let catalog = catalog::read(&session).await?;
-        let profile = match wanted.or(context.config.profile.as_deref()) {
+        let mut profile = match wanted.or(context.config.profile.as_deref()) {
             Some(name) => match Profile::builtin(name) {
                 Some(profile) => profile?,
                 None => {
@@ -65,6 +72,9 @@ impl Live {
                 )
             })?,
         };
+        for text in renamed {
+            profile.rename(text).map_err(UsageError)?;
+        }
         let findings = fit::findings(&profile, &catalog);
         for finding in &findings {
             match finding.severity {
@@ -82,6 +92,13 @@ pub struct Chosen {
     pub source: RepositorySource,
 }
 
+impl Chosen {
+    pub async fn open(repository: &Repository, snapshot: &Snapshot) -> anyhow::Result<Self> {
+        let source = RepositorySource::open(SnapshotReader::open(repository, snapshot).await?).await?;
+        Ok(Self { snapshot: snapshot.clone(), source })
+    }
+}
+
 impl Comparing {
     pub fn window(&self) -> Window {
         Window { from: self.from, to: self.to }
@@ -93,9 +110,8 @@ impl Comparing {
         let all = context.snapshots(&repository).await?;
         let newest = wanted.is_none_or(|wanted| wanted == "latest");
         if !newest {
-            let snapshot = snapshots::select(&all, wanted.unwrap_or_default())?.clone();
-            let source = RepositorySource::open(SnapshotReader::open(&repository, &snapshot).await?).await?;
-            return Ok(Chosen { snapshot, source });
+            let snapshot = snapshots::select(&all, wanted.unwrap_or_default())?;
+            return Chosen::open(&repository, snapshot).await;
         }
         let mut candidates = Vec::new();
         for snapshot in all.iter().rev().filter(|one| one.certificate.is_some()).take(CANDIDATES) {
@@ -131,6 +147,34 @@ impl Comparing {
         }
         let (snapshot, source) = candidates.swap_remove(best);
         Ok(Chosen { snapshot, source })
+    }
+
+    /// The snapshots of the store to merge, newest first: those that are named, or all that are certified. When the damage was later than a
+    /// good one, older ones have nothing to add: what was gone by then the damage did not take.
+    pub async fn merged(&self, context: &Context, wanted: &[String]) -> anyhow::Result<(Repository, Vec<Snapshot>)> {
+        let repository = context.open_as_reader().await?;
+        let all = context.snapshots(&repository).await?;
+        let named = wanted.iter().map(|wanted| snapshots::select(&all, wanted).map(|one| one.id));
+        let named: HashSet<ObjectId> = named.collect::<Result<_, _>>()?;
+        let certified = all.into_iter().rev().filter(|one| one.certificate.is_some());
+        let mut found: Vec<Snapshot> = certified.filter(|one| named.is_empty() || named.contains(&one.id)).collect();
+        let store = found.first().map(|newest| newest.manifest.store.clone());
+        let others = |one: &Snapshot| store.as_ref().is_some_and(|store| one.manifest.store != *store);
+        if !named.is_empty() && found.iter().any(others) {
+            return Err(UsageError("the snapshots that are named are not of one store".into()).into());
+        }
+        found.retain(|one| !others(one));
+        let good = |one: &Snapshot| {
+            let manifest = &one.manifest;
+            manifest.complete && manifest.suspect.is_empty() && self.damaged_at.is_some_and(|at| manifest.taken <= at)
+        };
+        if let Some(at) = found.iter().position(good) {
+            found.truncate(at + 1);
+        }
+        if found.is_empty() {
+            snapshots::select(&[], "latest")?;
+        }
+        Ok((repository, found))
     }
 
     /// `window`: what need not be looked at closely. A gap looks at everything.

@@ -51,7 +51,7 @@ impl Find {
             let options = "--account, --mailbox, --message-id, --uid, --from or --to";
             return Err(UsageError(format!("say what to look for: {options}")).into());
         }
-        let live = Live::open(context, self.comparing.profile.as_deref()).await?;
+        let live = Live::open(context, self.comparing.profile.as_deref(), &self.comparing.renamed).await?;
         let chosen = self.comparing.choose(context, &live, self.snapshot.as_deref()).await?;
         let comparison = self.comparing.compare(&live, &chosen, wanted.window).await?;
         let mut all = Vec::new();
@@ -100,5 +100,6 @@ fn fate(class: Option<Class>) -> &'static str {
         Some(Class::DeletedByUser) => "deleted or moved by its user",
         Some(Class::CannotTell) => "cannot be told",
         Some(Class::Orphan) => "its mailbox was deleted",
+        Some(Class::PlaceTaken) => "lost, and another mail has its place",
     }
 }

@@ -49,6 +49,9 @@ pub struct Undo {
     /// Built-in profile or a TOML file; found out if left out
     #[arg(long, value_name = "NAME|FILE")]
     profile: Option<String>,
+    /// What has another name than the profile says, TABLE=NEW or TABLE.COLUMN=NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    renamed: Vec<String>,
     /// Only this account; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     account: Vec<String>,
@@ -62,7 +65,7 @@ pub struct Undo {
 
 impl Undo {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let live = Live::open(context, self.profile.as_deref()).await?;
+        let live = Live::open(context, self.profile.as_deref(), &self.renamed).await?;
         let layout = layout_of_live(&live.profile, &live.catalog)?;
         if context.global.dry_run {
             let replays = journal::replays(&live.session).await?;
@@ -81,6 +84,10 @@ impl Undo {
         let report = undo(&live.session, &layout, &options).await?;
         context.output.json("undone", &report)?;
         context.output.line(format!("{} messages taken back", units::count(report.undone)));
+        if report.columns > 0 {
+            let columns = units::count(report.columns);
+            context.output.line(format!("{columns} living messages have the former values of their columns again"));
+        }
         if report.touched > 0 {
             context
                 .output

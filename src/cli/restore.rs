@@ -15,8 +15,8 @@ use crate::restore::{RestoreError, full, rescue};
 /// Put lost mail back into the live store; or a whole snapshot, or a table, into a database
 #[derive(Args)]
 pub struct Restore {
-    /// Id prefix, latest, latest:tag=…, or @TIME; for lost mail the fullest if left out
-    snapshot: Option<String>,
+    /// Id prefix, latest, latest:tag=…, or @TIME; for lost mail the fullest if left out. Several with `--union`
+    snapshot: Vec<String>,
     #[command(flatten)]
     window: WindowArgs,
     /// Everything, into an empty database
@@ -42,9 +42,11 @@ pub struct Restore {
 impl Restore {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let Some(into) = &self.into else {
-            return window::restore(&self.window, context, self.snapshot.as_deref()).await;
+            return window::restore(&self.window, context, &self.snapshot).await;
         };
-        let wanted = self.snapshot.as_deref().ok_or_else(|| UsageError("say which snapshot to restore".into()))?;
+        let [wanted] = &self.snapshot[..] else {
+            return Err(UsageError("say which snapshot to restore, and one alone".into()).into());
+        };
         let dsn = context::dsn(into)?;
         let repository = context.open_as_reader().await?;
         let snapshot = context.snapshot(&repository, wanted).await?;

@@ -126,7 +126,7 @@ impl Grants {
             Purpose::Snapshot => {}
             Purpose::Gap => journal = rights::gap_sql(&self.role),
             Purpose::Restore => {
-                let live = Live::open(context, self.profile.as_deref()).await?;
+                let live = Live::open(context, self.profile.as_deref(), &[]).await?;
                 let layout = layout_of_live(&live.profile, &live.catalog)?;
                 written = rights::written(&layout, &live.profile);
                 journal = rights::restore_sql(&layout, &self.role);

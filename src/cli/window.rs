@@ -1,32 +1,55 @@
 //! `restante restore` into the live store: the lost mail, or that of a window.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::again;
-use super::comparing::{Comparing, Live};
+use super::comparing::{Chosen, Comparing, Live};
 use super::context::Context;
-use super::exit::Exit;
+use super::exit::{Exit, UsageError};
 use super::gap;
 use super::units;
+use crate::compare::columns::{self, Differing};
+use crate::compare::layout::Layout;
+use crate::compare::parents::Parents;
 use crate::compare::report::GapReport;
-use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport};
+use crate::compare::row::Print;
+use crate::report::accounts::line;
+use crate::report::{self, Told};
+use crate::restore::accounts::Accounts;
+use crate::restore::plan::Summary;
+use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport, fits};
 
 #[derive(Args, Debug, Clone)]
 pub struct WindowArgs {
     #[command(flatten)]
     pub comparing: Comparing,
+    /// Merge snapshots: what any of those named has, or any certified one, is put back once; for losses that went on for long
+    #[arg(long)]
+    pub union: bool,
     /// Only this account; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     pub account: Vec<String>,
     /// Only mailboxes of this name; may be repeated
     #[arg(long, value_name = "NAME")]
     pub mailbox: Vec<String>,
-    /// What to do with mail of which nobody can tell who removed it
-    #[arg(long, value_enum, default_value = "restore", value_name = "WHAT")]
-    pub doubtful: DoubtfulArg,
-    /// Put lost mail of deleted mailboxes into Recovered/<mailbox>
+    /// What to do with mail of which nobody can tell who removed it; `restore` if left out
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub doubtful: Option<DoubtfulArg>,
+    /// Also give living messages the snapshot's value of TABLE.COLUMN back, where it differs and nobody touched the message since; may be
+    /// repeated. Needs `--damaged-at`, or `--yes`
+    #[arg(long, value_name = "TABLE.COLUMN", conflicts_with_all = ["union", "from", "to", "account", "mailbox"])]
+    pub repair_columns: Vec<String>,
+    /// Put all of it into NAME/<mailbox> of its account. What has a side folder anyway is put into Recovered/<mailbox> without this
+    #[arg(long, value_name = "NAME", value_parser = folder)]
+    pub into_folder: Option<String>,
+    /// Whose mail comes first: newest (of all accounts), or account-file=FILE, which has an account a line; the others follow, newest first
+    #[arg(long, value_name = "ORDER", value_parser = order, default_value = "newest")]
+    pub order: Order,
+    /// Also put back lost mail of deleted mailboxes, into a side folder
     #[arg(long)]
     pub orphans: bool,
     /// Leave living messages as they are that miss parts
@@ -35,6 +58,9 @@ pub struct WindowArgs {
     /// Messages in one transaction
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub batch: usize,
+    /// Also print a line for each account that support can send to its user
+    #[arg(long)]
+    pub per_account: bool,
     /// Also write the report as one HTML file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -57,29 +83,201 @@ impl From<DoubtfulArg> for Doubtful {
     }
 }
 
-pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>) -> anyhow::Result<Exit> {
-    let live = Live::open(context, args.comparing.profile.as_deref()).await?;
-    let chosen = args.comparing.choose(context, &live, wanted).await?;
-    let comparison = args.comparing.compare(&live, &chosen, args.comparing.window()).await?;
-    let gap = GapReport::new(&comparison);
-    let plan = Plan::new(
-        comparison,
-        &PlanOptions {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    Newest,
+    AccountFile(PathBuf),
+}
+
+fn order(text: &str) -> Result<Order, String> {
+    match text.split_once('=') {
+        None if text == "newest" => Ok(Order::Newest),
+        Some(("account-file", file)) if !file.is_empty() => Ok(Order::AccountFile(file.into())),
+        _ => Err("write newest, or account-file=FILE".to_owned()),
+    }
+}
+
+/// A name that makes one more level of folders wherever `/` parts them.
+fn folder(text: &str) -> Result<String, String> {
+    let wrong =
+        text.trim().is_empty() || text.starts_with('/') || text.ends_with('/') || text.contains(char::is_control);
+    if wrong { Err("it is no name of a folder".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// The accounts that come first. Blank lines and those that begin with `#` say nothing.
+fn first(order: &Order, parents: &Parents) -> anyhow::Result<Vec<String>> {
+    let Order::AccountFile(file) = order else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let lines = text.lines().map(str::trim).enumerate();
+    let mut accounts = Vec::new();
+    for (at, account) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+        if !parents.has_account(account) {
+            let place = format!("{}, line {}", file.display(), at + 1);
+            return Err(
+                UsageError(format!("{place}: neither the snapshot nor the store has an account {account:?}")).into()
+            );
+        }
+        accounts.push(account.to_owned());
+    }
+    Ok(accounts)
+}
+
+pub async fn restore(args: &WindowArgs, context: &Context, wanted: &[String]) -> anyhow::Result<Exit> {
+    let live = Live::open(context, args.comparing.profile.as_deref(), &args.comparing.renamed).await?;
+    let mut restore = Restoring {
+        args,
+        context,
+        live: &live,
+        told: Vec::new(),
+        dealt_with: HashSet::new(),
+        accounts: Accounts::default(),
+    };
+    let mut exit = Exit::Done;
+    if args.union {
+        let (repository, snapshots) = args.comparing.merged(context, wanted).await?;
+        for snapshot in &snapshots {
+            if restore.one(Chosen::open(&repository, snapshot).await?).await? == Exit::Findings {
+                exit = Exit::Findings;
+            }
+        }
+        restore.sum()?;
+    } else if let [] | [_] = wanted {
+        let wanted = wanted.first().map(String::as_str);
+        exit = restore.one(args.comparing.choose(context, &live, wanted).await?).await?;
+    } else {
+        return Err(UsageError("several snapshots are merged with `--union`".into()).into());
+    }
+    restore.per_account()?;
+    if let Some(path) = &args.html {
+        let page = report::html(&restore.told, &restore.accounts);
+        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(exit)
+}
+
+/// A restore from one snapshot, or from several, the newest first. After each the store is compared anew, so what one brought is not brought
+/// again by the next.
+struct Restoring<'a> {
+    args: &'a WindowArgs,
+    context: &'a Context,
+    live: &'a Live,
+    told: Vec<Told>,
+    dealt_with: HashSet<Print>,
+    accounts: Accounts,
+}
+
+impl Restoring<'_> {
+    async fn one(&mut self, chosen: Chosen) -> anyhow::Result<Exit> {
+        let (args, context, live) = (self.args, self.context, self.live);
+        let comparison = args.comparing.compare(live, &chosen, args.comparing.window()).await?;
+        if args.union && args.doubtful.is_none() && !comparison.layout.records_deletions() {
+            let why = "this store does not record what its users delete, so older snapshots bring that back as well: \
+                       say what to do with it, `--doubtful restore`, `side-folder` or `skip`";
+            return Err(UsageError(why.into()).into());
+        }
+        let gap = GapReport::new(&comparison);
+        let options = PlanOptions {
+            first: first(&args.order, &comparison.parents)?,
             window: args.comparing.window(),
             accounts: args.account.clone(),
             mailboxes: args.mailbox.clone(),
-            doubtful: args.doubtful.into(),
+            doubtful: args.doubtful.map(Into::into).unwrap_or_default(),
             orphans: args.orphans,
             leave_incomplete: args.leave_incomplete,
-        },
-    );
-    context.progress.finish();
-    let summary = plan.summary();
-    context.output.json("plan", &summary)?;
-    if context.global.dry_run || !context.output.is_json() {
-        gap::show(context, &gap, &chosen.snapshot.short(), None);
-        context.output.line("");
+            into_folder: args.into_folder.clone(),
+            columns: args.repair_columns.clone(),
+            dealt_with: std::mem::take(&mut self.dealt_with),
+        };
+        let differing = self.differing(&chosen, &comparison.layout).await?;
+        let mut plan = Plan::new(comparison, &options);
+        plan.columns = differing;
+        fits(&plan, &chosen.source).await?;
+        self.dealt_with = options.dealt_with;
+        self.dealt_with.extend(plan.deals_with());
+        context.progress.finish();
+        let summary = plan.summary();
+        context.output.json("plan", &summary)?;
+        if context.global.dry_run || !context.output.is_json() {
+            gap::show(context, &gap, &chosen.snapshot.short(), None);
+            context.output.line("");
+        }
+        show_plan(context, &gap, &summary);
+        if context.global.dry_run {
+            summary.clients.iter().for_each(|sentence| context.output.line(sentence));
+            self.accounts.add(Accounts::of(&plan, None));
+            let exit = if summary.outside + summary.place_taken > 0 { Exit::Findings } else { Exit::Done };
+            self.told.push(Told { gap, plan: summary, replay: None });
+            return Ok(exit);
+        }
+        let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
+        if self.told.is_empty() && (!plan.is_empty() || derives || args.union) {
+            context.confirm("put them back into the live store?")?;
+        }
+        let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
+        let apply = Apply::new(plan, options);
+        let mut report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;
+        context.progress.finish();
+        context.output.json("replayed", &report)?;
+        show(context, &report);
+        report.clients.iter().for_each(|sentence| context.output.line(sentence));
+        self.accounts.add(std::mem::take(&mut report.accounts));
+        let exit = if report.has_findings() { Exit::Findings } else { Exit::Done };
+        self.told.push(Told { gap, plan: summary, replay: Some(report) });
+        Ok(exit)
     }
+
+    /// Living messages that get columns back.
+    async fn differing(&self, chosen: &Chosen, layout: &Layout) -> anyhow::Result<Differing> {
+        let (args, global) = (self.args, &self.context.global);
+        if args.repair_columns.is_empty() {
+            return Ok(Differing::default());
+        }
+        let named = columns::columns(layout, &self.live.profile, &args.repair_columns)?;
+        let taken = chosen.snapshot.manifest.taken;
+        if args.comparing.damaged_at.is_some_and(|damage| damage < taken) {
+            let why =
+                "the snapshot was taken after the damage, so its columns may hold what is wrong: name an older one";
+            return Err(UsageError(why.into()).into());
+        }
+        let told = layout.message.modseq.is_some() && args.comparing.damaged_at.is_some();
+        if !told && !global.yes && !global.dry_run {
+            let why = "nothing tells whether columns were right when the snapshot was taken and changed since: say `--damaged-at`, \
+                       or `--yes` where you know it (and always where messages have no MODSEQ)";
+            return Err(UsageError(why.into()).into());
+        }
+        Ok(columns::differing(&self.live.session, &chosen.source, layout, named).await?)
+    }
+
+    /// What all snapshots brought together.
+    fn sum(&self) -> anyhow::Result<()> {
+        let planned: u64 = self.told.iter().map(|told| told.plan.messages).sum();
+        let restored: u64 = self.told.iter().flat_map(|told| &told.replay).map(|replay| replay.mail.restored).sum();
+        let output = &self.context.output;
+        let snapshots: Vec<&str> = self.told.iter().map(|told| &*told.gap.snapshot).collect();
+        output
+            .json("union", &serde_json::json!({ "snapshots": snapshots, "messages": planned, "restored": restored }))?;
+        let (planned, restored) = (units::count(planned), units::count(restored));
+        output
+            .line(format!("{} snapshots merged: {planned} messages to put back, {restored} put back", snapshots.len()));
+        Ok(())
+    }
+
+    fn per_account(&self) -> anyhow::Result<()> {
+        let (output, planned) = (&self.context.output, self.context.global.dry_run);
+        for (account, report) in self.accounts.0.iter().filter(|_| self.args.per_account) {
+            let line = line(account, report, planned);
+            let mut value = serde_json::to_value(report)?;
+            value["account"] = account.as_str().into();
+            value["planned"] = planned.into();
+            value["line"] = line.as_str().into();
+            output.json("account", &value)?;
+            output.line(line);
+        }
+        Ok(())
+    }
+}
+
+fn show_plan(context: &Context, gap: &GapReport, summary: &Summary) {
     context.output.line(format!(
         "{} messages to put back, {} living ones to complete, {} accounts and {} mailboxes to make, counters of {} mailboxes to raise",
         units::count(summary.messages),
@@ -88,6 +286,14 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
         summary.mailboxes,
         summary.counters
     ));
+    for (amount, what) in [
+        (summary.columns, "living messages get columns back"),
+        (summary.columns_touched, "have other columns too, and were touched since the snapshot: they keep them"),
+    ] {
+        if amount > 0 {
+            context.output.line(format!("{:>9}  {what}", units::count(amount)));
+        }
+    }
     for trigger in &gap.triggers {
         context.output.line(format!("trigger {} on {} will fire ({})", trigger.name, trigger.table, trigger.function));
     }
@@ -97,21 +303,6 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
             units::count(summary.outside)
         ));
     }
-    if context.global.dry_run {
-        return Ok(if summary.outside > 0 { Exit::Findings } else { Exit::Done });
-    }
-    let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
-    if !plan.is_empty() || derives {
-        context.confirm("put them back into the live store?")?;
-    }
-    let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
-    let apply = Apply::new(plan, options);
-    let report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;
-    context.progress.finish();
-    context.output.json("replayed", &report)?;
-    show(context, &report);
-    write_html(args, &gap, Some(&report))?;
-    Ok(if report.has_findings() { Exit::Findings } else { Exit::Done })
 }
 
 fn show(context: &Context, report: &ReplayReport) {
@@ -126,9 +317,12 @@ fn show(context: &Context, report: &ReplayReport) {
     }
     for (amount, what) in [
         (report.repaired_messages as u64, "living messages completed"),
+        (report.columns, "living messages got columns back"),
+        (report.columns_touched, "have other columns too, and were touched since the snapshot: they keep them"),
         (mail.arrived_meanwhile, "had arrived again meanwhile"),
         (mail.by_another, "were put back by another replay first"),
         (mail.no_mailbox, "have no mailbox any more: run `restante gap` again"),
+        (mail.place_taken, "stay out: another mail has what only one can have (its place is taken)"),
         (report.left_out, "are doubtful or orphans and were left out"),
         (report.counters.mailboxes, "mailboxes had their counters raised"),
         (report.counters.uidvalidity, "mailboxes have a new UIDVALIDITY, because a UID had been issued twice"),
@@ -147,10 +341,4 @@ fn show(context: &Context, report: &ReplayReport) {
         let command = again::command(context, &["undo", replay], None);
         out.line(format!("replay {replay}; to take it back: {command}"));
     }
-}
-
-fn write_html(args: &WindowArgs, gap: &GapReport, replay: Option<&ReplayReport>) -> anyhow::Result<()> {
-    use anyhow::Context as _;
-    let Some(path) = &args.html else { return Ok(()) };
-    std::fs::write(path, crate::report::html(gap, replay)).with_context(|| format!("cannot write {}", path.display()))
 }

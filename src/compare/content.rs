@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::error::CompareError;
-use super::layout::{Body, Layout};
+use super::layout::{Body, Content, Layout};
 use super::live;
 use super::row::{LargeValue, Row, Value};
 use super::source::Source;
@@ -25,6 +25,8 @@ pub struct Made<'a> {
     pub row: &'a Row,
     /// For each kind of part, the rows that name the mail's parts.
     pub via: Vec<&'a [Row]>,
+    /// The rows of each kind of child.
+    pub children: &'a [Vec<Row>],
 }
 
 /// Rows of parts in the snapshot, by kind and key.
@@ -74,6 +76,14 @@ pub async fn snapshot_prints(
     Ok(prints)
 }
 
+/// Text that was taken from a mail, and parts without what stood between them, may look like a mail and are none.
+pub fn fingerprint(layout: &Layout, raw: &[u8]) -> Fingerprint {
+    match &layout.message.body {
+        Body::Raw(_) | Body::Spliced(_) | Body::Headed { .. } => Fingerprint::of(raw),
+        Body::Pieces(_) | Body::Parts => Fingerprint::opaque(raw),
+    }
+}
+
 /// What must be fetched to put a mail together.
 pub fn large_values(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>) -> Vec<LargeValue> {
     let body = layout.message.body.columns().iter();
@@ -84,6 +94,10 @@ pub fn large_values(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>) -> Vec<L
             let part = row[layout.part].bytes().and_then(|key| stock.parts[kind].get(key));
             values.extend(part.into_iter().flat_map(|part| layout.bytes.iter().map(|at| &part[*at])));
         }
+    }
+    for content in &layout.contents {
+        let rows = mail.children.get(content.child).into_iter().flatten();
+        values.extend(rows.flat_map(|row| content.bytes.iter().map(|at| &row[*at])));
     }
     values.into_iter().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
@@ -116,26 +130,33 @@ pub fn assemble(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>, found: &Hash
     }
     let body = layout.message.body.columns().iter().map(|at| &mail.row[*at]).chain(stock.rest(layout, mail.row));
     let body = body.filter_map(|value| bytes_of(value, found));
-    whole(layout, &body.collect::<Vec<_>>().concat(), pieces)
+    let rest: Vec<u8> = layout.contents.iter().flat_map(|content| content_of(layout, content, mail, found)).collect();
+    whole(layout, &body.collect::<Vec<_>>().concat(), pieces, &rest)
 }
 
-fn whole(layout: &Layout, body: &[u8], mut pieces: Vec<Piece>) -> Vec<u8> {
+/// `rest`: what lies in rows of its own.
+fn whole(layout: &Layout, body: &[u8], mut pieces: Vec<Piece>, rest: &[u8]) -> Vec<u8> {
     pieces.sort();
     match &layout.message.body {
-        Body::Raw(_) | Body::Pieces(_) | Body::Headed { .. } => body.to_vec(),
+        Body::Raw(_) | Body::Headed { .. } => body.to_vec(),
         Body::Spliced(_) => splice(body, pieces.iter().map(|(at, _, bytes)| (*at, &bytes[..]))),
+        Body::Pieces(_) => [body, rest].concat(),
         Body::Parts => {
             pieces.iter().flat_map(|(.., bytes)| [&bytes.len().to_le_bytes(), &bytes[..]].concat()).collect()
         }
     }
 }
 
-/// Parts without what stood between them are no mail that could be parsed: nothing but equal parts proves that two are the same.
-pub fn fingerprint(layout: &Layout, raw: &[u8]) -> Fingerprint {
-    match layout.message.body {
-        Body::Parts => Fingerprint::opaque(raw),
-        _ => Fingerprint::of(raw),
-    }
+/// The bytes of a kind of content, in the order of what tells its rows apart.
+fn content_of(layout: &Layout, content: &Content, mail: &Made<'_>, found: &HashMap<LargeValue, Bytes>) -> Vec<u8> {
+    let natural = &layout.children[content.child].natural;
+    let mut rows: Vec<&Row> = mail.children.get(content.child).into_iter().flatten().collect();
+    rows.sort_by_key(|row| natural.iter().map(|at| row[*at].bytes()).collect::<Vec<_>>());
+    rows.into_iter()
+        .flat_map(|row| content.bytes.iter().filter_map(|at| bytes_of(&row[*at], found)))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// Puts pieces into a body, each at its place in the body, in their order.
@@ -190,6 +211,35 @@ pub async fn live_prints(
             })
             .await?;
         }
+        let mut contents: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        for content in &layout.contents {
+            let child = &layout.children[content.child];
+            let mut columns = vec![child.of];
+            columns.extend(&child.natural);
+            columns.extend(&content.bytes);
+            let select = format!(
+                "SELECT {} FROM {} m JOIN {} c ON c.{} = m.{} WHERE {chosen}",
+                child.table.select(&columns, "c"),
+                message.quoted(),
+                child.table.quoted(),
+                child.table.ident(child.of),
+                message.ident(child.to)
+            );
+            let mut rows: Vec<(Vec<u8>, Vec<Option<Vec<u8>>>, Vec<u8>)> = Vec::new();
+            live::copy(session, "reading parts of living mail", &select, columns.len(), &mut |row| {
+                let (natural, bytes) = row[1..].split_at(child.natural.len());
+                let natural = natural.iter().map(|field| field.map(<[u8]>::to_vec)).collect();
+                rows.push((
+                    row[0].unwrap_or_default().to_vec(),
+                    natural,
+                    bytes.iter().flatten().copied().collect::<Vec<_>>().concat(),
+                ));
+                Ok(())
+            })
+            .await?;
+            rows.sort();
+            rows.into_iter().for_each(|(key, _, bytes)| contents.entry(key).or_default().extend(bytes));
+        }
         let body = layout.message.body.columns().iter().map(|at| message.expression(*at, "m"));
         let mut columns: Vec<String> = std::iter::once(message.expression(key, "m")).chain(body).collect();
         if let Body::Headed { part, kind, bytes, .. } = &layout.message.body {
@@ -209,7 +259,8 @@ pub async fn live_prints(
         live::copy(session, "reading living mail", &select, columns.len(), &mut |row| {
             let key = row[0].unwrap_or_default().to_vec();
             let body: Vec<u8> = row[1..].iter().flatten().flat_map(|bytes| bytes.iter().copied()).collect();
-            let raw = whole(layout, &body, parts.remove(&key).unwrap_or_default());
+            let rest = contents.remove(&key).unwrap_or_default();
+            let raw = whole(layout, &body, parts.remove(&key).unwrap_or_default(), &rest);
             prints.insert(key, fingerprint(layout, &raw));
             Ok(())
         })

@@ -31,6 +31,13 @@ pub enum CompareError {
          Name {better}, or leave the snapshot out"
     )]
     TakenAfterDamage { chosen: String, better: String, lost: u64 },
+    #[error(
+        "{table}.{column} is not what it was when the snapshot was taken: {reason}. Nothing was written; say in the profile what became of it, \
+         under [changed]"
+    )]
+    Changed { table: String, column: String, reason: String },
+    #[error("{column} cannot be put back into living messages: {reason}")]
+    NotRepaired { column: String, reason: &'static str },
     #[error("the profile does not say in which column the Message-ID is: look by account, mailbox and time")]
     NoMessageId,
     #[error("the profile does not say in which column the UID is: look by account, mailbox and time")]
@@ -48,6 +55,6 @@ pub enum CompareError {
 impl CompareError {
     /// Is it refused for the sake of safety? (Exit code 4.)
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::TakenAfterDamage { .. })
+        matches!(self, Self::TakenAfterDamage { .. } | Self::NotRepaired { .. } | Self::Changed { .. })
     }
 }

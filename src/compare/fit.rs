@@ -37,7 +37,22 @@ pub fn view(catalog: &Catalog) -> CatalogView {
 
 /// What of the profile does not fit the store.
 pub fn findings(profile: &Profile, catalog: &Catalog) -> Vec<Finding> {
-    profile.validate(&view(catalog))
+    let mut view = view(catalog);
+    // What the profile calls by an old name is there under its new one.
+    for (old, changed) in &profile.changed {
+        let Some(table) = view.tables.get_mut(&profile.qualify(old)) else { continue };
+        for (old, now) in &changed.columns {
+            if let Some(kind) = table.columns.get(now).cloned() {
+                table.columns.insert(old.clone(), kind);
+            }
+            let keys = table.unique_keys.iter().filter(|key| key.contains(now));
+            let by_old =
+                |key: &Vec<String>| key.iter().map(|name| if name == now { old } else { name }.clone()).collect();
+            let keys: Vec<Vec<String>> = keys.map(by_old).collect();
+            table.unique_keys.extend(keys);
+        }
+    }
+    profile.validate(&view)
 }
 
 /// The built-in profile whose marks the store has.

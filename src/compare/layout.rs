@@ -1,7 +1,7 @@
 //! Which columns play which part: the profile, laid over the tables of the snapshot and the catalog of the live store.
 //!
 //! Columns are positions in the snapshot's column list everywhere; a column that the live store has no longer is read there as NULL
-//! and not written.
+//! and not written, and one that the profile needs must be there.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,10 @@ use crate::postgres::sql;
 use crate::profile::{ClockKind, TimeType};
 use crate::repository::zone;
 
+mod changed;
 mod joined;
 mod lay;
-pub use joined::{Content, Contents};
+pub use joined::{Contents, Shared};
 pub use lay::{layout, layout_of_live};
 
 /// A table on both sides.
@@ -31,16 +32,45 @@ pub struct Table {
     pub live: Vec<(String, String)>,
     /// What is read in place of the live table, where several are read as one.
     from: Option<String>,
+    /// Live columns that get SQL over the staged row.
+    pub added: Vec<(String, String)>,
+    /// Columns for which a restore is refused, and why.
+    pub obstacles: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Column {
     pub name: String,
-    /// In the snapshot.
+    /// In which both sides are compared and rows are staged: that of the snapshot, or what it was widened to.
     pub type_name: String,
     pub text: bool,
-    /// `None`: the live table has it no longer.
+    /// `None`: the live table has it no longer, or with a type of another meaning.
     pub live: Option<LiveColumn>,
+    /// The live column is narrower.
+    pub limit: Option<Limit>,
+    /// Why its values cannot be put back.
+    pub obstacle: Option<String>,
+}
+
+/// What a narrower column can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Integers of so many bytes.
+    Bytes(usize),
+    Characters(usize),
+}
+
+impl Limit {
+    /// Does a field of the wider type fit?
+    pub fn holds(self, field: &[u8]) -> bool {
+        match self {
+            Self::Bytes(width) => zone::integer(field, false).is_none_or(|number| {
+                let sign = number >> (8 * width - 1);
+                sign == 0 || sign == -1
+            }),
+            Self::Characters(length) => String::from_utf8_lossy(field).chars().count() <= length,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +115,8 @@ pub enum Refers {
     Mailbox,
     /// Position in [`Layout::dictionaries`].
     Dictionary(usize),
+    /// Another message than the one that the row belongs to.
+    Message,
 }
 
 /// Values that rows share and refer to by key.
@@ -92,6 +124,10 @@ pub enum Refers {
 pub struct Dictionary {
     pub table: Table,
     pub natural: Vec<usize>,
+    /// Other dictionaries that it refers to stand before it. References to messages are set when those are there.
+    pub refers: Vec<(usize, Refers)>,
+    /// Rows that hang on it: they come back with one that is made anew. Of a living one nobody knows whether its users removed them.
+    pub children: Vec<Child>,
 }
 
 /// The message in a mailbox.
@@ -102,7 +138,7 @@ pub struct Message {
     /// The table of the rows that lie in mailboxes; it is written to.
     pub link: Table,
     /// `None`: the link is the message.
-    pub content: Option<Content>,
+    pub content: Option<Shared>,
     pub mailbox: usize,
     pub evidence: Vec<usize>,
     pub size: Option<usize>,
@@ -119,6 +155,18 @@ pub struct Message {
     pub regenerate: Vec<usize>,
     /// Of the link.
     pub refers: Vec<(usize, Refers)>,
+    /// Computed from other rows, so that they change when nobody touched the message.
+    pub derived: Vec<usize>,
+    /// What no two messages may have in common, besides what a restored one gets anew.
+    pub unique: Vec<Unique>,
+}
+
+/// A unique key, or index, over plain columns.
+#[derive(Debug, Clone)]
+pub struct Unique {
+    pub columns: Vec<usize>,
+    /// Over the rows that it holds for.
+    pub predicate: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -131,6 +179,13 @@ pub struct Clock {
 
 /// Microseconds from 1970 to 2000, where PostgreSQL's clocks begin.
 const EPOCH_OFFSET: i64 = 946_684_800_000_000;
+
+/// A time without a zone, as PostgreSQL makes one with a zone of it: of an hour that came twice the second one counts.
+pub(super) fn in_zone(local: i64, zone: &TimeZone) -> Option<i64> {
+    let since_1970 = Timestamp::from_microsecond(local.checked_add(EPOCH_OFFSET)?).ok()?;
+    let local = since_1970.to_zoned(TimeZone::UTC).datetime();
+    Some(zone.to_ambiguous_timestamp(local).later().ok()?.as_microsecond() - EPOCH_OFFSET)
+}
 
 impl Clock {
     /// What a field says; `None` for infinities and what no calendar holds.
@@ -173,6 +228,7 @@ pub enum Body {
 }
 
 impl Body {
+    /// The columns of the message that hold content.
     pub fn columns(&self) -> &[usize] {
         match self {
             Self::Raw(column) | Self::Spliced(column) | Self::Headed { header: column, .. } => {
@@ -198,7 +254,15 @@ pub struct Part {
     pub numbered: bool,
 }
 
-/// Rows that belong to a message, or to an account or mailbox.
+/// Content in rows that belong to one message and are shared by none.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Position in [`Layout::children`].
+    pub child: usize,
+    pub bytes: Vec<usize>,
+}
+
+/// Rows that belong to a message, or to an account, a mailbox or a dictionary.
 #[derive(Debug, Clone)]
 pub struct Child {
     pub table: Table,
@@ -263,6 +327,8 @@ pub struct Layout {
     pub message: Message,
     pub parts: Vec<Part>,
     pub children: Vec<Child>,
+    /// Those of the children that hold content.
+    pub contents: Vec<Content>,
     pub dictionaries: Vec<Dictionary>,
     pub keyword: Option<Keyword>,
     /// The sequence that all UIDs come from, where no mailbox counts its own.
@@ -274,6 +340,10 @@ pub struct Layout {
     /// Where bytes of mail lie that are not in the database.
     pub external: Vec<String>,
     pub triggers: Vec<Trigger>,
+    /// Statements that compute what is derived and no trigger keeps.
+    pub derived: Vec<String>,
+    /// Messages that share a dictionary that refers back to messages go into one transaction.
+    pub deferred: bool,
 }
 
 /// A trigger that a restore will fire.
@@ -298,6 +368,23 @@ impl Layout {
     /// A condition over the columns of a message: users see it.
     pub fn shown(&self) -> String {
         self.buried.as_ref().map_or("true".to_owned(), |buried| format!("({}) IS NOT TRUE", buried.predicate))
+    }
+
+    /// All tables that rows are put into.
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        let parents = std::iter::once(&self.mailbox).chain(&self.owner);
+        let hanging = std::iter::once(&self.mailbox).chain(&self.owner).flat_map(|parent| &parent.children);
+        let parts = self.parts.iter().flat_map(|part| [&part.table, &part.via.table]);
+        let children = self.children.iter().chain(hanging).map(|child| &child.table);
+        let dictionaries = self.dictionaries.iter().map(|one| &one.table);
+        let parents = parents.map(|parent| &parent.table);
+        let message = std::iter::once(&self.message.link).chain(self.message.content.iter().map(|one| &one.table));
+        message.chain(parents).chain(parts).chain(children).chain(dictionaries)
+    }
+
+    /// The same where two tables have such columns.
+    pub fn shown_of(&self, alias: &str) -> String {
+        format!("(SELECT {} FROM (SELECT {alias}.*) q)", self.shown())
     }
 
     /// What of a message its tombstone records besides its key and its mailbox.
@@ -325,7 +412,7 @@ impl Layout {
         link.into_iter().chain(content).chain(rest).flat_map(|(refers, row)| {
             refers.iter().filter_map(|(column, refers)| match refers {
                 Refers::Dictionary(kind) => Some((*kind, row[*column].bytes()?)),
-                Refers::Owner | Refers::Mailbox => None,
+                Refers::Owner | Refers::Mailbox | Refers::Message => None,
             })
         })
     }
@@ -373,6 +460,11 @@ impl Table {
     pub fn named_in(&self, sql: &str) -> Vec<usize> {
         let named = |at: &usize| sql.contains(&*self.columns[*at].name) || sql.contains(&self.ident(*at));
         self.all().into_iter().filter(named).collect()
+    }
+
+    /// Does the store fill the column itself?
+    pub fn filled(&self, column: usize) -> bool {
+        self.columns[column].live.as_ref().is_some_and(|live| live.identity || live.default.is_some())
     }
 
     /// Positions of all columns.

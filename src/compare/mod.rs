@@ -1,7 +1,8 @@
 //! A snapshot held against the live store: what is lost, and why it is thought so.
 //!
 //! The layer reads both sides and writes to neither, so it works on a standby and with a role that may only read. Both sides come as
-//! the bytes of COPY BINARY: the live columns are cast to the types that the snapshot has, so equal values are equal bytes.
+//! the bytes of COPY BINARY: the live columns are cast to the types that the snapshot has, so equal values are equal bytes; where they are
+//! wider, the snapshot's are read so.
 //! It uses `repository`, `postgres`, `profile` and `mail`; `restore` builds its plan on a [`Comparison`], the commands `gap`,
 //! `find` and `diff` print one.
 //!
@@ -17,7 +18,10 @@
 //! | [`tombstones`] | what users deleted themselves |
 //! | [`past`] | what earlier replays put back |
 //! | [`predicate`] | what the profile's SQL says of rows of the snapshot |
+//! | `places` | lost mail whose place in a unique key is taken |
+//! | [`referred`] | where messages that others refer to are now |
 //! | `belongings` | what belongs to lost messages, and what living ones miss |
+//! | [`columns`] | living messages of which a column differs |
 //! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
 //! | [`window`] | what of the snapshot the restore of a window need not read |
@@ -29,6 +33,7 @@
 mod belongings;
 pub mod choose;
 pub mod classify;
+pub mod columns;
 pub mod content;
 pub mod counters;
 pub mod diff;
@@ -41,7 +46,9 @@ pub mod live;
 pub mod pairing;
 pub mod parents;
 pub mod past;
+mod places;
 pub mod predicate;
+pub mod referred;
 pub mod report;
 pub mod row;
 pub mod source;

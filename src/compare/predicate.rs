@@ -44,7 +44,6 @@ pub(super) async fn holds(
         arrays.join(", "),
         names.join(", ")
     );
-    let failed = || PostgresError::server("asking the live server about rows of the snapshot");
     let mut held = Vec::with_capacity(rows.len());
     for rows in rows.chunks(ROWS) {
         let mut values = Vec::with_capacity(columns.len());
@@ -60,10 +59,23 @@ pub(super) async fn holds(
             values.push(Array(array));
         }
         let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
-        let answer = session.client().query(&select, &values).await.map_err(failed())?;
+        let answer = ask(session, "asking the live server about rows of the snapshot", &select, &values).await?;
         held.extend(answer.iter().map(|row| row.get::<_, bool>(0)));
     }
     Ok(held)
+}
+
+/// Asks with fields of the snapshot, whose text has the encoding that the session carries.
+pub async fn ask(
+    session: &Session,
+    doing: &str,
+    select: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<tokio_postgres::Row>, CompareError> {
+    let asked = async |statement: &tokio_postgres::Statement| {
+        Ok(session.client().query(statement, values).await.map_err(PostgresError::server(doing))?)
+    };
+    session.encoded(doing, select, asked).await
 }
 
 /// Fields in PostgreSQL's binary format, of whatever type the array has.

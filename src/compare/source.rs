@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use super::error::CompareError;
+use super::layout::in_zone;
 use super::row::{Cell, LargeValue};
 use crate::postgres::catalog::{Catalog, TableName};
 use crate::repository::id::Digest;
@@ -31,6 +33,8 @@ pub struct Facts {
     /// The instant that it shows, by the server's clock.
     pub taken: Timestamp,
     pub tables: Vec<SourceTable>,
+    /// Of its text, as the server names it.
+    pub encoding: String,
     /// The value that each sequence had issued last.
     pub sequences: HashMap<TableName, i64>,
 }
@@ -52,6 +56,32 @@ pub struct SourceColumn {
     /// As `format_type` writes it.
     pub type_name: String,
     pub wire: Wire,
+    /// It is read as of a wider type.
+    pub widened: Option<Widened>,
+}
+
+/// What the type of a column has become in the live store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Widened {
+    /// An integer of so many bytes.
+    Integer(usize),
+    /// A time with a zone; until then it was meant in this one.
+    Zone(TimeZone),
+}
+
+impl Widened {
+    fn widen(&self, field: &[u8]) -> Vec<u8> {
+        let wide = match self {
+            Self::Integer(width) => {
+                zone::integer(field, false).map(|number| number.to_be_bytes()[8 - width..].to_vec())
+            }
+            Self::Zone(zone) => {
+                zone::integer(field, true).and_then(|local| in_zone(local, zone)).map(|at| at.to_be_bytes().to_vec())
+            }
+        };
+        // Infinities are the same in both types.
+        wide.unwrap_or_else(|| field.to_vec())
+    }
 }
 
 impl Facts {
@@ -111,11 +141,68 @@ pub type RowSink<'a> = dyn FnMut(&[Cell<'_>]) -> Result<(), CompareError> + Send
 pub trait Source: Send + Sync {
     fn facts(&self) -> &Facts;
 
-    /// Gives the rows of a table that were asked for, in no order that counts.
-    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError>;
+    /// Gives the rows of a table that were asked for, in no order that counts, as they were stored.
+    async fn scan_stored(
+        &self,
+        table: &SourceTable,
+        pick: Pick<'_>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError>;
 
-    /// The segments of a table.
-    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError>;
+    /// The segments of a table, as they were stored.
+    async fn stored_segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError>;
+
+    /// Gives the rows of a table that were asked for, in no order that counts, with columns that are wider now as they would be now.
+    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+        if table.columns.iter().all(|column| column.widened.is_none()) {
+            return self.scan_stored(table, pick, sink).await;
+        }
+        let mut narrow = HashSet::new();
+        let stored = match pick {
+            Pick::Keys { column, keys } => {
+                match table.columns.get(column).map(|one| (one.widened.as_ref(), &*one.type_name)) {
+                    Some((Some(Widened::Integer(_)), kind)) => {
+                        let width = if kind == "smallint" { 2 } else { 4 };
+                        // A number that was too large for the column was not in it.
+                        let number = |key: &Vec<u8>| zone::integer(key, false);
+                        narrow.extend(keys.iter().filter_map(number).filter_map(|number| {
+                            let field = number.to_be_bytes()[8 - width..].to_vec();
+                            (zone::integer(&field, false) == Some(number)).then_some(field)
+                        }));
+                        Pick::Keys { column, keys: &narrow }
+                    }
+                    Some((Some(Widened::Zone(_)), _)) => Pick::All,
+                    _ => pick,
+                }
+            }
+            pick => pick,
+        };
+        self.scan_stored(table, stored, &mut |cells| {
+            let fields: Vec<Option<Vec<u8>>> = table
+                .columns
+                .iter()
+                .zip(cells)
+                .map(|(column, cell)| Some(column.widened.as_ref()?.widen(cell.bytes()?)))
+                .collect();
+            let wide = fields.iter().zip(cells).map(|(field, cell)| field.as_deref().map_or(*cell, Cell::Bytes));
+            let wide: Vec<Cell<'_>> = wide.collect();
+            if pick.holds(&wide) { sink(&wide) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// The segments of a table; of times that have a zone now nothing is known.
+    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
+        let mut segments = self.stored_segments(table).await?;
+        for segment in &mut segments {
+            for (known, column) in segment.columns.iter_mut().zip(&table.columns) {
+                if matches!(column.widened, Some(Widened::Zone(_))) {
+                    *known = None;
+                }
+            }
+        }
+        Ok(segments)
+    }
 
     /// How long large values are, in bytes; nothing of the payload is fetched.
     async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError>;
@@ -181,6 +268,7 @@ impl RepositorySource {
                         name: column.name.clone(),
                         type_name: column.type_name.clone(),
                         wire: column.wire,
+                        widened: None,
                     })
                     .collect(),
                 leaves: leaves(&manifest.tables, table.oid).into_iter().map(name).collect(),
@@ -192,6 +280,7 @@ impl RepositorySource {
             snapshot: reader.snapshot.id.to_hex(),
             store: manifest.store.clone(),
             taken: manifest.taken,
+            encoding: manifest.server.encoding.clone(),
             tables,
             sequences,
         };
@@ -267,7 +356,12 @@ impl Source for RepositorySource {
         &self.facts
     }
 
-    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
+    async fn scan_stored(
+        &self,
+        table: &SourceTable,
+        pick: Pick<'_>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError> {
         let mut first = 0;
         for (stored, places) in self.stored(table) {
             let entries = self.reader.segments(stored).await?;
@@ -310,7 +404,7 @@ impl Source for RepositorySource {
         Ok(())
     }
 
-    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
+    async fn stored_segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
         let mut facts = Vec::new();
         for (stored, places) in self.stored(table) {
             let entries = self.reader.segments(stored).await?;

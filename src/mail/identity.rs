@@ -94,7 +94,7 @@ impl Fingerprint {
         Self { stored: blake3::hash(raw).into(), mail }
     }
 
-    /// Of bytes that are no mail: only equal ones prove anything.
+    /// Of what is no mail, or may look like one and is none: only equal bytes prove anything.
     pub fn opaque(bytes: &[u8]) -> Self {
         Self { stored: blake3::hash(bytes).into(), mail: None }
     }

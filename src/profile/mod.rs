@@ -51,6 +51,20 @@ impl Profile {
         Ok(profile)
     }
 
+    /// Takes in that something has another name since the snapshot: `table=new`, or `table.column=new`.
+    pub fn rename(&mut self, text: &str) -> Result<(), String> {
+        let parts = text.split_once('=').filter(|(old, new)| !old.is_empty() && !new.is_empty());
+        let (old, new) = parts.ok_or_else(|| format!("{text:?}: write TABLE=NEW or TABLE.COLUMN=NEW"))?;
+        match old.rsplit_once('.') {
+            None => self.model.changed.entry(old.to_owned()).or_default().table = Some(new.to_owned()),
+            Some((table, column)) => {
+                let changed = self.model.changed.entry(table.to_owned()).or_default();
+                changed.columns.insert(column.to_owned(), new.to_owned());
+            }
+        }
+        Ok(())
+    }
+
     /// A profile that Restante ships, by name.
     pub fn builtin(name: &str) -> Option<Result<Self, ProfileError>> {
         BUILTIN.iter().find(|(known, _)| *known == name).map(|(known, toml)| Self::parse(known, toml))

@@ -52,6 +52,24 @@ pub struct Model {
     /// What is run after a restore, in this order.
     #[serde(default)]
     pub after: Vec<Located<Hook>>,
+    /// What became of tables since the snapshot was taken, by their old names.
+    #[serde(default)]
+    pub changed: BTreeMap<String, Changed>,
+}
+
+/// A table that is another one now. Everywhere else a profile may name it, and its columns, by old or new names; its SQL runs in the live
+/// store and needs the new ones.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Changed {
+    /// Its name now.
+    pub table: Option<String>,
+    /// Old names of columns, and the new ones.
+    pub columns: BTreeMap<String, String>,
+    /// Columns that get a value made of the old row, as SQL. It names columns that are gone by their old names, all others by their new ones.
+    pub values: BTreeMap<String, String>,
+    /// Columns that were `timestamp` and are `timestamptz`, and the zone in which they were meant.
+    pub zones: BTreeMap<String, String>,
 }
 
 fn public() -> String {

@@ -101,8 +101,16 @@ impl Profile {
         findings
     }
 
-    /// The name with its schema.
+    /// The name that a table has now, with its schema.
     pub fn qualify(&self, table: &str) -> String {
+        let written = self.qualify_as_written(table);
+        let mut changed = self.changed.iter().filter(|(old, _)| self.qualify_as_written(old) == written);
+        let now = changed.next().and_then(|(_, changed)| changed.table.as_deref());
+        now.map_or(written, |now| self.qualify_as_written(now))
+    }
+
+    /// The name with its schema.
+    pub fn qualify_as_written(&self, table: &str) -> String {
         qualified(&self.schema, table)
     }
 

@@ -3,42 +3,64 @@
 //! Names of accounts and mailboxes are hostile text; `maud` escapes them, and control characters are shown as their numbers. Used by
 //! `cli` alone.
 
+pub mod accounts;
 pub mod inert;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use crate::compare::report::{GapReport, Hour};
 use crate::restore::ReplayReport;
+use crate::restore::accounts::Accounts;
+use crate::restore::plan::Summary;
+use accounts::line;
 use inert::inert;
 
-/// The whole page.
-pub fn html(gap: &GapReport, replay: Option<&ReplayReport>) -> String {
+/// What the restore of one snapshot came to. Without a replay: what its plan would do.
+pub struct Told {
+    pub gap: GapReport,
+    pub plan: Summary,
+    pub replay: Option<ReplayReport>,
+}
+
+/// The whole page, with all snapshots that a restore was made from.
+pub fn html(told: &[Told], accounts: &Accounts) -> String {
+    let planned = told.iter().all(|told| told.replay.is_none());
     let style = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}\
         table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}\
-        td:first-child,th:first-child,td.t,th.t{text-align:left;overflow-wrap:anywhere;max-width:24em}";
+        td:first-child,th:first-child,td.t,th.t{text-align:left;overflow-wrap:anywhere;max-width:24em}\
+        td.w{max-width:none}";
     let page = markup! {
         (DOCTYPE)
         html lang="en" {
             head { meta charset="utf-8"; meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"; title { "Restante: the gap" } style { (PreEscaped(style)) } }
             body {
-                h1 { "What was lost" @if replay.is_some() { ", and put back" } }
-                p { "Snapshot " code { (gap.snapshot) } " of " (inert(&gap.database)) ", taken " (gap.taken) "." }
-                (numbers(gap))
-                @if !gap.hours.is_empty() { h2 { "By hour" } (timeline(&gap.hours)) }
-                h2 { "By mailbox" }
-                table {
-                    tr { th { "account" } th.t { "mailbox" } th { "lost" } th { "cannot tell" } th { "deleted by the user" } th { "arrived again" } th { "orphans" } th { "beyond the snapshot" } }
-                    @for one in &gap.mailboxes {
-                        tr { td { (inert(&one.account)) } td.t { (inert(&one.mailbox)) } td { (one.lost) } td { (one.cannot_tell) } td { (one.deleted_by_user) } td { (one.duplicate) } td { (one.orphan) } td { (one.beyond) } }
-                    }
-                }
-                h2 { "What decided" }
-                table { @for (reason, count) in &gap.reasons { tr { td { (reason) } td { (count) } } } }
-                @if let Some(replay) = replay { (replayed(replay)) }
+                h1 { "What was lost" @if !planned { ", and put back" } }
+                @for told in told { (snapshot(told)) }
+                (by_account(accounts, planned))
             }
         }
     };
     page.into_string()
+}
+
+fn snapshot(told: &Told) -> Markup {
+    let Told { gap, plan, replay } = told;
+    markup! {
+        p { "Snapshot " code { (gap.snapshot) } " of " (inert(&gap.database)) ", taken " (gap.taken) "." }
+        (numbers(gap))
+        @if !gap.hours.is_empty() { h2 { "By hour" } (timeline(&gap.hours)) }
+        h2 { "By mailbox" }
+        table {
+            tr { th { "account" } th.t { "mailbox" } th { "lost" } th { "cannot tell" } th { "deleted by the user" } th { "arrived again" } th { "orphans" } th { "beyond the snapshot" } }
+            @for one in &gap.mailboxes {
+                tr { td { (inert(&one.account)) } td.t { (inert(&one.mailbox)) } td { (one.lost) } td { (one.cannot_tell) } td { (one.deleted_by_user) } td { (one.duplicate) } td { (one.orphan) } td { (one.beyond) } }
+            }
+        }
+        h2 { "What decided" }
+        table { @for (reason, count) in &gap.reasons { tr { td { (reason) } td { (count) } } } }
+        @if let Some(replay) = replay { (replayed(replay)) }
+        (clients(replay.as_ref().map_or(&plan.clients, |replay| &replay.clients)))
+    }
 }
 
 fn numbers(gap: &GapReport) -> Markup {
@@ -69,8 +91,27 @@ fn replayed(replay: &ReplayReport) -> Markup {
             tr { td { "arrived again meanwhile" } td { (replay.mail.arrived_meanwhile) } }
             tr { td { "by another replay" } td { (replay.mail.by_another) } }
             tr { td { "without a mailbox" } td { (replay.mail.no_mailbox) } }
+            tr { td { "place taken by another mail" } td { (replay.mail.place_taken) } }
             tr { td { "outside the window" } td { (replay.outside) } }
             tr { td { "left out" } td { (replay.left_out) } }
+        }
+    }
+}
+
+fn by_account(accounts: &Accounts, planned: bool) -> Markup {
+    markup! {
+        @if !accounts.0.is_empty() {
+            h2 { "By account" }
+            table { @for (account, report) in &accounts.0 { tr { td.w { (line(account, report, planned)) } } } }
+        }
+    }
+}
+
+fn clients(sentences: &[String]) -> Markup {
+    markup! {
+        @if !sentences.is_empty() {
+            h2 { "What mail clients do" }
+            table { @for sentence in sentences { tr { td.w { (sentence) } } } }
         }
     }
 }
@@ -106,6 +147,7 @@ fn timeline(hours: &[Hour]) -> Markup {
 mod tests {
     use super::*;
     use crate::compare::report::MailboxGap;
+    use crate::restore::accounts::AccountReport;
 
     #[test]
     fn a_hostile_name_is_inert_in_the_page() {
@@ -136,7 +178,9 @@ mod tests {
             collisions: 0,
             triggers: Vec::new(),
         };
-        let page = html(&gap, Some(&ReplayReport::default()));
+        let accounts = Accounts([(gap.database.clone(), AccountReport::default())].into());
+        let told = Told { gap, plan: Summary::default(), replay: Some(ReplayReport::default()) };
+        let page = html(&[told], &accounts);
         assert!(!page.contains("<script") && !page.contains('\u{1b}') && !page.contains('\u{202e}'), "{page}");
         assert!(page.contains("&lt;script&gt;") && page.contains("<svg"));
     }

@@ -2,11 +2,14 @@
 
 use serde::Serialize;
 
+use super::accounts::Accounts;
 use super::batch::{self, Batch, Outcome, Progress};
 use super::error::ReplayError;
+use super::fits::fits;
 use super::plan::Plan;
 use super::raise::{self, Raised};
-use super::{journal, parents, repair, staging};
+use super::{columns, journal, parents, repair, staging};
+use crate::compare::layout::Layout;
 use crate::compare::source::Source;
 use crate::failpoint;
 use crate::monitor::{Monitor, Unit};
@@ -42,6 +45,9 @@ pub struct ReplayReport {
     /// Rows put under living messages.
     pub repaired_rows: u64,
     pub repaired_messages: usize,
+    /// Living messages that got columns back, and those that were touched since the snapshot.
+    pub columns: u64,
+    pub columns_touched: u64,
     /// Statements of the profile that were run.
     pub statements: Vec<String>,
     /// What a person must run.
@@ -49,12 +55,17 @@ pub struct ReplayReport {
     /// Absent messages outside the window or of other mailboxes, and doubtful ones left out.
     pub outside: u64,
     pub left_out: u64,
+    /// What mail clients will do.
+    pub clients: Vec<String>,
+    #[serde(skip)]
+    pub accounts: Accounts,
 }
 
 impl ReplayReport {
     /// Is there something that a person should look at? (Exit code 3.)
     pub fn has_findings(&self) -> bool {
-        self.outside > 0 || self.left_out > 0 || self.mail.no_mailbox > 0 || !self.mail.changed_columns.is_empty()
+        let left = self.outside + self.left_out + self.mail.no_mailbox + self.mail.place_taken;
+        left > 0 || self.columns_touched > 0 || !self.mail.changed_columns.is_empty()
     }
 }
 
@@ -82,7 +93,15 @@ impl Apply {
         monitor: &dyn Monitor,
     ) -> Result<ReplayReport, ReplayError> {
         let plan = &self.plan;
-        let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
+        session.carry(&plan.comparison.facts.encoding);
+        let mut report = ReplayReport {
+            outside: plan.outside(),
+            left_out: plan.left_out(),
+            columns_touched: plan.columns.touched,
+            ..Default::default()
+        };
+        report.mail.place_taken = plan.place_taken();
+        fits(plan, source).await?;
         report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
             // All was put back; what follows may not have been done, or may have been lost alone.
@@ -91,6 +110,7 @@ impl Apply {
                 finish(session, profile, plan, &mut report).await?;
                 journal::end(session, &report.finished).await?;
             }
+            report.accounts = Accounts::of(plan, Some(&report.mail));
             return Ok(report);
         }
         let layout = &plan.comparison.layout;
@@ -107,7 +127,14 @@ impl Apply {
         let mut at = 0;
         while at < plan.moves.len() {
             let (from, mut bytes) = (at, 0);
-            while at < plan.moves.len() && at - from < self.options.batch_messages.max(1) {
+            let aside = plan.moves[from].aside;
+            let more = |at: usize| at < plan.moves.len() && plan.moves[at].aside == aside;
+            let most = self.options.batch_messages.max(1);
+            while more(at) && at - from < most {
+                let together = plan.together(at);
+                if at > from && together <= most && at - from + together > most {
+                    break;
+                }
                 bytes += batch::weight(plan, source, plan.moves[at]).await?;
                 if at > from && bytes > self.options.batch_bytes {
                     break;
@@ -122,10 +149,13 @@ impl Apply {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
             report.repaired_rows = repair::repair(session, source, plan).await?;
         }
+        report.columns = columns::repair(session, source, plan, &replay).await?;
         derive(session, profile, plan, &mut report).await?;
         finish(session, profile, plan, &mut report).await?;
         journal::end(session, &[std::slice::from_ref(&replay), &report.finished].concat()).await?;
         report.replay = Some(replay);
+        report.clients = plan.clients(report.mail.restored);
+        report.accounts = Accounts::of(plan, Some(&report.mail));
         Ok(report)
     }
 }
@@ -142,14 +172,21 @@ async fn derive(
     plan: &Plan,
     report: &mut ReplayReport,
 ) -> Result<(), ReplayError> {
-    let path = staging::search_path(&plan.comparison.layout);
-    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
-    for derived in profile.derived.iter().filter(|derived| !derived.trigger) {
-        if let Some(sql) = &derived.sql {
-            failpoint::committing(session.execute("computing derived values", sql)).await?;
-            report.statements.push(sql.clone());
+    compute(session, &plan.comparison.layout).await?;
+    report.statements.extend(plan.comparison.layout.derived.iter().cloned());
+    for step in profile.derived.iter().filter_map(|derived| derived.by_hand.as_ref()) {
+        if !report.by_hand.contains(step) {
+            report.by_hand.push(step.clone());
         }
-        report.by_hand.extend(derived.by_hand.clone());
+    }
+    Ok(())
+}
+
+pub(super) async fn compute(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
+    let path = staging::search_path(layout);
+    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
+    for sql in &layout.derived {
+        failpoint::committing(session.execute("computing derived values", sql)).await?;
     }
     Ok(session.execute("ending the profile's statements", "SET search_path = ''").await?)
 }

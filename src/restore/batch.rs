@@ -35,24 +35,47 @@ pub struct Outcome {
     pub by_another: u64,
     /// The mailbox was deleted, or could not be made.
     pub no_mailbox: u64,
+    /// Another mail has what a unique key gives to one alone.
+    pub place_taken: u64,
     /// Columns that the store changed while the row was written, with the number of rows.
     pub changed_columns: BTreeMap<String, u64>,
-    /// Restored messages by position among the snapshot's mailboxes.
-    pub mailboxes: BTreeMap<usize, u64>,
+    /// Each message by its position among the leftovers.
+    #[serde(skip)]
+    pub became: BTreeMap<usize, Became>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Became {
+    Restored,
+    ArrivedMeanwhile,
+    ByAnother,
+    NoMailbox,
+    PlaceTaken,
 }
 
 impl Outcome {
+    fn count(&mut self, one: Move, became: Became) {
+        *match became {
+            Became::Restored => &mut self.restored,
+            Became::ArrivedMeanwhile => &mut self.arrived_meanwhile,
+            Became::ByAnother => &mut self.by_another,
+            Became::NoMailbox => &mut self.no_mailbox,
+            Became::PlaceTaken => &mut self.place_taken,
+        } += 1;
+        self.became.insert(one.leftover, became);
+    }
+
     pub fn add(&mut self, other: Self) {
         self.restored += other.restored;
         self.arrived_meanwhile += other.arrived_meanwhile;
         self.by_another += other.by_another;
         self.no_mailbox += other.no_mailbox;
+        self.place_taken += other.place_taken;
         for (column, rows) in other.changed_columns {
             *self.changed_columns.entry(column).or_default() += rows;
         }
-        for (mailbox, count) in other.mailboxes {
-            *self.mailboxes.entry(mailbox).or_default() += count;
-        }
+        self.became.extend(other.became);
     }
 }
 
@@ -112,8 +135,8 @@ fn wanted(plan: &Plan, leftover: &Leftover) -> Vec<LargeValue> {
         keys.filter_map(move |key| plan.comparison.parts[kind].get(key))
     });
     let shared = layout.shared(Some(&leftover.row), &leftover.via, &leftover.children);
-    let shared = shared.filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
-    let values = own.chain(parts).chain(shared).flatten();
+    let shared = dictionaries::named(plan, shared);
+    let values = own.chain(parts).chain(shared.iter().flat_map(|rows| rows.values().copied())).flatten();
     values.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
 
@@ -142,7 +165,7 @@ impl<'a> Batch<'a> {
         for one in moves {
             match targets.get(&(one.mailbox, one.aside)) {
                 Some(target) => chosen.push((*one, target)),
-                None => skipped.no_mailbox += 1,
+                None => skipped.count(*one, Became::NoMailbox),
             }
         }
         let leftovers = &plan.comparison.leftovers;
@@ -178,7 +201,8 @@ impl<'a> Batch<'a> {
             let leftover = &leftovers[one.leftover];
             layout.shared(Some(&leftover.row), &leftover.via, &leftover.children)
         });
-        let dictionaries = dictionaries::entries(plan, named, &found);
+        let aside = chosen.first().is_some_and(|(one, _)| one.aside);
+        let dictionaries = dictionaries::Entries::of(plan, named, &found, Some((targets, aside)));
         let contents = contents::of(plan, chosen.iter().map(|(one, _)| &leftovers[one.leftover]));
         let contents = contents::prove(session, source, plan, contents).await?;
         let content = |leftover: &Leftover| {
@@ -226,30 +250,35 @@ impl<'a> Batch<'a> {
         for (at, item) in self.items.iter().enumerate() {
             match locked.get(&item.target.key) {
                 Some(mailbox) if mailbox.shown && mailbox.evidence == item.target.evidence => open.push(at),
-                _ => outcome.no_mailbox += 1,
+                _ => outcome.count(item.one, Became::NoMailbox),
             }
         }
         let (arrived, taken) = self.arrived_meanwhile(session, &open, &progress.taken).await?;
         let mut newly = Progress { taken, ..Default::default() };
-        outcome.arrived_meanwhile += arrived.len() as u64;
+        arrived.iter().for_each(|at| outcome.count(self.items[*at].one, Became::ArrivedMeanwhile));
         open.retain(|at| !arrived.contains(at));
         if is_split && !open.is_empty() {
             keys = if numbered { self.next_uids(&open, &locked) } else { self.draw(session).await? };
             self.stage(session, &keys, &held).await?;
         }
         let claimed = self.claim(session, &open, &keys).await?;
-        outcome.by_another += (open.len() - claimed.len()) as u64;
+        let others = open.iter().filter(|at| !claimed.contains(at));
+        others.for_each(|at| outcome.count(self.items[*at].one, Became::ByAnother));
+        let before = claimed.clone();
         if claimed.is_empty() {
             return Ok((outcome, newly));
         }
         self.number(session, if numbered { &open } else { &claimed }, &claimed, &locked).await?;
-        self.insert(session).await?;
+        self.lead_to_messages(session, &claimed, &keys).await?;
+        let claimed = self.insert(session, claimed, &keys).await?;
+        let taken = before.iter().filter(|at| !claimed.contains(at));
+        taken.for_each(|at| outcome.count(self.items[*at].one, Became::PlaceTaken));
         outcome.changed_columns = self.read_again(session).await?;
         self.record(session).await?;
-        outcome.restored = claimed.len() as u64;
+        self.answer(session, &claimed, &keys).await?;
         for at in &claimed {
             let item = &self.items[*at];
-            *outcome.mailboxes.entry(item.one.mailbox).or_default() += 1;
+            outcome.count(item.one, Became::Restored);
             if let Some(at) = item.content {
                 newly.contents.insert(self.contents[at].before.to_vec(), held[at].key.clone());
             }

@@ -18,7 +18,7 @@ use super::write::{Holder, live_type};
 use crate::compare::Leftover;
 use crate::compare::layout::{Layout, Part};
 use crate::compare::live;
-use crate::compare::predicate::Array;
+use crate::compare::predicate::{Array, ask};
 use crate::compare::row::Value;
 use crate::compare::source::Source;
 use crate::postgres::PostgresError;
@@ -194,8 +194,7 @@ impl Batch<'_> {
             same[0]
         );
         let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
-        let failed = PostgresError::server("locking mail that is still there");
-        let rows = session.client().query(&sql, &values).await.map_err(failed)?;
+        let rows = ask(session, "locking mail that is still there", &sql, &values).await?;
         let there: HashMap<i64, bool> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let is_there = |at: usize| there.get(&(at as i64 + 1)).copied();
         for (at, key) in held.iter_mut().enumerate() {
@@ -226,6 +225,7 @@ impl Batch<'_> {
     pub(super) async fn stage_contents(&self, session: &Session, held: &[Held]) -> Result<(), ReplayError> {
         let comparison = &self.plan.comparison;
         let layout = &comparison.layout;
+        let mut staged_rows: Vec<(Stage, Vec<StagedRow>)> = Vec::new();
         if let Some(content) = &layout.message.content {
             let key = content.table.single_key()?;
             let mut rows = Vec::new();
@@ -235,16 +235,16 @@ impl Batch<'_> {
                 dictionaries::lead_to_parents(&comparison.parents, &content.refers, None, &mut row);
                 rows.push(row);
             }
-            staging::fill(session, layout, Stage::Content, &rows).await?;
+            staged_rows.push((Stage::Content, rows));
             let new = self.contents.iter().zip(held).filter(|(_, held)| held.is_new);
             let new = new.map(|(one, held)| Holder { leftover: one.leftover, key: &held.key, own: None });
             let new: Vec<Holder<'_>> = new.collect();
-            self.stage_belonging(session, true, &new).await?;
+            staged_rows.extend(self.belonging(true, &new));
         }
         for (kind, _) in layout.parts.iter().enumerate().filter(|(_, part)| !part.numbered) {
-            let parts: Vec<StagedRow> = self.parts[kind].values().cloned().collect();
-            staging::fill(session, layout, Stage::Part(kind), &parts).await?;
+            staged_rows.push((Stage::Part(kind), self.parts[kind].values().cloned().collect()));
         }
+        staging::fill_all(session, layout, &staged_rows).await?;
         dictionaries::stage(session, layout, &self.dictionaries).await
     }
 }

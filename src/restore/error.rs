@@ -54,6 +54,11 @@ impl ReplayError {
         matches!(state, Some("40001" | "40P01" | "55P03"))
     }
 
+    /// Is it refused for the sake of safety?
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Compare(error) if error.is_refusal())
+    }
+
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NoSuchReplay { .. })
     }

@@ -3,10 +3,12 @@
 //! A row says: this message of a snapshot was put back, as that live row. It is written in the transaction that puts the row back, and
 //! is unique over all replays, repositories and snapshots, so a crash, a second run or a second responder puts nothing back twice.
 //! Accounts and mailboxes that a replay made stand beside it, with their new keys.
-//! Prints are hashes over keys and times; no address and no content stands here.
+//! Prints are hashes over keys and times; no address and no content stands here, except that what a column held before it was put back stands
+//! in `repaired`: no snapshot has it.
 
 use serde::Serialize;
 
+use super::columns::REPAIRED;
 use super::error::ReplayError;
 use super::plan::Plan;
 use crate::compare::past::JOURNAL;
@@ -46,6 +48,18 @@ CREATE TABLE IF NOT EXISTS restante.journal (
     next_uid bigint,
     buried bytea
 );
+CREATE TABLE IF NOT EXISTS restante.repaired (
+    entry bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    replay text NOT NULL REFERENCES restante.replay (id),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    mailbox text NOT NULL,
+    key text NOT NULL,
+    columns text[] NOT NULL,
+    former text[] NOT NULL,
+    state text,
+    undone timestamptz
+);
+CREATE INDEX IF NOT EXISTS repaired_replay ON restante.repaired (replay);
 CREATE UNIQUE INDEX IF NOT EXISTS journal_once ON restante.journal (source, copy) WHERE undone IS NULL;
 CREATE INDEX IF NOT EXISTS journal_replay ON restante.journal (replay);
 CREATE INDEX IF NOT EXISTS journal_restored ON restante.journal (restored);"#;
@@ -53,7 +67,9 @@ CREATE INDEX IF NOT EXISTS journal_restored ON restante.journal (restored);"#;
 /// Makes sure that there is a journal.
 pub async fn prepare(session: &Session) -> Result<(), ReplayError> {
     let failed = PostgresError::server("looking for the journal of replays");
-    let there = format!("SELECT pg_catalog.to_regclass('{JOURNAL}') IS NOT NULL");
+    // The second is younger.
+    let there =
+        format!("SELECT num_nulls(pg_catalog.to_regclass('{JOURNAL}'), pg_catalog.to_regclass('{REPAIRED}')) = 0");
     if session.client().query_one(&there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
         return Ok(());
     }
@@ -69,6 +85,13 @@ pub async fn prepare(session: &Session) -> Result<(), ReplayError> {
             Err(if forbidden { ReplayError::NoJournal { message: error.to_string() } } else { error.into() })
         }
     }
+}
+
+/// A journal of an older version has no table of columns.
+pub(super) async fn has_repaired(session: &Session) -> Result<bool, ReplayError> {
+    let failed = PostgresError::server("looking for the journal of replays");
+    let there = format!("SELECT pg_catalog.to_regclass('{REPAIRED}') IS NOT NULL");
+    Ok(session.client().query_one(&there, &[]).await.map_err(failed)?.get(0))
 }
 
 /// One execution of a restore.

@@ -6,8 +6,10 @@ use bytes::Bytes;
 
 use super::batch::{Batch, Item, Key, Taken};
 use super::error::ReplayError;
+use super::write::live_type;
+use crate::compare::Comparison;
 use crate::compare::classify::{LiveMessage, live_fields, live_message, live_select};
-use crate::compare::content::{self, Made};
+use crate::compare::content;
 use crate::compare::layout::Layout;
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
@@ -31,22 +33,25 @@ impl Batch<'_> {
         for at in open {
             by_mailbox.entry(&self.items[*at].target.key).or_default().push(*at);
         }
-        let mut conditions = Vec::new();
-        for items in by_mailbox.values() {
-            let target = self.items[items[0]].target;
-            let mailbox = layout.message.table.ident(layout.message.mailbox);
-            // New mail has new UIDs: the counters were raised before.
-            let newer = layout
-                .message
-                .uid
-                .filter(|_| layout.mailbox.uid.is_some())
-                .map(|uid| format!(" AND m.{} >= {}", layout.message.table.ident(uid), target.new_from));
-            conditions.push(format!("m.{mailbox} = {}{}", sql::literal(&target.key_text), newer.unwrap_or_default()));
-        }
-        if conditions.is_empty() {
+        if by_mailbox.is_empty() {
             return Ok(Default::default());
         }
-        let select = live_select(layout, &format!("({})", conditions.join(" OR ")))?;
+        let table = &layout.message.table;
+        let key = live_type(table, layout.message.mailbox);
+        let places = by_mailbox.values().map(|items| {
+            let target = self.items[items[0]].target;
+            format!("({}::{key}, {}::int8)", sql::literal(&target.key_text), target.new_from)
+        });
+        // New mail has new UIDs: the counters were raised before.
+        let uid = layout.message.uid.filter(|_| layout.mailbox.uid.is_some());
+        let newer = uid.map(|uid| format!(" AND m.{} >= restante_uid", table.ident(uid)));
+        let join = format!(
+            "JOIN (VALUES {}) q(restante_mailbox, restante_uid) ON m.{} = restante_mailbox{}",
+            places.collect::<Vec<_>>().join(", "),
+            table.ident(layout.message.mailbox),
+            newer.unwrap_or_default()
+        );
+        let select = live_select(layout, &join)?;
         // Where no counter of the mailbox tells what is new, the comparison does.
         let known = self.plan.comparison.live.iter().filter(|_| layout.mailbox.uid.is_none());
         let known: HashSet<_> = known.map(|message| message.identity).collect();
@@ -79,8 +84,8 @@ impl Batch<'_> {
         let alike = |message: &LiveMessage, item: &Item<'_>| {
             let field = |at: Option<usize>| item.leftover.row[at?].bytes();
             let (size, id) = (field(layout.message.size), field(layout.message.message_id));
-            message.mailbox == item.target.key
-                && (message.size.as_deref() == size || message.message_id.as_deref() == id)
+            let as_long = layout.message.size.is_some() && message.size.as_deref() == size;
+            message.mailbox == item.target.key && (as_long || message.message_id.as_deref() == id)
         };
         news.retain(|message| open.iter().any(|at| alike(message, &self.items[*at])));
         let keys: Vec<&str> = news.iter().map(|message| &*message.key_text).collect();
@@ -106,10 +111,9 @@ impl Batch<'_> {
 
     fn print(&self, item: &Item<'_>) -> Fingerprint {
         let leftover = item.leftover;
-        let made = Made { row: &leftover.row, via: leftover.via.iter().map(|rows| &rows[..]).collect() };
         let comparison = &self.plan.comparison;
         let stock = content::Stock { parts: &comparison.parts, dictionaries: &comparison.dictionaries };
-        let raw = content::assemble(&comparison.layout, &made, stock, &self.found);
+        let raw = content::assemble(&comparison.layout, &Comparison::made(leftover), stock, &self.found);
         content::fingerprint(&comparison.layout, &raw)
     }
 

@@ -14,24 +14,35 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`plan`] | which messages go where, in which order; nothing is written |
+//! | `fits` | tables that changed since the snapshot: is anything lost? |
 //! | `raise` | counters first: no id, UID or MODSEQ is issued twice |
 //! | `parents` | accounts and mailboxes that were lost, and side folders |
 //! | [`apply`] | batches, retries, derived values, hooks |
 //! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
 //! | `contents` | mail that several links share |
 //! | `alive` | parts that the live store still has are taken from there |
+//! | `columns` | columns of living messages that a wrong UPDATE changed |
+//! | `dictionaries` | what rows refer to: accounts, mailboxes, shared values |
+//! | `answers` | references from message to message |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
+//! | [`accounts`] | what was done, or would be, for each account |
+//! | `clients` | what mail clients will make of it |
 //! | [`journal`] | what was put back, over all replays |
 //! | [`rights`] | what a role must be granted for it |
 //! | [`undo`] | taking a replay back |
 
+pub mod accounts;
 mod alive;
+mod answers;
 pub mod apply;
 mod batch;
+mod clients;
+mod columns;
 mod contents;
 mod dictionaries;
 mod error;
+mod fits;
 pub mod full;
 pub mod journal;
 mod load;
@@ -49,6 +60,7 @@ mod write;
 
 pub use apply::{Apply, ApplyOptions, ReplayReport};
 pub use error::ReplayError;
+pub use fits::fits;
 pub use plan::{Doubtful, Plan, PlanOptions};
 
 use crate::postgres::PostgresError;

@@ -33,9 +33,6 @@ pub(super) struct Target {
 /// By position among the snapshot's mailboxes, and aside or not.
 pub(super) type Targets = HashMap<(usize, bool), Target>;
 
-/// What people put aside is found there.
-const ASIDE: &str = "Recovered/";
-
 pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Result<Targets, ReplayError> {
     let replay = Replay { session, plan, id: replay };
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
@@ -64,6 +61,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
             targets.insert((at, false), target);
         }
     }
+    let prefix = format!("{}/", plan.folder);
     let lost = plan.mailboxes.iter().map(|at| (*at, false)).chain(plan.aside.iter().map(|at| (*at, true)));
     for (at, aside) in lost {
         let owner = match parents.mailboxes[at].owner {
@@ -73,7 +71,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
                 None => continue,
             },
         };
-        let lost = Lost { at, is_mailbox: true, prefix: if aside { ASIDE } else { "" } };
+        let lost = Lost { at, is_mailbox: true, prefix: if aside { &prefix } else { "" } };
         if let Some(target) = put(replay, lost, owner).await? {
             targets.insert((at, aside), target);
         }
@@ -90,15 +88,15 @@ struct Replay<'a> {
 
 /// An account or mailbox that is to be made.
 #[derive(Clone, Copy)]
-struct Lost {
+struct Lost<'a> {
     /// Its position among the snapshot's.
     at: usize,
     is_mailbox: bool,
-    prefix: &'static str,
+    prefix: &'a str,
 }
 
 /// Inserts the row of a parent unless one of its name is there; `None` when that is not to be used.
-async fn put(replay: Replay<'_>, lost: Lost, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
+async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
     let Replay { session, plan, id } = replay;
     let Lost { at: lost, is_mailbox, prefix } = lost;
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
@@ -221,6 +219,8 @@ async fn hang(session: &Session, plan: &Plan, at: usize, is_mailbox: bool, targe
         let stage = Stage::Hanging { mailbox: is_mailbox, kind };
         staging::fill(session, layout, stage, &rows).await?;
         let insert = staging::insert(&child.table, &child.set, &child.issued);
+        // What another one has by now stays his.
+        let insert = staging::Insert { conflict: " ON CONFLICT DO NOTHING", ..insert };
         let doing = "restoring what belongs to accounts and mailboxes";
         insert.all(session, doing, &child.table, stage, "true").await?;
     }

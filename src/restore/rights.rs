@@ -1,7 +1,7 @@
 //! The rights that a restore needs in the store, for `grants` to print. No superuser, no ownership.
 
 use super::journal;
-use crate::compare::layout::Layout;
+use crate::compare::layout::{Dictionary, Layout, Refers};
 use crate::postgres::catalog::TableName;
 use crate::postgres::sql::identifier;
 use crate::profile::Profile;
@@ -13,6 +13,7 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
     let tables = tables.chain(layout.message.content.iter().map(|content| &content.table));
     let tables = tables.chain(layout.parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let tables = tables.chain(layout.dictionaries.iter().map(|one| &one.table));
+    let tables = tables.chain(layout.dictionaries.iter().flat_map(|one| one.children.iter().map(|child| &child.table)));
     let tables = tables.chain(layout.children.iter().map(|child| &child.table)).map(|table| table.source.name.clone());
     let hanging = [true, false].into_iter().filter_map(|mailbox| layout.parent(mailbox));
     let hanging = hanging.flat_map(|parent| parent.children.iter().map(|child| child.table.source.name.clone()));
@@ -30,9 +31,15 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
 
 /// The journal, and what undoing needs besides: it deletes messages and what belongs to them.
 pub fn restore_sql(layout: &Layout, role: &str) -> String {
-    let mut sql = format!("{}\n", journal::DDL);
+    // What has no place after all is not claimed.
+    let mut sql = format!("{}\nGRANT DELETE ON restante.journal TO {};\n", journal::DDL, identifier(role));
     let deleted = std::iter::once(&layout.message.link).chain(layout.parts.iter().map(|part| &part.via.table));
-    for table in deleted.chain(layout.children.iter().map(|child| &child.table)) {
+    let deleted = deleted.chain(layout.message.content.iter().map(|content| &content.table));
+    // What refers back to messages may go with the last of them, as the profile's statements say.
+    let back = |one: &&Dictionary| one.refers.iter().any(|(_, refers)| *refers == Refers::Message);
+    let back = layout.dictionaries.iter().filter(back);
+    let back = back.flat_map(|one| std::iter::once(&one.table).chain(one.children.iter().map(|child| &child.table)));
+    for table in deleted.chain(layout.children.iter().map(|child| &child.table)).chain(back) {
         sql += &format!("GRANT DELETE ON {} TO {};\n", table.quoted(), identifier(role));
     }
     sql

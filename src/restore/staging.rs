@@ -8,7 +8,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::error::ReplayError;
-use crate::compare::layout::{Layout, Table};
+use crate::compare::layout::{Layout, LiveColumn, Table};
 use crate::failpoint;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
@@ -33,6 +33,11 @@ pub(super) enum Stage {
     Parent {
         mailbox: bool,
     },
+    /// What hangs on a dictionary.
+    Under {
+        dictionary: usize,
+        kind: usize,
+    },
     /// What hangs on an account or mailbox.
     Hanging {
         mailbox: bool,
@@ -49,6 +54,7 @@ impl Stage {
             Self::Child(kind) => format!("restante_child_{kind}"),
             Self::Part(kind) => format!("restante_part_{kind}"),
             Self::Dictionary(kind) => format!("restante_dictionary_{kind}"),
+            Self::Under { dictionary, kind } => format!("restante_dictionary_{dictionary}_{kind}"),
             Self::Parent { mailbox } => format!("restante_{}", if mailbox { "mailbox" } else { "owner" }),
             Self::Hanging { mailbox, kind } => format!("restante_{}_{kind}", if mailbox { "mailbox" } else { "owner" }),
         };
@@ -63,6 +69,9 @@ impl Stage {
             Self::Child(kind) => Some(&layout.children.get(kind)?.table),
             Self::Part(kind) => Some(&layout.parts.get(kind)?.table),
             Self::Dictionary(kind) => Some(&layout.dictionaries.get(kind)?.table),
+            Self::Under { dictionary, kind } => {
+                layout.dictionaries.get(dictionary)?.children.get(kind).map(|child| &child.table)
+            }
             Self::Parent { mailbox } => layout.parent(mailbox).map(|parent| &parent.table),
             Self::Hanging { mailbox, kind } => Some(&layout.parent(mailbox)?.children.get(kind)?.table),
         }
@@ -76,7 +85,10 @@ impl Stage {
     fn all(layout: &Layout) -> Vec<Self> {
         let parts = (0..layout.parts.len()).flat_map(|kind| [Self::Via(kind), Self::Part(kind)]);
         let children = (0..layout.children.len()).map(Self::Child);
-        let dictionaries = (0..layout.dictionaries.len()).map(Self::Dictionary);
+        let dictionaries = layout.dictionaries.iter().enumerate().flat_map(|(dictionary, one)| {
+            let under = (0..one.children.len()).map(move |kind| Self::Under { dictionary, kind });
+            std::iter::once(Self::Dictionary(dictionary)).chain(under)
+        });
         let parents = [true, false].into_iter().flat_map(|mailbox| {
             let hanging = layout.parent(mailbox).map_or(0, |parent| parent.children.len());
             let hanging = (0..hanging).map(move |kind| Self::Hanging { mailbox, kind });
@@ -127,14 +139,37 @@ pub(super) async fn fill(
     let Some(table) = stage.table(layout).filter(|_| !rows.is_empty()) else { return Ok(()) };
     let mut columns = vec![NUMBER];
     columns.extend(table.columns.iter().map(|column| &*column.name));
-    let mut writer = CopyInWriter::begin(session.client(), &stage.name(), &columns).await?;
+    let encoding = session.carried();
+    let mut writer = CopyInWriter::begin_encoded(session.client(), &stage.name(), &columns, &encoding).await?;
     for (number, row) in rows.iter().enumerate() {
         let number = (number as i64).to_be_bytes();
         let fields = row.iter().map(|field| field.as_ref().map(|bytes| &bytes[..]));
         writer.row(std::iter::once(Some(&number[..])).chain(fields)).await?;
     }
     writer.finish().await?;
+    if encoding != "UTF8" {
+        session.execute("setting the encoding back", "SET client_encoding = 'UTF8'").await?;
+    }
     Ok(())
+}
+
+/// Sends rows of several kinds. Nobody else counts temporary tables; not knowing how few rows there are, the planner reads whole live
+/// tables to join them.
+pub(super) async fn fill_all(
+    session: &Session,
+    layout: &Layout,
+    staged: &[(Stage, Vec<StagedRow>)],
+) -> Result<(), ReplayError> {
+    let staged: Vec<_> = staged.iter().filter(|(_, rows)| !rows.is_empty()).collect();
+    if staged.is_empty() {
+        return Ok(());
+    }
+    for (stage, rows) in &staged {
+        fill(session, layout, *stage, rows).await?;
+    }
+    let counted = staged.iter().map(|(stage, _)| format!("{} ({NUMBER})", stage.name().quoted()));
+    let counted = counted.collect::<Vec<_>>().join(", ");
+    Ok(session.execute("counting what is staged", &format!("ANALYZE {counted}")).await?)
 }
 
 /// What of a staged row is inserted, and how.
@@ -172,8 +207,10 @@ impl Insert {
 /// `set` replaces the old value, `omit` leaves the column to its default.
 pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, String>, omit: &[usize]) -> Insert {
     let (mut columns, mut values, mut overriding) = (Vec::new(), Vec::new(), "");
+    let given = |name: &str| table.added.iter().any(|(added, _)| added == name);
     for (at, column) in table.columns.iter().enumerate() {
-        let Some(live) = column.live.as_ref().filter(|live| !live.generated && !omit.contains(&at)) else { continue };
+        let left = |live: &&LiveColumn| !live.generated && !omit.contains(&at);
+        let Some(live) = column.live.as_ref().filter(left).filter(|_| !given(&column.name)) else { continue };
         columns.push(table.ident(at));
         values.push(match set.get(&at) {
             Some(expression) => format!("({expression})"),
@@ -182,6 +219,10 @@ pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, Stri
         if live.identity {
             overriding = " OVERRIDING SYSTEM VALUE";
         }
+    }
+    for (name, value) in &table.added {
+        columns.push(sql::identifier(name));
+        values.push(format!("({value})"));
     }
     Insert { columns: columns.join(", "), values: values.join(", "), overriding, conflict: "" }
 }

@@ -3,15 +3,16 @@
 //! Only where nobody touched the message or what belongs to it since: its state must be the one that the replay recorded. Parts, accounts and
 //! mailboxes stay. The journal remembers both, so the message can be put back once more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::error::ReplayError;
-use super::look::lock_mailboxes;
-use super::{journal, staging};
+use super::look::{Locked, lock_mailboxes};
+use super::{apply, columns, dictionaries, journal, staging};
 use crate::compare::classify::row_print;
-use crate::compare::layout::{Layout, Table};
+use crate::compare::layout::{Layout, Refers, Table};
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
@@ -41,14 +42,19 @@ pub struct UndoReport {
     pub touched: u64,
     /// Already gone.
     pub gone: u64,
+    /// Living messages that have the former value of a column again.
+    pub columns: u64,
 }
 
 /// SQL for the digest of a message `m` with its children, as it is now.
 pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     let message = &layout.message.table;
-    let mut fields = vec![row(message, "m")];
+    // What other rows decide is nobody's touch.
+    let computed = layout.message.refers.iter().filter(|(_, refers)| *refers == Refers::Message).map(|(at, _)| at);
+    let computed: Vec<&str> = computed.chain(&layout.message.derived).map(|at| &*message.columns[*at].name).collect();
+    let mut fields = vec![row(message, "m", layout.message.body.columns(), &computed)];
     for child in layout.belonging() {
-        let own = row(&child.table, "c");
+        let own = row(&child.table, "c", &[], &[]);
         fields.push(format!(
             "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{})",
             child.table.quoted(),
@@ -59,13 +65,19 @@ pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
 }
 
-/// The live row as text, long values as their hashes; the same whatever the snapshot's columns were.
-fn row(table: &Table, alias: &str) -> String {
+/// The live row as text, long values as their hashes; the same whatever the snapshot's columns were. Of the `content` of mail, which
+/// nobody touches, the length says enough: it need not be read.
+fn row(table: &Table, alias: &str, content: &[usize], without: &[&str]) -> String {
     let field = |(name, kind): &(String, String)| {
-        let name = format!("{alias}.{}", sql::identifier(name));
-        if kind == "bytea" { format!("sha256({name})") } else { name }
+        let column = format!("{alias}.{}", sql::identifier(name));
+        let is_content = content.iter().any(|at| table.columns[*at].name == *name);
+        match &**kind {
+            "bytea" | "text" if is_content => format!("octet_length({column})"),
+            "bytea" => format!("sha256({column})"),
+            _ => column,
+        }
     };
-    let fields: Vec<String> = table.live.iter().map(field).collect();
+    let fields: Vec<String> = table.live.iter().filter(|(name, _)| !without.contains(&&**name)).map(field).collect();
     format!("ROW({})::text", fields.join(", "))
 }
 
@@ -74,6 +86,10 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
     if !journal::replays(session).await?.iter().any(|replay| replay.id == options.replay) {
         return Err(ReplayError::NoSuchReplay { replay: options.replay.clone() });
     }
+    let failed = PostgresError::server("asking for the encoding");
+    let own = session.client().query_one("SELECT current_setting('server_encoding')", &[]).await.map_err(failed)?;
+    // Prints are made as those of a comparison are.
+    session.carry(own.get(0));
     let wanted = mailboxes(session, layout, options).await?;
     let mut report = UndoReport::default();
     let mut after = 0_i64;
@@ -86,9 +102,24 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
         report.gone += part.gone;
         match last {
             Some(last) => after = last,
-            None => return Ok(report),
+            None => break,
         }
     }
+    if journal::has_repaired(session).await? {
+        let mut after = 0;
+        loop {
+            let work = async || columns::undo(session, layout, &options.replay, &wanted, after).await;
+            let (last, [given_back, touched]) = staging::transaction(session, "undoing", work).await?;
+            report.columns += given_back;
+            report.touched += touched;
+            match last {
+                Some(last) => after = last,
+                None => break,
+            }
+        }
+    }
+    apply::compute(session, layout).await?;
+    Ok(report)
 }
 
 /// Live keys of the mailboxes asked for, as text.
@@ -185,20 +216,7 @@ async fn batch(
         delete(session, layout, &keys).await?;
     }
     let touched: BTreeSet<&str> = doomed.iter().map(|(_, _, mailbox)| &**mailbox).collect();
-    if let Some(column) = layout.mailbox.modseq {
-        for state in locked.values().filter(|state| touched.contains(&*state.key_text)) {
-            let table = &layout.mailbox.table;
-            let sql = format!(
-                "UPDATE {} SET {} = {} WHERE {} = {}",
-                table.quoted(),
-                table.ident(column),
-                state.modseq + 1,
-                table.ident(table.single_key()?),
-                sql::literal(&state.key_text)
-            );
-            session.execute("undoing", &sql).await?;
-        }
-    }
+    raise_modseq(session, layout, locked.values().filter(|state| touched.contains(&*state.key_text))).await?;
     // What arrived up to here stood beside the message, and what comes now may stand for it.
     let next_uid = |mailbox: &str| {
         let state = locked.values().find(|state| state.key_text == mailbox)?;
@@ -232,6 +250,14 @@ async fn delete(session: &Session, layout: &Layout, keys: &[&str]) -> Result<(),
         };
         unlinked = Some((content, linked));
     }
+    // Nothing refers to what is gone.
+    for (_, table, column) in dictionaries::referring(layout, Refers::Message) {
+        let own = table.source.name == message.link.source.name;
+        let (column, table) = (table.ident(column), table.quoted());
+        let others = if own { format!(" AND NOT {}", message.one_of("r", keys)?) } else { String::new() };
+        let sql = format!("UPDATE {table} r SET {column} = NULL WHERE r.{column} IN ({list}){others}");
+        session.execute("undoing", &sql).await?;
+    }
     for child in layout.belonging().filter(|child| !layout.is_shared(child)) {
         let sql = format!("DELETE FROM {} WHERE {} IN ({list})", child.table.quoted(), child.table.ident(child.of));
         session.execute("undoing", &sql).await?;
@@ -252,27 +278,55 @@ async fn delete(session: &Session, layout: &Layout, keys: &[&str]) -> Result<(),
     Ok(())
 }
 
+/// SQL for the MODSEQ of a change to a message `m`.
+pub(super) fn modseq(layout: &Layout, locked: &HashMap<Bytes, Locked>) -> String {
+    let (message, table) = (&layout.message, &layout.message.table);
+    let modseqs = locked.values().map(|state| {
+        let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
+        format!(" WHEN {} THEN {value}", sql::literal(&state.key_text))
+    });
+    match &layout.modseq_sequence {
+        Some(sequence) => format!("nextval({}::regclass)", sql::literal(&sequence.quoted())),
+        None if locked.is_empty() => "NULL".to_owned(),
+        None => format!("CASE m.{}::text{} END", table.ident(message.mailbox), modseqs.collect::<String>()),
+    }
+}
+
+/// The mailboxes count a change.
+pub(super) async fn raise_modseq(
+    session: &Session,
+    layout: &Layout,
+    touched: impl Iterator<Item = &Locked>,
+) -> Result<(), ReplayError> {
+    let Some(column) = layout.mailbox.modseq else { return Ok(()) };
+    let table = &layout.mailbox.table;
+    for state in touched {
+        let sql = format!(
+            "UPDATE {} SET {} = {} WHERE {} = {}",
+            table.quoted(),
+            table.ident(column),
+            state.modseq + 1,
+            table.ident(table.single_key()?),
+            sql::literal(&state.key_text)
+        );
+        session.execute("counting a change", &sql).await?;
+    }
+    Ok(())
+}
+
 /// Writes the tombstones that the store's own expunge would leave; the print of each by the message's key.
 async fn bury(
     session: &Session,
     layout: &Layout,
     keys: &[&str],
-    locked: &std::collections::HashMap<bytes::Bytes, super::look::Locked>,
+    locked: &HashMap<Bytes, Locked>,
 ) -> Result<BTreeMap<String, Vec<u8>>, ReplayError> {
     let message = &layout.message;
     let table = &message.table;
     let key = table.single_key()?;
     let ident = table.ident(key);
     let condition = message.one_of("m", keys)?;
-    let modseqs = locked.values().map(|state| {
-        let value = state.modseq + i64::from(!layout.mailbox.modseq_is_next);
-        format!(" WHEN {} THEN {value}", sql::literal(&state.key_text))
-    });
-    let modseq = match &layout.modseq_sequence {
-        Some(sequence) => format!("nextval({}::regclass)", sql::literal(&sequence.quoted())),
-        None if locked.is_empty() => "NULL".to_owned(),
-        None => format!("CASE m.{}::text{} END", table.ident(message.mailbox), modseqs.collect::<String>()),
-    };
+    let modseq = modseq(layout, locked);
     for tombstone in layout.tombstones.iter().filter(|tombstone| tombstone.written) {
         let mut columns: Vec<(String, String)> = Vec::new();
         let mut copy = |own: &Option<String>, value: Option<String>| {

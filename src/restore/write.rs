@@ -1,6 +1,6 @@
 //! Staging, numbering and inserting the messages of a batch.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -10,9 +10,10 @@ use super::dictionaries;
 use super::error::ReplayError;
 use super::look::Locked;
 use super::parents::Target;
-use super::staging::{self, NUMBER, Stage};
+use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::layout::{Child, Layout, Table};
+use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
 use crate::postgres::session::Session;
@@ -44,7 +45,6 @@ impl Batch<'_> {
             dictionaries::lead_to_parents(&comparison.parents, &message.refers, own, &mut row);
             rows.push(row);
         }
-        staging::fill(session, layout, Stage::Message, &rows).await?;
         fn holder<'a>((item, key): (&'a Item<'a>, &'a Key)) -> Option<Holder<'a>> {
             Some(Holder {
                 leftover: item.leftover,
@@ -53,7 +53,9 @@ impl Batch<'_> {
             })
         }
         let items: Vec<Holder<'_>> = self.items.iter().zip(keys).filter_map(holder).collect();
-        self.stage_belonging(session, false, &items).await
+        let mut staged = self.belonging(false, &items);
+        staged.push((Stage::Message, rows));
+        staging::fill_all(session, layout, &staged).await
     }
 
     /// New keys by the default of the key's column.
@@ -84,15 +86,11 @@ impl Batch<'_> {
         keys
     }
 
-    /// Stages what hangs on links, or on contents.
-    pub(super) async fn stage_belonging(
-        &self,
-        session: &Session,
-        on_contents: bool,
-        holders: &[Holder<'_>],
-    ) -> Result<(), ReplayError> {
+    /// What hangs on links, or on contents, to be staged.
+    pub(super) fn belonging(&self, on_contents: bool, holders: &[Holder<'_>]) -> Vec<(Stage, Vec<StagedRow>)> {
         let comparison = &self.plan.comparison;
         let layout = &comparison.layout;
+        let mut found = Vec::new();
         for (kind, child) in layout.belonging().enumerate().filter(|(_, child)| layout.is_shared(child) == on_contents)
         {
             let mut staging = Vec::new();
@@ -108,9 +106,9 @@ impl Batch<'_> {
                     staging.push(row);
                 }
             }
-            staging::fill(session, layout, Stage::of(layout, kind), &staging).await?;
+            found.push((Stage::of(layout, kind), staging));
         }
-        Ok(())
+        found
     }
 
     /// Assigns UIDs and MODSEQs as delivery does, a UID to each that is counted, and removes what was not claimed from the staging table.
@@ -167,32 +165,69 @@ impl Batch<'_> {
             );
             session.client().execute(&update, &[&numbers, &uids, &modseqs]).await.map_err(failed())?;
         }
+        let (mut keys, mut uids, mut modseqs) = (Vec::new(), Vec::new(), Vec::new());
         for (key, count) in counts {
             let Some(state) = locked.get(key) else { continue };
-            let mut sets: Vec<String> = Vec::new();
-            if let Some(at) = mailbox.uid {
-                sets.push(format!("{} = {}", mailbox.table.ident(at), state.uid + count));
-            }
-            if let Some(at) = mailbox.modseq {
-                sets.push(format!("{} = {}", mailbox.table.ident(at), state.modseq + 1));
-            }
-            sets.extend(mailbox.set.iter().map(|(at, sql)| format!("{} = ({sql})", mailbox.table.ident(*at))));
-            if !sets.is_empty() {
-                let update = format!(
-                    "UPDATE {} SET {} WHERE {} = {}",
-                    mailbox.table.quoted(),
-                    sets.join(", "),
-                    mailbox.table.ident(mailbox.table.single_key()?),
-                    sql::literal(&state.key_text)
-                );
-                session.execute("counting restored mail", &update).await?;
-            }
+            keys.push(&*state.key_text);
+            uids.push(state.uid + count);
+            modseqs.push(state.modseq + 1);
+        }
+        let counters = [(mailbox.uid, "restante_uid"), (mailbox.modseq, "restante_modseq")].into_iter();
+        let counters = counters.filter_map(|(at, value)| Some(format!("{} = {value}", mailbox.table.ident(at?))));
+        let set = mailbox.set.iter().map(|(at, sql)| format!("{} = ({sql})", mailbox.table.ident(*at)));
+        let sets: Vec<String> = counters.chain(set).collect();
+        if !sets.is_empty() {
+            let key = mailbox.table.single_key()?;
+            let update = format!(
+                "UPDATE {} SET {} FROM unnest($1::text[], $2::int8[], $3::int8[]) q(restante_key, restante_uid, restante_modseq) \
+                 WHERE {} = restante_key::{}",
+                mailbox.table.quoted(),
+                sets.join(", "),
+                mailbox.table.ident(key),
+                live_type(&mailbox.table, key)
+            );
+            let failed = PostgresError::server("counting restored mail");
+            session.client().execute(&update, &[&keys, &uids, &modseqs]).await.map_err(failed)?;
         }
         Ok(())
     }
 
-    /// What the rows refer to, contents, messages, parts, then what belongs to them.
-    pub(super) async fn insert(&self, session: &Session) -> Result<(), ReplayError> {
+    /// Takes out of the staging table what could not be put in, with contents that nobody links to then; their numbers.
+    async fn without_place(&self, session: &Session) -> Result<HashSet<i64>, ReplayError> {
+        let message = &self.plan.comparison.layout.message;
+        let (stage, link) = (Stage::Message.name().quoted(), message.link.quoted());
+        let same = message
+            .link
+            .key
+            .iter()
+            .map(|at| format!("m.{0} = s.{0}::{1}", message.link.ident(*at), live_type(&message.link, *at)));
+        let sql = format!(
+            "DELETE FROM {stage} s WHERE NOT EXISTS (SELECT FROM {link} m WHERE {}) RETURNING {NUMBER}",
+            same.collect::<Vec<_>>().join(" AND ")
+        );
+        let failed = PostgresError::server("restoring mail");
+        let left: HashSet<i64> =
+            session.client().query(&sql, &[]).await.map_err(failed)?.iter().map(|row| row.get(0)).collect();
+        if let Some(content) = message.content.as_ref().filter(|_| !left.is_empty()) {
+            let (staged, key) = (Stage::Content.name().quoted(), content.table.ident(content.table.single_key()?));
+            let unlinked =
+                format!("NOT EXISTS (SELECT FROM {link} l WHERE l.{} = s.{key})", message.link.ident(content.of));
+            let sql = format!(
+                "DELETE FROM {} c USING {staged} s WHERE c.{key} = s.{key} AND {unlinked}; DELETE FROM {staged} s WHERE {unlinked}",
+                content.table.quoted()
+            );
+            session.execute("restoring mail", &sql).await?;
+        }
+        Ok(left)
+    }
+
+    /// What the rows refer to, contents, messages, parts, then what belongs to them. Gives back those of `claimed` that had a place.
+    pub(super) async fn insert(
+        &self,
+        session: &Session,
+        claimed: Vec<usize>,
+        keys: &[Key],
+    ) -> Result<Vec<usize>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         dictionaries::settle(session, layout, &self.dictionaries).await?;
         let message = &layout.message;
@@ -204,8 +239,22 @@ impl Batch<'_> {
             }
             insert.all(session, "restoring mail", &content.table, Stage::Content, "true").await?;
         }
-        let insert = staging::insert(&message.link, &message.set, &message.regenerate);
+        let mut set = message.set.clone();
+        set.extend(self.answers_within_the_batch()?);
+        let mut insert = staging::insert(&message.link, &set, &message.regenerate);
+        // Another mail may have what a unique key gives to one alone.
+        insert.conflict = " ON CONFLICT DO NOTHING";
         insert.all(session, "restoring mail", &message.link, Stage::Message, "true").await?;
+        let left = self.without_place(session).await?;
+        let (left, placed): (Vec<usize>, Vec<usize>) = claimed.into_iter().partition(|at| left.contains(&(*at as i64)));
+        if !left.is_empty() {
+            let keys: Vec<&str> = left.iter().map(|at| &*keys[*at].text).collect();
+            let sql = format!("DELETE FROM {JOURNAL} WHERE replay = $1 AND key = ANY($2) AND undone IS NULL");
+            let failed = PostgresError::server("restoring mail");
+            session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed)?;
+        }
+        self.settle_answers(session, &left, keys).await?;
+        dictionaries::close(session, layout, &self.dictionaries).await?;
         for (kind, part) in layout.parts.iter().enumerate() {
             if !part.numbered {
                 let needed = format!(
@@ -240,7 +289,7 @@ impl Batch<'_> {
             );
             session.execute("marking restored mail", &sql).await?;
         }
-        Ok(())
+        Ok(placed)
     }
 }
 

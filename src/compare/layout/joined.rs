@@ -17,7 +17,7 @@ use crate::repository::zone;
 
 /// The table of the mail itself, where links to it have one of their own. Several links may share a content.
 #[derive(Debug, Clone)]
-pub struct Content {
+pub struct Shared {
     pub table: Table,
     /// In the link: refers to the content's key.
     pub of: usize,
@@ -31,7 +31,7 @@ pub struct Content {
     pub refers: Vec<(usize, Refers)>,
 }
 
-impl Content {
+impl Shared {
     /// Its key is a UUID, which is never issued again: it comes back under its own, and what else names it keeps its meaning.
     pub fn keeps_key(&self) -> bool {
         let live = self.table.key.first().and_then(|key| self.table.columns[*key].live.as_ref());
@@ -102,9 +102,11 @@ pub(super) fn joined(link: &Table, content: &Table, of: usize) -> Result<Table, 
     if link.key.len() > 1 {
         table.key = vec![table.columns.len()];
         let (name, type_name) = (KEY.to_owned(), "bytea".to_owned());
-        table.source.columns.push(SourceColumn { number: 0, name: name.clone(), type_name, wire: Wire::Binary });
+        let sent = SourceColumn { number: 0, name: name.clone(), type_name, wire: Wire::Binary, widened: None };
+        table.source.columns.push(sent);
         let live = LiveColumn { type_name: "bytea".to_owned(), generated: true, identity: false, default: None };
-        table.columns.push(Column { name, type_name: "bytea".to_owned(), text: false, live: Some(live) });
+        let (type_name, live) = ("bytea".to_owned(), Some(live));
+        table.columns.push(Column { name, type_name, text: false, live, limit: None, obstacle: None });
     }
     table.live.extend(content.live.iter().map(|(name, kind)| (renamed[&**name].clone(), kind.clone())));
     table.live.sort();
@@ -121,6 +123,11 @@ pub struct Contents {
 }
 
 impl Message {
+    /// What parts refer to, in the joined table: the content's key, or the message's own.
+    pub(super) fn mail_key(&self) -> Result<usize, CompareError> {
+        self.content.as_ref().map_or_else(|| self.link.single_key(), |content| Ok(content.of))
+    }
+
     /// What [`Self::scan`] needs to be read before.
     pub async fn contents(&self, source: &dyn Source) -> Result<Contents, CompareError> {
         let Some(content) = &self.content else { return Ok(Contents::default()) };

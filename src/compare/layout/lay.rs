@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use jiff::tz::TimeZone;
 
+use super::changed::align;
 use super::{
-    Body, Buried, Child, Clock, Column, Content, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part,
-    Refers, Table, Tombstone, Trigger,
+    Body, Buried, Child, Clock, Content, Dictionary, Keyword, Layout, Message, Parent, Part, Refers, Shared, Table,
+    Tombstone, Trigger,
 };
 use crate::compare::error::CompareError;
 use crate::compare::source::{Facts, SourceColumn, SourceTable};
@@ -14,32 +15,34 @@ use crate::postgres::catalog::{self, Catalog, TableName};
 use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, SoftReferences};
 use crate::repository::manifest::{StoreIdentity, Wire};
 
+mod dictionaries;
+mod unique;
+
 /// Lays the profile over both sides.
 pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
     let mut lay = Lay { profile, facts, catalog, known: Vec::new() };
     let mut owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
     let mut mailbox = lay.mailbox()?;
-    let mut dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
-    // A part that messages refer to by the hash of its bytes is a value that they share.
-    let hashed = profile.part.iter().filter(|part| part.referred_by.is_some());
-    dictionaries.extend(hashed.map(|part| lay.hashed(part)).collect::<Result<Vec<_>, _>>()?);
-    // And one with a number for its key is found again by its bytes.
-    for part in profile.part.iter().filter(|part| part.via.is_some()) {
-        dictionaries.extend(lay.numbered(part)?);
-    }
     lay.known.extend(owner.iter().map(|owner| (Refers::Owner, owner.table.source.name.clone())));
     lay.known.push((Refers::Mailbox, mailbox.table.source.name.clone()));
-    let shared = dictionaries.iter().enumerate();
-    lay.known.extend(shared.map(|(at, one)| (Refers::Dictionary(at), one.table.source.name.clone())));
-    for (one, dictionary) in profile.dictionary.iter().zip(&dictionaries) {
-        if !one.cycle.0.is_empty() || !lay.refers(&dictionary.table, &one.references)?.is_empty() {
-            return Err(CompareError::NotYet { what: "dictionary tables refer to mailboxes, messages or each other" });
-        }
+    if profile.message_is_link() {
+        lay.known.push((Refers::Message, lay.name(&profile.message.table)));
+    } else if !profile.message.self_reference.0.is_empty()
+        || profile.dictionary.iter().any(|one| !one.cycle.0.is_empty())
+    {
+        return Err(CompareError::NotYet { what: "rows refer to mail that several links share" });
     }
-    let message = lay.message()?;
-    let parts = profile.part.iter().filter(|part| part.referred_by.is_none());
+    let mut dictionaries = dictionaries::lay(&mut lay)?;
+    let mut message = lay.message()?;
+    message.unique = unique::of_messages(catalog, &message);
+    let parts = profile.part.iter().filter(|part| part.via.is_some());
     let parts = parts.map(|part| lay.part(part, &message)).collect::<Result<Vec<_>, _>>()?;
-    let mut children = Vec::new();
+    let (mut children, mut contents) = (Vec::new(), Vec::new());
+    for part in profile.part.iter().filter(|part| part.message.is_some()) {
+        let child = lay.own_part(part, &message)?;
+        contents.push(Content { child: children.len(), bytes: lay.columns(&child.table, &part.bytes)? });
+        children.push(child);
+    }
     for child in &profile.child {
         let of = profile.parent_of(child);
         let of_owner = owner.as_ref().is_some_and(|owner| lay.name(of) == owner.table.source.name);
@@ -54,9 +57,13 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         } else if let Some(owner) = owner.as_mut().filter(|_| of_owner) {
             let child = lay.child(child, &owner.table, owner.table.single_key()?)?;
             owner.children.push(child);
+        } else if let Some(at) = dictionaries.iter().position(|one| lay.name(of) == one.table.source.name) {
+            let to = dictionaries[at].table.single_key()?;
+            let child = lay.child(child, &dictionaries[at].table, to)?;
+            dictionaries[at].children.push(child);
         } else {
             return Err(CompareError::NotYet {
-                what: "rows hang on other tables than accounts, mailboxes and messages",
+                what: "rows hang on other tables than accounts, mailboxes, messages and dictionaries",
             });
         }
     }
@@ -74,7 +81,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
                 natural: table.key.clone(),
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: lay.refers(&table, &SoftReferences::new())?,
+                refers: lay.refers(&table, &SoftReferences::new(), of)?,
                 mutable: true,
                 of,
                 to: message.link.single_key()?,
@@ -90,6 +97,8 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let written = written.chain(hanging.map(|child| &child.table));
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let written = written.chain(dictionaries.iter().map(|one| &one.table));
+    let hanging = dictionaries.iter().flat_map(|one| &one.children);
+    let written = written.chain(hanging.map(|child| &child.table));
     for table in written.chain(children.iter().map(|child| &child.table)) {
         let Some(facts) = catalog.table(&table.source.name.schema, &table.source.name.name) else { continue };
         triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(
@@ -100,13 +109,14 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let buried = buried.map(|(one, predicate)| lay.buried(one, predicate, &message.link)).transpose()?;
     let tombstones = profile.tombstone.iter().filter(|tombstone| tombstone.table.is_some());
     let tombstones = tombstones.map(|tombstone| lay.tombstone(tombstone, &message)).collect::<Result<_, _>>()?;
-    Ok(Layout {
+    let mut layout = Layout {
         schema: profile.schema.clone(),
         owner,
         mailbox,
         message,
         parts,
         children,
+        contents,
         dictionaries,
         keyword,
         uid_sequence: lay.sequence(&profile.mailbox.uid),
@@ -115,7 +125,11 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         buried,
         external: profile.part.iter().filter_map(|part| part.external.clone()).collect(),
         triggers,
-    })
+        derived: profile.derived.iter().filter(|one| !one.trigger).filter_map(|one| one.sql.clone()).collect(),
+        deferred: profile.deferred,
+    };
+    align(&mut layout);
+    Ok(layout)
 }
 
 /// Lays the profile over the live store alone, for work that needs no snapshot.
@@ -129,6 +143,7 @@ pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, Co
                 name: column.name.clone(),
                 type_name: column.type_name.clone(),
                 wire: if column.wire == catalog::Wire::Text { Wire::Text } else { Wire::Binary },
+                widened: None,
             })
             .collect(),
         leaves: vec![table.name.clone()],
@@ -139,56 +154,48 @@ pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, Co
         snapshot: String::new(),
         store: StoreIdentity { system_identifier: None, database: String::new(), database_oid: 0 },
         taken: jiff::Timestamp::UNIX_EPOCH,
+        encoding: String::new(),
         tables: tables.collect(),
         sequences: Default::default(),
     };
     layout(profile, &facts, catalog)
 }
 
-struct Lay<'a> {
-    profile: &'a Profile,
-    facts: &'a Facts,
+/// `schema.table` in its parts.
+pub(super) fn table_name(qualified: &str) -> TableName {
+    let (schema, name) = qualified.split_once('.').unwrap_or(("public", qualified));
+    TableName { schema: schema.to_owned(), name: name.to_owned() }
+}
+
+pub(super) struct Lay<'a> {
+    pub(super) profile: &'a Profile,
+    pub(super) facts: &'a Facts,
     catalog: &'a Catalog,
     /// What rows may refer to besides their message.
     known: Vec<(Refers, TableName)>,
 }
 
 impl Lay<'_> {
-    fn name(&self, table: &str) -> TableName {
-        let qualified = self.profile.qualify(table);
-        let (schema, name) = qualified.split_once('.').unwrap_or(("public", &qualified));
-        TableName { schema: schema.to_owned(), name: name.to_owned() }
+    pub(super) fn name(&self, table: &str) -> TableName {
+        table_name(&self.profile.qualify(table))
     }
 
     fn table(&self, table: &str, key: Option<&Columns>) -> Result<Table, CompareError> {
         let name = self.name(table);
         let missing = |place| CompareError::NoTable { table: name.to_string(), place };
-        let source = self.facts.table(&name).ok_or_else(|| missing("snapshot"))?.clone();
+        let mut source = self.before(&name).ok_or_else(|| missing("snapshot"))?;
         let live = self.catalog.table(&name.schema, &name.name).ok_or_else(|| missing("live store"))?;
         let default = |column: &str| {
             let found = self.catalog.sensitive.defaults.iter();
             let mut found = found.filter(|default| default.column.table == name && default.column.column == column);
             found.next().map(|default| default.expression.clone())
         };
-        let columns = source
-            .columns
-            .iter()
-            .map(|column| Column {
-                name: column.name.clone(),
-                type_name: column.type_name.clone(),
-                text: column.wire == Wire::Text,
-                live: live.live_columns().find(|live| live.name == column.name).map(|live| LiveColumn {
-                    type_name: live.type_name.clone(),
-                    generated: live.generated.is_some(),
-                    identity: live.identity.is_some(),
-                    default: default(&column.name),
-                }),
-            })
-            .collect();
+        let columns = self.columns_now(&mut source, live, &default)?;
         let mut all: Vec<(String, String)> =
             live.stored_columns().map(|column| (column.name.clone(), column.type_name.clone())).collect();
         all.sort();
-        let mut table = Table { source, columns, key: Vec::new(), live: all, from: None };
+        let (added, obstacles) = (self.added(&name), self.obstacles(&columns, live));
+        let mut table = Table { source, columns, key: Vec::new(), live: all, from: None, added, obstacles };
         table.key = match (key, live.primary_key()) {
             (Some(key), _) => self.columns(&table, key)?,
             (None, Some(key)) => key.columns.iter().map(|name| self.column(&table, name)).collect::<Result<_, _>>()?,
@@ -198,11 +205,19 @@ impl Lay<'_> {
     }
 
     fn column(&self, table: &Table, name: &str) -> Result<usize, CompareError> {
-        table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
+        let name = self.now(&table.source.name, name);
+        let at = table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
             table: table.label(),
             column: name.to_owned(),
             place: "snapshot",
-        })
+        })?;
+        let column = &table.columns[at];
+        if column.live.is_none() {
+            let gone = || "the live store has it no longer, and the profile needs it".to_owned();
+            let reason = column.obstacle.clone().unwrap_or_else(gone);
+            return Err(CompareError::Changed { table: table.label(), column: name.to_owned(), reason });
+        }
+        Ok(at)
     }
 
     fn columns(&self, table: &Table, columns: &Columns) -> Result<Vec<usize>, CompareError> {
@@ -258,8 +273,9 @@ impl Lay<'_> {
         derived.filter_map(|derived| self.column(table, derived.column.as_ref()?).ok()).collect()
     }
 
-    /// The columns of `table` that refer to what is `known`: by foreign key, or as the profile says.
-    fn refers(&self, table: &Table, soft: &SoftReferences) -> Result<Vec<(usize, Refers)>, CompareError> {
+    /// The columns of `table` but `own` that refer to what is `known`: by foreign key, or as the profile says. `own` refers to what the rows
+    /// belong to.
+    fn refers(&self, table: &Table, soft: &SoftReferences, own: usize) -> Result<Vec<(usize, Refers)>, CompareError> {
         let to = |name: &TableName| self.known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
         let mut found = BTreeMap::new();
         let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
@@ -277,13 +293,8 @@ impl Lay<'_> {
                 found.insert(self.column(table, column)?, refers);
             }
         }
+        found.remove(&own);
         Ok(found.into_iter().collect())
-    }
-
-    fn dictionary(&self, dictionary: &profile::Dictionary) -> Result<Dictionary, CompareError> {
-        let table = self.table(&dictionary.table, dictionary.key.as_ref())?;
-        table.single_key()?;
-        Ok(Dictionary { natural: self.columns(&table, &dictionary.natural)?, table })
     }
 
     fn sequence(&self, counter: &profile::Counter) -> Option<TableName> {
@@ -408,6 +419,8 @@ impl Lay<'_> {
                 soft.insert(column.clone(), part.table.clone());
             }
         }
+        let own_reference = message.self_reference.0.iter();
+        soft.extend(own_reference.map(|column| (column.clone(), message.table.clone())));
         let content = match &content {
             None => {
                 soft.extend(link.references.clone());
@@ -415,18 +428,17 @@ impl Lay<'_> {
                 regenerate.extend(self.columns(&own, &message.regenerate)?);
                 None
             }
-            Some((content, of)) => Some(Content {
+            Some((content, of)) => Some(Shared {
                 of: *of,
                 first,
                 evidence: self.columns(content, &message.evidence)?,
                 set: self.assignments(content, &message.set)?,
                 regenerate: self.columns(content, &message.regenerate)?,
-                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()))?,
+                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()), usize::MAX)?,
                 table: content.clone(),
             }),
         };
-        let mut refers = self.refers(&own, &soft)?;
-        refers.retain(|(column, _)| *column != mailbox);
+        let refers = self.refers(&own, &soft, mailbox)?;
         Ok(Message {
             mailbox,
             evidence,
@@ -440,11 +452,32 @@ impl Lay<'_> {
             flags: flag_columns,
             set,
             regenerate,
+            derived: self.derived(&table),
+            unique: Vec::new(),
             refers,
             table,
             link: own,
             content,
         })
+    }
+
+    /// Content that lies in rows of the message's own.
+    fn own_part(&self, part: &profile::Part, message: &Message) -> Result<Child, CompareError> {
+        let table = self.table(&part.table, part.key.as_ref())?;
+        let mail = message.content.as_ref().map_or(&message.link, |content| &content.table);
+        let (of, to) = (self.reference(&table, part.message.as_ref(), mail)?, message.mail_key()?);
+        // Numbers are issued again, so what tells the parts of one message apart is what else is unique with it.
+        let keys = unique::keys(self.catalog, &table).into_iter().filter(|one| one.predicate.is_none());
+        let mut keys = keys.filter(|one| one.columns.contains(&of)).map(|one| one.columns);
+        let natural: Vec<usize> = match keys.next() {
+            Some(key) => key.into_iter().filter(|at| *at != of).collect(),
+            None if table.key.contains(&of) => table.key.iter().copied().filter(|at| *at != of).collect(),
+            None => return Err(CompareError::NotYet { what: "parts are told apart by nothing but a number" }),
+        };
+        let issued = table.key.iter().copied();
+        let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
+        let refers = self.refers(&table, &SoftReferences::new(), of)?;
+        Ok(Child { of, to, natural, set: BTreeMap::new(), issued, refers, mutable: false, table })
     }
 
     fn part(&self, part: &profile::Part, message: &Message) -> Result<Part, CompareError> {
@@ -457,6 +490,7 @@ impl Lay<'_> {
         let table = self.table(&part.table, part.key.as_ref())?;
         let link = self.table(&via.table, via.key.as_ref())?;
         let soft = via.part.0.iter().map(|column| (column.clone(), part.table.clone())).collect();
+        let of = self.single(&link, &via.message, "a reference")?;
         Ok(Part {
             bytes: self.columns(&table, &part.bytes)?,
             part: self.single(&link, &via.part, "a reference")?,
@@ -464,15 +498,12 @@ impl Lay<'_> {
             position: self.optional(&link, via.position.as_ref())?,
             numbered: self.numbered(part)?.is_some(),
             via: Child {
-                of: self.single(&link, &via.message, "a reference")?,
-                to: match &message.content {
-                    Some(content) => content.of,
-                    None => message.link.single_key()?,
-                },
+                of,
+                to: message.mail_key()?,
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: self.refers(&link, &soft)?,
+                refers: self.refers(&link, &soft, of)?,
                 mutable: false,
                 table: link,
             },
@@ -501,25 +532,15 @@ impl Lay<'_> {
     }
 
     /// A part whose key the store draws.
-    fn numbered(&self, part: &profile::Part) -> Result<Option<Dictionary>, CompareError> {
+    pub(super) fn numbered(&self, part: &profile::Part) -> Result<Option<(Table, Vec<usize>)>, CompareError> {
         let table = self.table(&part.table, part.key.as_ref())?;
-        let key = table.single_key()?;
-        if !table.columns[key].live.as_ref().is_some_and(|live| live.identity || live.default.is_some()) {
+        if part.via.is_none() || !table.filled(table.single_key()?) {
             return Ok(None);
         }
         let mut natural = self.columns(&table, &part.bytes)?;
         // First what may have an index.
         natural.splice(0..0, self.optional(&table, part.hash.as_ref())?);
-        Ok(Some(Dictionary { natural, table }))
-    }
-
-    fn hashed(&self, part: &profile::Part) -> Result<Dictionary, CompareError> {
-        let table = self.table(&part.table, part.key.as_ref())?;
-        let key = table.single_key()?;
-        if self.optional(&table, part.hash.as_ref())? != Some(key) {
-            return Err(CompareError::NotYet { what: "messages refer to parts by a number" });
-        }
-        Ok(Dictionary { natural: vec![key], table })
+        Ok(Some((table, natural)))
     }
 
     fn child(&self, child: &profile::Child, of: &Table, to: usize) -> Result<Child, CompareError> {
@@ -533,10 +554,9 @@ impl Lay<'_> {
         if let Some(flags) = self.profile.flags.as_ref().filter(|flags| flags.table.as_ref() == Some(&child.table)) {
             set.extend(self.assignments(&table, &flags.set)?);
         }
-        let filled =
-            |at: usize| table.columns[at].live.as_ref().is_some_and(|live| live.identity || live.default.is_some());
-        let issued = table.key.iter().copied().filter(|at| *at != of && !natural.contains(at) && filled(*at)).collect();
-        let refers = self.refers(&table, &child.references)?;
+        let issued = table.key.iter().copied();
+        let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
+        let refers = self.refers(&table, &child.references, of)?;
         Ok(Child { of, to, natural, set, issued, refers, mutable: false, table })
     }
 
@@ -552,19 +572,21 @@ impl Lay<'_> {
     }
 
     fn tombstone(&self, tombstone: &profile::Tombstone, message: &Message) -> Result<Tombstone, CompareError> {
-        let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().cloned());
+        let name = self.name(tombstone.table.as_deref().unwrap_or_default());
+        let now = |column: &String| self.now(&name, column).to_owned();
+        let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().map(now));
         let evidence = tombstone.evidence.iter();
         Ok(Tombstone {
-            name: self.name(tombstone.table.as_deref().unwrap_or_default()),
             mailbox: first(&tombstone.mailbox),
-            uid: tombstone.uid.clone(),
-            modseq: tombstone.modseq.clone(),
+            uid: tombstone.uid.as_ref().map(now),
+            modseq: tombstone.modseq.as_ref().map(now),
             message: first(&tombstone.message),
             evidence: evidence
-                .map(|(own, of)| Ok((own.clone(), self.of_message(message, of)?)))
+                .map(|(own, of)| Ok((now(own), self.of_message(message, of)?)))
                 .collect::<Result<_, CompareError>>()?,
-            at: tombstone.at.clone(),
-            set: tombstone.set.clone(),
+            at: tombstone.at.as_ref().map(now),
+            set: tombstone.set.iter().map(|(column, sql)| (now(column), sql.clone())).collect(),
+            name: name.clone(),
             written: tombstone.write == profile::TombstoneWrite::OnUndo,
         })
     }

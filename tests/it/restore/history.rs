@@ -10,6 +10,12 @@ use super::ways::Ways;
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Random(u64);
 
+impl From<u64> for Random {
+    fn from(seed: u64) -> Self {
+        Self(seed)
+    }
+}
+
 impl Random {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -8,7 +8,7 @@ use restante::compare::CompareError;
 use restante::compare::live;
 use restante::compare::row::{Cell, LargeValue};
 use restante::compare::source::{Facts, Numbers, Pick, RowSink, SegmentFacts, Source, SourceColumn, SourceTable};
-use restante::postgres::catalog;
+use restante::postgres::catalog::{self, Table};
 use restante::postgres::session::Session;
 use restante::postgres::sql;
 use restante::repository::id::Digest;
@@ -26,11 +26,19 @@ pub struct MemorySource {
 
 impl MemorySource {
     pub async fn take(session: &Session) -> Self {
+        let encoding = "SELECT current_setting('server_encoding')";
+        let encoding: String = session.client().query_one(encoding, &[]).await.unwrap().get(0);
+        session.carry(&encoding);
         live::begin(session).await.unwrap();
         let mut read = catalog::read(session).await.unwrap();
         catalog::read_sequence_values(session, &mut read.sequences).await.unwrap();
         let (mut tables, mut rows) = (Vec::new(), HashMap::new());
-        for table in read.tables.iter().filter(|table| table.holds_rows()) {
+        // Partitions are read as one.
+        let wholes = |table: &&Table| match table.partition_of {
+            None => table.holds_rows() || table.partition_key.is_some(),
+            Some(_) => false,
+        };
+        for table in read.tables.iter().filter(wholes) {
             let columns: Vec<SourceColumn> = table
                 .stored_columns()
                 .map(|column| SourceColumn {
@@ -38,6 +46,7 @@ impl MemorySource {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
                     wire: Wire::Binary,
+                    widened: None,
                 })
                 .collect();
             let list: Vec<String> = columns.iter().map(|column| sql::identifier(&column.name)).collect();
@@ -68,6 +77,7 @@ impl MemorySource {
             snapshot: "11".repeat(32),
             store: StoreIdentity { system_identifier: Some(1), database: "store".to_owned(), database_oid: 1 },
             taken: taken.parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            encoding,
             tables,
             sequences: sequences.collect(),
         };
@@ -88,8 +98,8 @@ impl Source for MemorySource {
         &self.facts
     }
 
-    async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
-        let rows = &self.tables[&table.name.to_string()];
+    async fn stored_segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
+        let rows = &self.tables[&table.leaves[0].to_string()];
         let facts = rows.chunks(SEGMENT_ROWS).map(|rows| {
             let mut hash = blake3::Hasher::new();
             for field in rows.iter().flatten() {
@@ -118,10 +128,15 @@ impl Source for MemorySource {
         Ok(facts.collect())
     }
 
-    async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
-        let number = self.facts.tables.iter().position(|one| one.name == table.name).unwrap();
+    async fn scan_stored(
+        &self,
+        table: &SourceTable,
+        pick: Pick<'_>,
+        sink: &mut RowSink<'_>,
+    ) -> Result<(), CompareError> {
+        let number = self.facts.tables.iter().position(|one| one.name == table.leaves[0]).unwrap();
         let width = table.columns.len();
-        for (at, row) in self.tables[&table.name.to_string()].iter().enumerate() {
+        for (at, row) in self.tables[&table.leaves[0].to_string()].iter().enumerate() {
             let cells: Vec<Cell<'_>> = row
                 .iter()
                 .enumerate()

@@ -3,14 +3,18 @@
 //! The snapshots are taken into memory ([`memory`]), so that a history costs a fraction of a second; that the same rows come out of a
 //! repository is for the tests of the snapshot to show.
 
+mod changed;
 mod check;
+mod hard;
 mod history;
 mod links;
 mod marked;
 mod memory;
 mod model;
+mod naive;
 mod names;
 mod references;
 mod scripted;
 pub mod store;
+mod threads;
 mod ways;

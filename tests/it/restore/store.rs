@@ -21,19 +21,36 @@ use super::ways::{self, Ways};
 use crate::server::{ServerOptions, TestDatabase, TestServer, sessions_end};
 use crate::stores::{DRIVER, STORES};
 
-/// A mail by its number: what it says, whether it has a Message-ID, whether it has an attachment.
+/// A mail by its number: what it says, whether it has a Message-ID, whether it has an attachment. From 1,000 on it is the mail of the last
+/// three digits as others hand it on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Content(pub u32);
+
+/// The same mail: it came another way; list software wrapped its text again. Another mail: list software added its footer.
+pub const ANOTHER_WAY: u32 = 1000;
+pub const WRAPPED_AGAIN: u32 = 2000;
+pub const WITH_FOOTER: u32 = 3000;
 
 impl Content {
     /// Header, body and attachment.
     fn parts(self) -> (Vec<u8>, Vec<u8>, Option<Vec<u8>>) {
-        let number = self.0;
+        let (number, as_handed_on) = (self.0 % 1000, self.0 / 1000 * 1000);
         let id = self.message_id().map(|id| format!("Message-ID: {id}\r\n")).unwrap_or_default();
-        let header =
-            format!("From: a@example.org\r\nDate: Mon, 11 Aug 2014 10:00:00 +0000\r\nSubject: {number}\r\n{id}\r\n");
+        let (received, encoding) = match as_handed_on {
+            ANOTHER_WAY => ("Received: by backup.example.org\r\n", ""),
+            WRAPPED_AGAIN => ("", "Content-Transfer-Encoding: quoted-printable\r\n"),
+            _ => ("", ""),
+        };
+        let header = format!(
+            "{received}From: a@example.org\r\nDate: Mon, 11 Aug 2014 10:00:00 +0000\r\nSubject: {number}\r\n{id}{encoding}\r\n"
+        );
         // Over and under the limit at which values go into the payload.
-        let body = format!("text of {number}\r\n").repeat(if number.is_multiple_of(2) { 1 } else { 60 });
+        let mut body = format!("text of {number}\r\n").repeat(if number.is_multiple_of(2) { 1 } else { 60 });
+        match as_handed_on {
+            WRAPPED_AGAIN => body = body.replace("of ", "of=\r\n "),
+            WITH_FOOTER => body += "--\r\nthe list\r\n",
+            _ => {}
+        }
         // Shared: one mail of a dozen has the same one.
         let attachment = (number % 3 != 1).then(|| format!("attachment {}", number % 12).repeat(70).into_bytes());
         (header.into_bytes(), body.into_bytes(), attachment)
@@ -51,10 +68,11 @@ impl Content {
 
     /// Some have none, some share one with other content.
     pub fn message_id(self) -> Option<String> {
-        match self.0 % 7 {
+        let number = self.0 % 1000;
+        match number % 7 {
             0 => None,
             1 => Some("<shared@example.org>".to_owned()),
-            _ => Some(format!("<{}@example.org>", self.0)),
+            _ => Some(format!("<{number}@example.org>")),
         }
     }
 }
@@ -136,7 +154,12 @@ impl Store {
 
     /// The store of another project, by its name. `None` where the server lacks what it needs.
     pub async fn named(name: &str) -> Option<Self> {
-        let database = Self::database().await;
+        Self::named_in(name, "TEMPLATE template0").await
+    }
+
+    /// In a database with other options.
+    pub async fn named_in(name: &str, options: &str) -> Option<Self> {
+        let database = Self::database_with(options).await;
         let client = database.superuser().await;
         if !STORES.iter().find(|store| store.name == name).unwrap().make(&client).await {
             return None;
@@ -148,9 +171,18 @@ impl Store {
     }
 
     async fn database() -> TestDatabase {
+        Self::database_with("TEMPLATE template0").await
+    }
+
+    async fn database_with(options: &str) -> TestDatabase {
+        Self::server().database_with(options).await
+    }
+
+    /// That of all these stores.
+    pub fn server() -> &'static Arc<TestServer> {
         static SERVER: OnceLock<Arc<TestServer>> = OnceLock::new();
         let settings = || ServerOptions { in_memory: true, ..Default::default() }.set("max_wal_size", "128MB");
-        SERVER.get_or_init(|| TestServer::dedicated(settings())).database(None).await
+        SERVER.get_or_init(|| TestServer::dedicated(settings()))
     }
 
     async fn lay_out(database: &TestDatabase) {
@@ -332,6 +364,55 @@ impl Store {
     /// Living messages lose their attachments.
     pub async fn lose_parts(&self, messages: &[i64]) {
         self.act("SELECT driver.lose_parts($1)", &[&self.all_keys(messages)]).await;
+    }
+
+    /// Living messages lose what their users said of them.
+    pub async fn lose_children(&self, messages: &[i64]) {
+        self.unseen("SELECT driver.lose_children($1)", messages).await;
+    }
+
+    /// After their mailboxes.
+    pub async fn lose_account(&self, account: i64) {
+        self.unseen("SELECT driver.lose_accounts($1)", &[account]).await;
+        self.act("SELECT driver.roll_back()", &[]).await;
+    }
+
+    /// No trigger sees it.
+    async fn unseen(&self, sql: &str, keys: &[i64]) {
+        self.client.batch_execute("SET session_replication_role = replica").await.unwrap();
+        self.act(sql, &[&self.all_keys(keys)]).await;
+        self.client.batch_execute("RESET session_replication_role").await.unwrap();
+    }
+
+    pub async fn delete_account(&self, account: i64) {
+        self.act("SELECT driver.delete_account($1)", &[&self.key(account)]).await;
+    }
+
+    pub async fn rename_mailbox(&self, mailbox: i64, name: &str) {
+        self.act("SELECT driver.rename_mailbox($1, $2)", &[&self.key(mailbox), &name]).await;
+    }
+
+    pub async fn tag(&self, id: i64, keyword: &str) {
+        self.act("SELECT driver.tag($1, $2)", &[&self.key(id), &keyword]).await;
+    }
+
+    /// Address of each account.
+    pub async fn addresses(&self) -> HashMap<i64, String> {
+        let rows = self.client.query("SELECT account, address FROM driver.accounts()", &[]).await.unwrap();
+        rows.iter().map(|row| (self.number(row.get(0)), row.get(1))).collect()
+    }
+
+    /// Keywords of each message, sorted, but for the mark.
+    pub async fn tags(&self) -> HashMap<i64, Vec<String>> {
+        let sql = "SELECT link, array_agg(keyword ORDER BY keyword) FROM driver.tags() GROUP BY link";
+        let rows = self.client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| (self.number(row.get(0)), row.get(1))).collect()
+    }
+
+    pub async fn modseqs(&self) -> HashMap<i64, i64> {
+        let rows =
+            self.client.query("SELECT link, modseq FROM driver.modseqs() WHERE modseq IS NOT NULL", &[]).await.unwrap();
+        rows.iter().map(|row| (self.number(row.get(0)), row.get(1))).collect()
     }
 
     /// Everything that users see in the store, by mailbox and UID.

@@ -16,6 +16,14 @@ pub struct Ways {
     pub tombstones_stay: bool,
     /// A deleted mailbox leaves a trace.
     pub deleted_mailboxes: bool,
+    /// A deleted account leaves a trace.
+    pub deleted_accounts: bool,
+    /// Accounts have their address in their own row.
+    pub accounts_by_address: bool,
+    /// What a living message lost of its flags and keywords is told from what its user took off.
+    pub children_come_back: bool,
+    /// The bytes of mail are in the database.
+    pub bodies: bool,
     /// A mailbox is told from another one that has its name.
     pub mailboxes_told_apart: bool,
     /// It is known when a mail came into its mailbox, whatever date it bears.
@@ -43,6 +51,10 @@ pub const REFERENCE: Ways = Ways {
     tombstones: true,
     tombstones_stay: true,
     deleted_mailboxes: true,
+    deleted_accounts: false,
+    accounts_by_address: true,
+    children_come_back: false,
+    bodies: true,
     mailboxes_told_apart: true,
     saved: true,
     copies_within: true,
@@ -56,6 +68,10 @@ pub const REFERENCE: Ways = Ways {
 /// A tombstone is a row of the mailbox, and goes with it. `driver.copy` refuses a message's own mailbox.
 const SORA: Ways = Ways {
     tombstones_stay: false,
+    deleted_accounts: true,
+    accounts_by_address: false,
+    children_come_back: true,
+    bodies: false,
     copies_within: false,
     moves_row: false,
     equal_mail_twice: false,

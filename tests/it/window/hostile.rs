@@ -153,6 +153,7 @@ async fn hostile_names_are_inert_in_every_command_and_come_back_exactly() {
         (&[3], &["gap"]),
         (&[3], &["gap", "-vvv"]),
         (&[0, 3], &["restore", "-n"]),
+        (&[0, 3], &["restore", "-n", "--per-account"]),
         (&[2], &["restore"]),
         (&[0], &["replays"]),
         (&[0, 1, 3], &["doctor", "--for", "restore"]),
@@ -176,7 +177,10 @@ async fn hostile_names_are_inert_in_every_command_and_come_back_exactly() {
     let page = scene.folder.path().join("report.html");
     let mut arguments = look(&["restore", "--yes"]);
     arguments.extend([format!("--mailbox={}", names()[1]), format!("--html={}", page.display())]);
+    arguments.push("--per-account".to_owned());
     let said = scene.json(&[3], &arguments).await;
+    let account = said.iter().find(|one| one["type"] == "account" && one["messages"] != 0).unwrap();
+    assert!(account["account"].as_str().unwrap().starts_with(&names()[1]) && account["folders"][&names()[1]].is_u64());
     let replay = said.iter().find(|one| one["type"] == "replayed").unwrap()["replay"].as_str().unwrap().to_owned();
     let html = std::fs::read_to_string(&page).unwrap();
     assert!(!html.chars().any(obeyed), "the page holds what would be obeyed");

@@ -3,3 +3,4 @@
 mod budget;
 mod commands;
 mod hostile;
+mod options;
