@@ -132,6 +132,7 @@ pub(super) fn align(layout: &mut Layout) {
         Refers::Owner => &of_owner,
         Refers::Mailbox => &of_mailbox,
         Refers::Dictionary(kind) => &of_values[*kind],
+        Refers::Message => &of_message,
     };
     let message = &mut layout.message;
     widen(&mut message.table, message.mailbox, &of_mailbox);
@@ -142,6 +143,13 @@ pub(super) fn align(layout: &mut Layout) {
     for part in &mut layout.parts {
         let of_part = key(&part.table);
         widen(&mut part.via.table, part.part, &of_part);
+    }
+    for (dictionary, own) in layout.dictionaries.iter_mut().zip(&of_values) {
+        dictionary.refers.iter().for_each(|(at, refers)| widen(&mut dictionary.table, *at, to(refers)));
+        for child in &mut dictionary.children {
+            widen(&mut child.table, child.of, own);
+            child.refers.iter().for_each(|(at, refers)| widen(&mut child.table, *at, to(refers)));
+        }
     }
     let hanging = layout.owner.iter_mut().flat_map(|owner| &mut owner.children).map(|child| (child, &of_owner));
     let hanging = hanging.chain(layout.mailbox.children.iter_mut().map(|child| (child, &of_mailbox)));
