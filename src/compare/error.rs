@@ -30,6 +30,10 @@ pub enum CompareError {
          makes it anew, `restore --table` one of its tables"
     )]
     Opaque { tables: usize },
+    #[error(
+        "of {tables} tables none looks like mailboxes with mail in them: is it the right database, and may this role read it?"
+    )]
+    NoMail { tables: usize },
     #[error("this version cannot put mail back into a store whose {what}: take `restore --table` and do it by hand")]
     NotYet { what: &'static str },
     #[error(

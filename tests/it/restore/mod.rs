@@ -8,7 +8,7 @@ mod history;
 mod marked;
 mod memory;
 mod model;
-mod names;
+pub mod names;
 mod references;
 mod scripted;
 pub mod store;
