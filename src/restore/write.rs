@@ -137,7 +137,10 @@ impl Batch<'_> {
             let keys: Vec<&str> = left.iter().map(|at| &*self.items[*at].key_text).collect();
             let sql = format!("DELETE FROM {stage} WHERE {key}::text = ANY($1)");
             session.client().execute(&sql, &[&keys]).await.map_err(failed())?;
-            let sql = format!("DELETE FROM {JOURNAL} WHERE replay = $1 AND key = ANY($2) AND undone IS NULL");
+            // The claim is given back.
+            let sql = format!(
+                "UPDATE {JOURNAL} SET undone = clock_timestamp() WHERE replay = $1 AND key = ANY($2) AND undone IS NULL"
+            );
             session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed())?;
         }
         self.settle_answers(session, &left).await?;
