@@ -100,5 +100,6 @@ fn fate(class: Option<Class>) -> &'static str {
         Some(Class::DeletedByUser) => "deleted or moved by its user",
         Some(Class::CannotTell) => "cannot be told",
         Some(Class::Orphan) => "its mailbox was deleted",
+        Some(Class::PlaceTaken) => "lost, and another mail has its place",
     }
 }

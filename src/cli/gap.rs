@@ -53,6 +53,7 @@ pub fn show(context: &Context, report: &GapReport, short: &str, command: Option<
         (count(Class::ReusedId), "of them with an id that was issued again"),
         (report.incomplete, "alive, but parts of them are gone"),
         (count(Class::CannotTell), "cannot be told: the user or the damage removed them"),
+        (count(Class::PlaceTaken), "lost, and stay out: another mail has what only one can have (its place is taken)"),
         (count(Class::Orphan), "lost in mailboxes that were deleted on purpose"),
         (count(Class::DeletedByUser), "deleted by their users: they stay deleted"),
         (count(Class::Duplicate), "have arrived again, or were restored before"),

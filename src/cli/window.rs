@@ -98,7 +98,8 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: Option<&str>)
         ));
     }
     if context.global.dry_run {
-        return Ok(if summary.outside > 0 { Exit::Findings } else { Exit::Done });
+        let left = summary.outside + summary.place_taken;
+        return Ok(if left > 0 { Exit::Findings } else { Exit::Done });
     }
     let derives = live.profile.derived.iter().any(|derived| derived.sql.is_some());
     if !plan.is_empty() || derives {
@@ -129,6 +130,7 @@ fn show(context: &Context, report: &ReplayReport) {
         (mail.arrived_meanwhile, "had arrived again meanwhile"),
         (mail.by_another, "were put back by another replay first"),
         (mail.no_mailbox, "have no mailbox any more: run `restante gap` again"),
+        (mail.place_taken, "stay out: another mail has what only one can have (its place is taken)"),
         (report.left_out, "are doubtful or orphans and were left out"),
         (report.counters.mailboxes, "mailboxes had their counters raised"),
         (report.counters.uidvalidity, "mailboxes have a new UIDVALIDITY, because a UID had been issued twice"),

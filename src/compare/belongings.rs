@@ -5,11 +5,11 @@ use std::collections::{HashMap, HashSet};
 use super::classify::{Leftover, row_print};
 use super::content::PartRows;
 use super::error::CompareError;
-use super::layout::{Layout, Refers, Table};
+use super::layout::{Child, Layout, Refers, Table};
 use super::live;
-use super::parents::inline;
+use super::parents::{fetch, inline};
 use super::row::{Print, Row};
-use super::source::{Pick, Source};
+use super::source::{Pick, Source, collect};
 use super::window::{Outside, Window};
 use crate::postgres::session::Session;
 use crate::repository::zone;
@@ -131,7 +131,7 @@ pub(super) async fn dictionaries(
     layout: &Layout,
     leftovers: &[Leftover],
     incomplete: &mut Incomplete,
-) -> Result<PartRows, CompareError> {
+) -> Result<(PartRows, Hanging), CompareError> {
     let mut dangling: Vec<HashMap<Vec<u8>, Vec<Vec<u8>>>> = vec![HashMap::new(); layout.dictionaries.len()];
     for (column, refers) in &layout.message.refers {
         let Refers::Dictionary(kind) = refers else { continue };
@@ -146,16 +146,56 @@ pub(super) async fn dictionaries(
     for (kind, key) in lost.chain(layout.shared(None, &incomplete.via, &incomplete.children)) {
         keys[kind].insert(key.to_vec());
     }
-    let mut found = Vec::with_capacity(keys.len());
-    for (kind, mut keys) in keys.into_iter().enumerate() {
-        keys.extend(dangling[kind].keys().cloned());
-        let rows = rows_with(source, &layout.dictionaries[kind].table, &keys).await?;
+    let mut found = vec![HashMap::new(); keys.len()];
+    let mut hanging: Hanging = layout.dictionaries.iter().map(|one| vec![HashMap::new(); one.children.len()]).collect();
+    // What a dictionary refers to stands before it.
+    for (kind, dictionary) in layout.dictionaries.iter().enumerate().rev() {
+        let mut own = std::mem::take(&mut keys[kind]);
+        own.extend(dangling[kind].keys().cloned());
+        let rows = rows_with(source, &dictionary.table, &own).await?;
+        for row in rows.values() {
+            refers_on(&dictionary.refers, row, &mut keys);
+        }
+        for (child, hanging) in dictionary.children.iter().zip(&mut hanging[kind]) {
+            *hanging = hanging_on(source, child, &own).await?;
+            for row in hanging.values().flatten() {
+                refers_on(&child.refers, row, &mut keys);
+            }
+        }
         // Of others nobody ever had the value.
         for (key, messages) in dangling[kind].drain().filter(|(key, _)| rows.contains_key(key)) {
             incomplete.values[kind].insert(key);
             incomplete.messages.extend(messages);
         }
-        found.push(rows);
+        found[kind] = rows;
+    }
+    Ok((found, hanging))
+}
+
+/// For each dictionary, the rows that hang on its own, by kind of child and key.
+type Hanging = Vec<Vec<HashMap<Vec<u8>, Vec<Row>>>>;
+
+/// The values of other dictionaries that a row refers to.
+fn refers_on(refers: &[(usize, Refers)], row: &Row, keys: &mut [HashSet<Vec<u8>>]) {
+    for (column, refers) in refers {
+        if let (Refers::Dictionary(kind), Some(key)) = (refers, row[*column].bytes()) {
+            keys[*kind].insert(key.to_vec());
+        }
+    }
+}
+
+async fn hanging_on(
+    source: &dyn Source,
+    child: &Child,
+    keys: &HashSet<Vec<u8>>,
+) -> Result<HashMap<Vec<u8>, Vec<Row>>, CompareError> {
+    let mut found: HashMap<Vec<u8>, Vec<Row>> = HashMap::new();
+    if !keys.is_empty() {
+        for mut row in collect(source, &child.table.source, Pick::Keys { column: child.of, keys }).await? {
+            fetch(source, &mut row).await?;
+            let key = row[child.of].bytes().unwrap_or_default().to_vec();
+            found.entry(key).or_default().push(row);
+        }
     }
     Ok(found)
 }

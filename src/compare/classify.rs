@@ -7,7 +7,7 @@
 //! 3. tombstones of the very rows, then those of their evidence under another key;
 //! 4. mail of a mailbox that was deleted on purpose is an orphan;
 //! 5. an equal live mail that nobody stands behind: in the same mailbox a duplicate, in another one a move;
-//! 6. the rest is lost.
+//! 6. the rest is lost; what has no place any more, because another mail has taken one that only one can have, is left out.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,7 +24,9 @@ use super::live;
 use super::pairing::{Paired, Pairs};
 use super::parents::{Fate, Parents, inline};
 use super::past::Past;
+use super::places;
 use super::predicate;
+use super::referred::{Asked, Home, Referred};
 use super::row::{Cell, Class, Print, Printer, Reason, Row};
 use super::source::{Facts, Pick, Source};
 use super::tombstones::{Tombstones, Wanted};
@@ -66,6 +68,8 @@ pub struct Leftover {
     /// For each kind of part, the rows that name its parts; then the rows of each kind of child.
     pub via: Vec<Vec<Row>>,
     pub children: Vec<Vec<Row>>,
+    /// The live message that stands for it.
+    pub home: Option<Home>,
 }
 
 /// A live message that no snapshot row stands behind.
@@ -98,6 +102,9 @@ pub struct Comparison {
     pub parts: PartRows,
     /// What they refer to, by dictionary and key.
     pub dictionaries: PartRows,
+    /// For each dictionary, what hangs on these, by kind of child and key.
+    pub hanging: Vec<Vec<HashMap<Vec<u8>, Vec<Row>>>>,
+    pub referred: Referred,
     pub counters: Counters,
     pub same: u64,
     pub changed: u64,
@@ -115,6 +122,8 @@ pub async fn compare(
     profile: &Profile,
     options: &Options,
 ) -> Result<Comparison, CompareError> {
+    // One encoding for both sides, so that equal text is equal bytes.
+    session.carry(&source.facts().encoding);
     live::begin(session).await?;
     let done = read(session, source, profile, options).await;
     let ended = live::end(session).await;
@@ -159,7 +168,7 @@ async fn read(
     let lost: HashMap<Vec<u8>, usize> = gone.map(|(at, leftover)| (leftover.key.to_vec(), at)).collect();
     let mut incomplete = belongings(session, source, &layout, &lost, &options.window, &mut leftovers).await?;
     let parts = parts(source, &layout, &leftovers, &incomplete).await?;
-    let dictionaries = dictionaries(session, source, &layout, &leftovers, &mut incomplete).await?;
+    let (dictionaries, hanging) = dictionaries(session, source, &layout, &leftovers, &mut incomplete).await?;
 
     // What was a tombstone then was not lost with the rest; only now nobody takes what belongs to it for a living message's.
     if let Some(buried) = &layout.buried {
@@ -170,6 +179,9 @@ async fn read(
     }
     decide_by_record(session, &layout, &parents, &past, &mut leftovers).await?;
     duplicates::decide(session, source, &layout, &parents, &parts, options, &mut leftovers, &mut live).await?;
+    places::look(session, source, &layout, &parents, &mut leftovers).await?;
+    let asked = Asked { layout: &layout, parents: &parents, pairs: &pairs };
+    let referred = Referred::read(session, source, asked, &leftovers, &dictionaries, &hanging).await?;
     for live in live.iter().filter(|live| live.taken) {
         pairs.take(live.identity);
     }
@@ -183,6 +195,8 @@ async fn read(
         incomplete,
         parts,
         dictionaries,
+        hanging,
+        referred,
         counters,
         same,
         changed,
@@ -321,6 +335,7 @@ impl Scan<'_> {
                         doubt: None,
                         via: vec![Vec::new(); layout.parts.len()],
                         children: vec![Vec::new(); layout.children.len()],
+                        home: None,
                     }),
                 }
                 Ok(())
@@ -395,7 +410,11 @@ pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
     }
 }
 
-fn identity<'a>(key: Option<&[u8]>, mailbox: Option<&[u8]>, evidence: impl Iterator<Item = Option<&'a [u8]>>) -> Print {
+pub(super) fn identity<'a>(
+    key: Option<&[u8]>,
+    mailbox: Option<&[u8]>,
+    evidence: impl Iterator<Item = Option<&'a [u8]>>,
+) -> Print {
     Printer::default().add(key).add(mailbox).all(evidence).finish()
 }
 
@@ -514,6 +533,7 @@ async fn still_there(
 impl Comparison {
     /// What a leftover's mail is made of.
     pub fn made<'a>(leftover: &'a Leftover) -> Made<'a> {
-        Made { row: &leftover.row, via: leftover.via.iter().map(|rows| &rows[..]).collect() }
+        let via = leftover.via.iter().map(|rows| &rows[..]).collect();
+        Made { row: &leftover.row, via, children: &leftover.children }
     }
 }

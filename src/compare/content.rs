@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::error::CompareError;
-use super::layout::{Body, Layout};
+use super::layout::{Body, Content, Layout};
 use super::live;
 use super::row::{LargeValue, Row, Value};
 use super::source::Source;
@@ -20,11 +20,16 @@ const FETCH: u64 = 16 << 20;
 /// Live mails whose parts are in memory at a time.
 const LIVE_BATCH: usize = 50;
 
+/// Of a living mail: its key, what tells the row apart, and the bytes.
+type ContentRow = (Vec<u8>, Vec<Option<Vec<u8>>>, Vec<u8>);
+
 /// A mail of the snapshot with what it is made of.
 pub struct Made<'a> {
     pub row: &'a Row,
     /// For each kind of part, the rows that name the mail's parts.
     pub via: Vec<&'a [Row]>,
+    /// The rows of each kind of child.
+    pub children: &'a [Vec<Row>],
 }
 
 /// Rows of parts in the snapshot, by kind and key.
@@ -51,11 +56,19 @@ pub async fn snapshot_prints(
         wanted.dedup();
         let found: HashMap<LargeValue, Bytes> = wanted.iter().copied().zip(source.values(&wanted).await?).collect();
         for mail in &mails[from..to] {
-            prints.push(Fingerprint::of(&assemble(layout, mail, parts, &found)));
+            prints.push(fingerprint(layout, &assemble(layout, mail, parts, &found)));
         }
         from = to;
     }
     Ok(prints)
+}
+
+/// Text that was taken from a mail may look like one and is none.
+pub fn fingerprint(layout: &Layout, raw: &[u8]) -> Fingerprint {
+    match &layout.message.body {
+        Body::Raw(_) | Body::Spliced(_) => Fingerprint::of(raw),
+        Body::Pieces(_) => Fingerprint::opaque(raw),
+    }
 }
 
 /// What must be fetched to put a mail together.
@@ -71,6 +84,10 @@ pub fn large_values(layout: &Layout, mail: &Made<'_>, parts: &PartRows) -> Vec<L
             let part = row[layout.part].bytes().and_then(|key| parts[kind].get(key));
             values.extend(part.into_iter().flat_map(|part| layout.bytes.iter().map(|at| &part[*at])));
         }
+    }
+    for content in &layout.contents {
+        let rows = mail.children.get(content.child).into_iter().flatten();
+        values.extend(rows.flat_map(|row| content.bytes.iter().map(|at| &row[*at])));
     }
     values.into_iter().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
@@ -103,8 +120,23 @@ pub fn assemble(layout: &Layout, mail: &Made<'_>, parts: &PartRows, found: &Hash
     match &layout.message.body {
         Body::Raw(column) => body(column).to_vec(),
         Body::Spliced(column) => splice(body(column), pieces.iter().map(|(at, _, bytes)| (*at, &bytes[..]))),
-        Body::Pieces(columns) => columns.iter().flat_map(body).copied().collect(),
+        Body::Pieces(columns) => {
+            let own = columns.iter().flat_map(body).copied();
+            own.chain(layout.contents.iter().flat_map(|content| content_of(layout, content, mail, found))).collect()
+        }
     }
+}
+
+/// The bytes of a kind of content, in the order of what tells its rows apart.
+fn content_of(layout: &Layout, content: &Content, mail: &Made<'_>, found: &HashMap<LargeValue, Bytes>) -> Vec<u8> {
+    let natural = &layout.children[content.child].natural;
+    let mut rows: Vec<&Row> = mail.children.get(content.child).into_iter().flatten().collect();
+    rows.sort_by_key(|row| natural.iter().map(|at| row[*at].bytes()).collect::<Vec<_>>());
+    rows.into_iter()
+        .flat_map(|row| content.bytes.iter().filter_map(|at| bytes_of(&row[*at], found)))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// Puts pieces into a body, each at its place in the body, in their order.
@@ -158,6 +190,33 @@ pub async fn live_prints(
             })
             .await?;
         }
+        let mut contents: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        for content in &layout.contents {
+            let child = &layout.children[content.child];
+            let mut columns = vec![child.of];
+            columns.extend(&child.natural);
+            columns.extend(&content.bytes);
+            let of = child.table.ident(child.of);
+            let select = format!(
+                "SELECT {} FROM {} c WHERE c.{of} IN ({list})",
+                child.table.select(&columns, "c"),
+                child.table.quoted()
+            );
+            let mut rows: Vec<ContentRow> = Vec::new();
+            live::copy(session, "reading parts of living mail", &select, columns.len(), &mut |row| {
+                let (natural, bytes) = row[1..].split_at(child.natural.len());
+                let natural = natural.iter().map(|field| field.map(<[u8]>::to_vec)).collect();
+                rows.push((
+                    row[0].unwrap_or_default().to_vec(),
+                    natural,
+                    bytes.iter().flatten().copied().collect::<Vec<_>>().concat(),
+                ));
+                Ok(())
+            })
+            .await?;
+            rows.sort();
+            rows.into_iter().for_each(|(key, _, bytes)| contents.entry(key).or_default().extend(bytes));
+        }
         let columns: Vec<usize> = match &layout.message.body {
             Body::Raw(column) | Body::Spliced(column) => vec![*column],
             Body::Pieces(columns) => columns.clone(),
@@ -174,9 +233,9 @@ pub async fn live_prints(
             let body: Vec<u8> = row[1..].iter().flatten().flat_map(|bytes| bytes.iter().copied()).collect();
             let raw = match (&layout.message.body, parts.get(&key)) {
                 (Body::Spliced(_), Some(parts)) => splice(&body, parts.iter().map(|(at, bytes)| (*at, &bytes[..]))),
-                _ => body,
+                _ => [body, contents.remove(&key).unwrap_or_default()].concat(),
             };
-            prints.insert(key, Fingerprint::of(&raw));
+            prints.insert(key, fingerprint(layout, &raw));
             Ok(())
         })
         .await?;

@@ -14,6 +14,7 @@ use super::content::{self, PartRows};
 use super::error::CompareError;
 use super::layout::Layout;
 use super::parents::Parents;
+use super::referred::Home;
 use super::row::{Class, Print, Reason};
 use super::source::Source;
 use crate::mail::identity::Fingerprint;
@@ -91,6 +92,9 @@ pub(super) async fn decide(
                 } else {
                     (Class::CannotTell, Reason::CopyElsewhere(pair.rung))
                 };
+                if in_mailbox {
+                    leftover.home = Some(Home::of(alive));
+                }
                 // A copy elsewhere that proves nothing is not used up.
                 alive.taken |= leftover.class != Class::CannotTell;
             }
@@ -116,6 +120,7 @@ pub(super) fn moved_rows(layout: &Layout, leftovers: &mut [Leftover], live: &mut
         let print = row_print(leftover.row[key].bytes(), evidence.iter().map(|at| leftover.row[*at].bytes()));
         if let Some(live) = rows.remove(&print) {
             live.taken = true;
+            leftover.home = Some(Home::of(live));
             (leftover.class, leftover.reason) = (Class::DeletedByUser, Reason::MovedItself);
         }
     }

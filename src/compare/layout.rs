@@ -81,6 +81,8 @@ pub enum Refers {
     Mailbox,
     /// Position in [`Layout::dictionaries`].
     Dictionary(usize),
+    /// Another message than the one that the row belongs to.
+    Message,
 }
 
 /// Values that rows share and refer to by key.
@@ -88,6 +90,10 @@ pub enum Refers {
 pub struct Dictionary {
     pub table: Table,
     pub natural: Vec<usize>,
+    /// Other dictionaries that it refers to stand before it. References to messages are set when those are there.
+    pub refers: Vec<(usize, Refers)>,
+    /// Rows that hang on it: they come back with one that is made anew. Of a living one nobody knows whether its users removed them.
+    pub children: Vec<Child>,
 }
 
 /// The message, whose row lies in a mailbox.
@@ -109,6 +115,18 @@ pub struct Message {
     pub set: BTreeMap<usize, String>,
     pub regenerate: Vec<usize>,
     pub refers: Vec<(usize, Refers)>,
+    /// Computed from other rows, so that they change when nobody touched the message.
+    pub derived: Vec<usize>,
+    /// What no two messages may have in common, besides what a restored one gets anew.
+    pub unique: Vec<Unique>,
+}
+
+/// A unique key, or index, over plain columns.
+#[derive(Debug, Clone)]
+pub struct Unique {
+    pub columns: Vec<usize>,
+    /// Over the rows that it holds for.
+    pub predicate: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -163,7 +181,15 @@ pub struct Part {
     pub position: Option<usize>,
 }
 
-/// Rows that belong to a message, or to an account or mailbox.
+/// Content in rows that belong to one message and are shared by none.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Position in [`Layout::children`].
+    pub child: usize,
+    pub bytes: Vec<usize>,
+}
+
+/// Rows that belong to a message, or to an account, a mailbox or a dictionary.
 #[derive(Debug, Clone)]
 pub struct Child {
     pub table: Table,
@@ -226,6 +252,8 @@ pub struct Layout {
     pub message: Message,
     pub parts: Vec<Part>,
     pub children: Vec<Child>,
+    /// Those of the children that hold content.
+    pub contents: Vec<Content>,
     pub dictionaries: Vec<Dictionary>,
     pub keyword: Option<Keyword>,
     /// The sequence that all MODSEQs come from, where no mailbox counts its own.
@@ -235,6 +263,10 @@ pub struct Layout {
     /// Where bytes of mail lie that are not in the database.
     pub external: Vec<String>,
     pub triggers: Vec<Trigger>,
+    /// Statements that compute what is derived and no trigger keeps.
+    pub derived: Vec<String>,
+    /// Messages that share a dictionary that refers back to messages go into one transaction.
+    pub deferred: bool,
 }
 
 /// A trigger that a restore will fire.
@@ -283,7 +315,7 @@ impl Layout {
         all.flat_map(|(refers, row)| {
             refers.iter().filter_map(|(column, refers)| match refers {
                 Refers::Dictionary(kind) => Some((*kind, row[*column].bytes()?)),
-                Refers::Owner | Refers::Mailbox => None,
+                Refers::Owner | Refers::Mailbox | Refers::Message => None,
             })
         })
     }
@@ -321,6 +353,11 @@ impl Table {
     pub fn named_in(&self, sql: &str) -> Vec<usize> {
         let named = |at: &usize| sql.contains(&*self.columns[*at].name) || sql.contains(&self.ident(*at));
         self.all().into_iter().filter(named).collect()
+    }
+
+    /// Does the store fill the column itself?
+    pub fn filled(&self, column: usize) -> bool {
+        self.columns[column].live.as_ref().is_some_and(|live| live.identity || live.default.is_some())
     }
 
     /// Positions of all columns.

@@ -17,6 +17,8 @@
 //! | [`tombstones`] | what users deleted themselves |
 //! | [`past`] | what earlier replays put back |
 //! | `predicate` | what the profile's SQL says of rows of the snapshot |
+//! | `places` | lost mail whose place in a unique key is taken |
+//! | [`referred`] | where messages that others refer to are now |
 //! | `belongings` | what belongs to lost messages, and what living ones miss |
 //! | [`classify`] | all of it in order: the classes |
 //! | [`counters`] | numbers that would be issued again |
@@ -41,7 +43,9 @@ pub mod live;
 pub mod pairing;
 pub mod parents;
 pub mod past;
+mod places;
 mod predicate;
+pub mod referred;
 pub mod report;
 pub mod row;
 pub mod source;

@@ -208,7 +208,7 @@ async fn snapshot(session: &Session, source: &dyn Source, parent: &Parent) -> Re
 }
 
 /// Names of more than 512 bytes lie in the payload.
-async fn fetch(source: &dyn Source, row: &mut Row) -> Result<(), CompareError> {
+pub(super) async fn fetch(source: &dyn Source, row: &mut Row) -> Result<(), CompareError> {
     for value in row {
         if let Value::Large(large) = *value {
             *value = source.values(&[large]).await?.pop().map_or(Value::Null, Value::Bytes);
@@ -296,7 +296,11 @@ pub fn shown(table: &Table, column: usize, field: Option<&[u8]>) -> String {
             zone::integer(bytes, false).map(|number| number.to_string()).unwrap_or_default()
         }
         "bytea" | "uuid" => data_encoding::HEXLOWER.encode(bytes),
-        _ => String::from_utf8_lossy(bytes).into_owned(),
+        // What is no UTF-8 is Latin-1, or shown as if it were.
+        _ => match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
+        },
     }
 }
 
@@ -354,7 +358,8 @@ impl<'a> Live<'a> {
         if let Some(at) = same.next() {
             return alive(*at);
         }
-        match named {
+        // A key that stands for a name was issued again: that says nothing.
+        match named.filter(|_| parent.table.key != parent.natural) {
             // Deleted, and made anew in the same row.
             Some(at) if own.contains(&at) => Fate::Deleted,
             Some(at) if self.rows[at].shown => Fate::Successor(at),

@@ -44,7 +44,6 @@ pub(super) async fn holds(
         arrays.join(", "),
         names.join(", ")
     );
-    let failed = || PostgresError::server("asking the live server about rows of the snapshot");
     let mut held = Vec::with_capacity(rows.len());
     for rows in rows.chunks(ROWS) {
         let mut values = Vec::with_capacity(columns.len());
@@ -60,15 +59,28 @@ pub(super) async fn holds(
             values.push(Array(array));
         }
         let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
-        let answer = session.client().query(&select, &values).await.map_err(failed())?;
+        let answer = ask(session, "asking the live server about rows of the snapshot", &select, &values).await?;
         held.extend(answer.iter().map(|row| row.get::<_, bool>(0)));
     }
     Ok(held)
 }
 
+/// Asks with fields of the snapshot, whose text has the encoding that the session carries.
+pub(super) async fn ask(
+    session: &Session,
+    doing: &str,
+    select: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<tokio_postgres::Row>, CompareError> {
+    let asked = async |statement: &tokio_postgres::Statement| {
+        Ok(session.client().query(statement, values).await.map_err(PostgresError::server(doing))?)
+    };
+    session.encoded(doing, select, asked).await
+}
+
 /// Fields in PostgreSQL's binary format, of whatever type the array has.
 #[derive(Debug)]
-struct Array(Vec<Option<Bytes>>);
+pub(super) struct Array(pub Vec<Option<Bytes>>);
 
 impl ToSql for Array {
     fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {

@@ -65,6 +65,7 @@ pub struct MailboxGap {
     pub deleted_by_user: u64,
     pub duplicate: u64,
     pub orphan: u64,
+    pub place_taken: u64,
     pub beyond: u64,
 }
 
@@ -89,6 +90,7 @@ impl GapReport {
                 Class::DeletedByUser => gap.deleted_by_user += 1,
                 Class::CannotTell => gap.cannot_tell += 1,
                 Class::Orphan => gap.orphan += 1,
+                Class::PlaceTaken => gap.place_taken += 1,
             }
             if is_lost {
                 lost += 1;
@@ -153,7 +155,8 @@ impl GapReport {
 
     /// Is there anything to put back or to repair?
     pub fn has_findings(&self) -> bool {
-        let doubtful = self.classes.get(&Class::CannotTell).copied().unwrap_or(0);
+        let of = |class| self.classes.get(&class).copied().unwrap_or(0);
+        let doubtful = of(Class::CannotTell) + of(Class::PlaceTaken);
         self.lost + self.incomplete + doubtful + self.lost_mailboxes + self.low_mailboxes > 0
             || !self.lost_accounts.is_empty()
             || !self.sequences.is_empty()

@@ -123,6 +123,8 @@ pub enum Class {
     CannotTell,
     /// Its mailbox or account was deleted on purpose.
     Orphan,
+    /// Lost, and another mail has what only one mail can have: it is left out.
+    PlaceTaken,
 }
 
 /// What decided the class.
@@ -157,4 +159,6 @@ pub enum Reason {
     MailboxDeleted,
     /// Its account was deleted.
     OwnerDeleted,
+    /// Another living mail has what a unique key gives to one alone.
+    UniqueKey,
 }

@@ -31,6 +31,8 @@ pub struct Facts {
     /// The instant that it shows, by the server's clock.
     pub taken: Timestamp,
     pub tables: Vec<SourceTable>,
+    /// Of its text, as the server names it.
+    pub encoding: String,
     /// The value that each sequence had issued last.
     pub sequences: HashMap<TableName, i64>,
 }
@@ -192,6 +194,7 @@ impl RepositorySource {
             snapshot: reader.snapshot.id.to_hex(),
             store: manifest.store.clone(),
             taken: manifest.taken,
+            encoding: manifest.server.encoding.clone(),
             tables,
             sequences,
         };

@@ -94,6 +94,11 @@ impl Fingerprint {
         Self { stored: blake3::hash(raw).into(), mail }
     }
 
+    /// Of what is no mail, or may look like one and is none: only equal bytes prove anything.
+    pub fn opaque(bytes: &[u8]) -> Self {
+        Self { stored: blake3::hash(bytes).into(), mail: None }
+    }
+
     /// The body does not begin like mail: only equal bytes prove anything.
     pub fn is_opaque(&self) -> bool {
         self.mail.is_none()

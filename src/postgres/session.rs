@@ -4,6 +4,7 @@
 //! at once, which costs a system call for each.
 
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -11,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{ChannelBinding as LibraryBinding, SslMode as LibrarySslMode};
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{CancelToken, Client, Config, NoTls};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +48,8 @@ pub struct Session {
     encrypted: bool,
     backend: i32,
     version: u32,
+    /// Of rows, if not UTF-8.
+    encoding: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -128,6 +131,39 @@ impl Session {
     /// Where it leads.
     pub fn endpoint(&self) -> &Endpoint {
         &self.canceller.endpoint
+    }
+
+    /// From now on rows travel in this encoding where [`Session::encoded`] is used. A snapshot has text as its own server stored it.
+    pub fn carry(&self, encoding: &str) {
+        let other = Some(encoding).filter(|encoding| !matches!(*encoding, "" | "UTF8"));
+        *self.encoding.lock().unwrap_or_else(PoisonError::into_inner) = other.map(str::to_owned);
+    }
+
+    /// In which encoding rows travel.
+    pub fn carried(&self) -> String {
+        let encoding = self.encoding.lock().unwrap_or_else(PoisonError::into_inner);
+        encoding.clone().unwrap_or_else(|| "UTF8".to_owned())
+    }
+
+    /// Does `work` while text comes and goes in the encoding that the session carries. Statements go as UTF-8: `work` gets one that is prepared.
+    pub async fn encoded<T, E: From<PostgresError>>(
+        &self,
+        doing: &str,
+        sql: &str,
+        work: impl AsyncFnOnce(&Statement) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let encoding = self.carried();
+        let statement = self.client.prepare(sql).await.map_err(PostgresError::server(doing))?;
+        if encoding == "UTF8" {
+            return work(&statement).await;
+        }
+        self.execute(doing, &format!("SET client_encoding = {}", super::sql::literal(&encoding))).await?;
+        let done = work(&statement).await;
+        // A transaction that failed takes the setting back itself.
+        let back = self.execute(doing, "SET client_encoding = 'UTF8'").await;
+        let done = done?;
+        back?;
+        Ok(done)
     }
 
     /// Runs one or more statements without parameters or results.
@@ -245,7 +281,7 @@ impl Session {
             }
         };
         let canceller = Canceller { token: client.cancel_token(), endpoint: endpoint.clone(), tls };
-        Ok(Self { client, canceller, task, encrypted: false, backend: 0, version: 0 })
+        Ok(Self { client, canceller, task, encrypted: false, backend: 0, version: 0, encoding: Mutex::default() })
     }
 
     /// Checks the version and forces the settings that decide over what is read (DESIGN §4), whatever the role or the

@@ -69,6 +69,7 @@ fn replayed(replay: &ReplayReport) -> Markup {
             tr { td { "arrived again meanwhile" } td { (replay.mail.arrived_meanwhile) } }
             tr { td { "by another replay" } td { (replay.mail.by_another) } }
             tr { td { "without a mailbox" } td { (replay.mail.no_mailbox) } }
+            tr { td { "place taken by another mail" } td { (replay.mail.place_taken) } }
             tr { td { "outside the window" } td { (replay.outside) } }
             tr { td { "left out" } td { (replay.left_out) } }
         }

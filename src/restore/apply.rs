@@ -7,6 +7,7 @@ use super::error::ReplayError;
 use super::plan::Plan;
 use super::raise::{self, Raised};
 use super::{journal, parents, repair, staging};
+use crate::compare::layout::Layout;
 use crate::compare::source::Source;
 use crate::failpoint;
 use crate::monitor::{Monitor, Unit};
@@ -54,7 +55,8 @@ pub struct ReplayReport {
 impl ReplayReport {
     /// Is there something that a person should look at? (Exit code 3.)
     pub fn has_findings(&self) -> bool {
-        self.outside > 0 || self.left_out > 0 || self.mail.no_mailbox > 0 || !self.mail.changed_columns.is_empty()
+        let left = self.outside + self.left_out + self.mail.no_mailbox + self.mail.place_taken;
+        left > 0 || !self.mail.changed_columns.is_empty()
     }
 }
 
@@ -82,7 +84,9 @@ impl Apply {
         monitor: &dyn Monitor,
     ) -> Result<ReplayReport, ReplayError> {
         let plan = &self.plan;
+        session.carry(&plan.comparison.facts.encoding);
         let mut report = ReplayReport { outside: plan.outside, left_out: plan.left_out, ..Default::default() };
+        report.mail.place_taken = plan.place_taken;
         report.finished = journal::cut_short(session, plan).await?;
         if plan.is_empty() {
             // All was put back; what follows may not have been done, or may have been lost alone.
@@ -107,7 +111,14 @@ impl Apply {
         let mut at = 0;
         while at < plan.moves.len() {
             let (from, mut bytes) = (at, 0);
-            while at < plan.moves.len() && at - from < self.options.batch_messages.max(1) {
+            let aside = plan.moves[from].aside;
+            let more = |at: usize| at < plan.moves.len() && plan.moves[at].aside == aside;
+            let most = self.options.batch_messages.max(1);
+            while more(at) && at - from < most {
+                let together = plan.together(at);
+                if at > from && together <= most && at - from + together > most {
+                    break;
+                }
                 bytes += batch::weight(plan, source, plan.moves[at]).await?;
                 if at > from && bytes > self.options.batch_bytes {
                     break;
@@ -142,14 +153,21 @@ async fn derive(
     plan: &Plan,
     report: &mut ReplayReport,
 ) -> Result<(), ReplayError> {
-    let path = staging::search_path(&plan.comparison.layout);
-    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
-    for derived in profile.derived.iter().filter(|derived| !derived.trigger) {
-        if let Some(sql) = &derived.sql {
-            failpoint::committing(session.execute("computing derived values", sql)).await?;
-            report.statements.push(sql.clone());
+    compute(session, &plan.comparison.layout).await?;
+    report.statements.extend(plan.comparison.layout.derived.iter().cloned());
+    for step in profile.derived.iter().filter_map(|derived| derived.by_hand.as_ref()) {
+        if !report.by_hand.contains(step) {
+            report.by_hand.push(step.clone());
         }
-        report.by_hand.extend(derived.by_hand.clone());
+    }
+    Ok(())
+}
+
+pub(super) async fn compute(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
+    let path = staging::search_path(layout);
+    session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
+    for sql in &layout.derived {
+        failpoint::committing(session.execute("computing derived values", sql)).await?;
     }
     Ok(session.execute("ending the profile's statements", "SET search_path = ''").await?)
 }

@@ -35,6 +35,8 @@ pub struct Outcome {
     pub by_another: u64,
     /// The mailbox was deleted, or could not be made.
     pub no_mailbox: u64,
+    /// Another mail has what a unique key gives to one alone.
+    pub place_taken: u64,
     /// Columns that the store changed while the row was written, with the number of rows.
     pub changed_columns: BTreeMap<String, u64>,
     /// Restored messages by position among the snapshot's mailboxes.
@@ -47,6 +49,7 @@ impl Outcome {
         self.arrived_meanwhile += other.arrived_meanwhile;
         self.by_another += other.by_another;
         self.no_mailbox += other.no_mailbox;
+        self.place_taken += other.place_taken;
         for (column, rows) in other.changed_columns {
             *self.changed_columns.entry(column).or_default() += rows;
         }
@@ -96,8 +99,8 @@ fn wanted(plan: &Plan, leftover: &Leftover) -> Vec<LargeValue> {
         keys.filter_map(move |key| plan.comparison.parts[kind].get(key))
     });
     let shared = layout.shared(Some(&leftover.row), &leftover.via, &leftover.children);
-    let shared = shared.filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
-    let values = own.chain(parts).chain(shared).flatten();
+    let shared = dictionaries::named(plan, shared);
+    let values = own.chain(parts).chain(shared.iter().flat_map(|rows| rows.values().copied())).flatten();
     values.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect()
 }
 
@@ -150,7 +153,8 @@ impl<'a> Batch<'a> {
             let leftover = &leftovers[one.leftover];
             layout.shared(Some(&leftover.row), &leftover.via, &leftover.children)
         });
-        let dictionaries = dictionaries::entries(plan, named, &found);
+        let aside = chosen.first().is_some_and(|(one, _)| one.aside);
+        let dictionaries = dictionaries::Entries::of(plan, named, &found, Some((targets, aside)));
         let mut items = Vec::with_capacity(chosen.len());
         for ((one, target), (key, key_text)) in chosen.into_iter().zip(keys) {
             let leftover = &leftovers[one.leftover];
@@ -218,13 +222,17 @@ impl<'a> Batch<'a> {
         open.retain(|at| !arrived.contains(at));
         let claimed = self.claim(session, &open).await?;
         outcome.by_another += (open.len() - claimed.len()) as u64;
+        let before = claimed.len();
         if claimed.is_empty() {
             return Ok((outcome, newly));
         }
         self.number(session, &claimed, &locked).await?;
-        self.insert(session).await?;
+        self.lead_to_messages(session, &claimed).await?;
+        let claimed = self.insert(session, claimed).await?;
+        outcome.place_taken = (before - claimed.len()) as u64;
         outcome.changed_columns = self.read_again(session, claimed.len()).await?;
         self.record(session).await?;
+        self.answer(session, &claimed).await?;
         outcome.restored = claimed.len() as u64;
         for at in &claimed {
             *outcome.mailboxes.entry(self.items[*at].one.mailbox).or_default() += 1;

@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::batch::{Batch, Item, Taken};
 use super::error::ReplayError;
+use crate::compare::Comparison;
 use crate::compare::classify::{LiveMessage, live_fields, live_message, live_select};
-use crate::compare::content::{self, Made};
+use crate::compare::content;
 use crate::compare::layout::Layout;
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
@@ -72,8 +73,8 @@ impl Batch<'_> {
         let alike = |message: &LiveMessage, item: &Item<'_>| {
             let field = |at: Option<usize>| item.row[at?].as_deref();
             let (size, id) = (field(layout.message.size), field(layout.message.message_id));
-            message.mailbox == item.target.key
-                && (message.size.as_deref() == size || message.message_id.as_deref() == id)
+            let as_long = layout.message.size.is_some() && message.size.as_deref() == size;
+            message.mailbox == item.target.key && (as_long || message.message_id.as_deref() == id)
         };
         news.retain(|message| open.iter().any(|at| alike(message, &self.items[*at])));
         let keys: Vec<&str> = news.iter().map(|message| &*message.key_text).collect();
@@ -99,9 +100,9 @@ impl Batch<'_> {
 
     fn print(&self, item: &Item<'_>) -> Fingerprint {
         let leftover = item.leftover;
-        let made = Made { row: &leftover.row, via: leftover.via.iter().map(|rows| &rows[..]).collect() };
         let comparison = &self.plan.comparison;
-        Fingerprint::of(&content::assemble(&comparison.layout, &made, &comparison.parts, &self.found))
+        let raw = content::assemble(&comparison.layout, &Comparison::made(leftover), &comparison.parts, &self.found);
+        content::fingerprint(&comparison.layout, &raw)
     }
 
     /// Writes the journal; the unique key decides who restores a message.

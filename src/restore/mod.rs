@@ -19,6 +19,8 @@
 //! | [`apply`] | batches, retries, derived values, hooks |
 //! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
 //! | `alive` | parts that the live store still has are taken from there |
+//! | `dictionaries` | what rows refer to: accounts, mailboxes, shared values |
+//! | `answers` | references from message to message |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
 //! | [`journal`] | what was put back, over all replays |
@@ -26,6 +28,7 @@
 //! | [`undo`] | taking a replay back |
 
 mod alive;
+mod answers;
 pub mod apply;
 mod batch;
 mod dictionaries;

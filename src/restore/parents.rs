@@ -215,7 +215,8 @@ async fn hang(session: &Session, plan: &Plan, at: usize, is_mailbox: bool, targe
         staging::fill(session, layout, stage, &rows).await?;
         let insert = staging::insert(&child.table, &child.set, &child.issued);
         let sql = format!(
-            "INSERT INTO {} ({}){} SELECT {} FROM {} s ORDER BY {NUMBER}",
+            // What another one has by now stays his.
+            "INSERT INTO {} ({}){} SELECT {} FROM {} s ORDER BY {NUMBER} ON CONFLICT DO NOTHING",
             child.table.quoted(),
             insert.columns,
             insert.overriding,

@@ -49,13 +49,13 @@ async fn values(
     keys: &[&Vec<u8>],
 ) -> Result<u64, ReplayError> {
     let layout = &plan.comparison.layout;
-    let known = &plan.comparison.dictionaries[kind];
-    let large = keys.iter().filter_map(|key| known.get(*key)).flatten();
+    let named = dictionaries::named(plan, keys.iter().map(|key| (kind, &key[..])));
+    let large = named.iter().flat_map(|rows| rows.values().copied()).flatten();
     let large: BTreeSet<LargeValue> =
         large.filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
     let large: Vec<LargeValue> = large.into_iter().collect();
     let found = large.iter().copied().zip(source.values(&large).await?).collect();
-    let entries = dictionaries::entries(plan, keys.iter().map(|key| (kind, &key[..])), &found);
+    let entries = dictionaries::Entries::of(plan, keys.iter().map(|key| (kind, &key[..])), &found, None);
     staging::transaction(session, "completing mail", async || {
         staging::settings(session, layout).await?;
         dictionaries::stage(session, layout, &entries).await?;
@@ -82,14 +82,13 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         let keys = via[kind].iter().filter_map(|row| row[part.part].bytes());
         parts.push(keys.filter_map(|key| Some((key, plan.comparison.parts[kind].get(key)?))).collect());
     }
-    let shared = layout.shared(None, &via, &children);
-    let shared = shared.filter_map(|(kind, key)| plan.comparison.dictionaries[kind].get(key));
+    let shared = dictionaries::named(plan, layout.shared(None, &via, &children));
     let all = via
         .iter()
         .flatten()
         .chain(children.iter().flatten())
         .chain(parts.iter().flat_map(|parts| parts.values().copied()))
-        .chain(shared);
+        .chain(shared.iter().flat_map(|rows| rows.values().copied()));
     let large: BTreeSet<LargeValue> =
         all.flatten().filter_map(|value| if let Value::Large(large) = value { Some(*large) } else { None }).collect();
     let needed: Vec<_> = parts.iter().map(|parts| parts.keys().copied().collect()).collect();
@@ -100,10 +99,11 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&V
         let mut rows: Vec<StagedRow> = rows.iter().map(|row| staged(row, &found)).collect();
         for row in &mut rows {
             dictionaries::lead_to_parents(&plan.comparison.parents, &child.refers, None, row);
+            dictionaries::forget_messages(&child.refers, row);
         }
         rows
     };
-    let entries = dictionaries::entries(plan, layout.shared(None, &via, &children), &found);
+    let entries = dictionaries::Entries::of(plan, layout.shared(None, &via, &children), &found, None);
 
     staging::transaction(session, "completing mail", async || {
         staging::settings(session, layout).await?;

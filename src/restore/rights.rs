@@ -1,7 +1,7 @@
 //! The rights that a restore needs in the store, for `grants` to print. No superuser, no ownership.
 
 use super::journal;
-use crate::compare::layout::Layout;
+use crate::compare::layout::{Dictionary, Layout, Refers};
 use crate::postgres::catalog::TableName;
 use crate::postgres::sql::identifier;
 use crate::profile::Profile;
@@ -12,6 +12,7 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
         [&layout.mailbox.table, &layout.message.table].into_iter().chain(layout.owner.iter().map(|one| &one.table));
     let tables = tables.chain(layout.parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let tables = tables.chain(layout.dictionaries.iter().map(|one| &one.table));
+    let tables = tables.chain(layout.dictionaries.iter().flat_map(|one| one.children.iter().map(|child| &child.table)));
     let tables = tables.chain(layout.children.iter().map(|child| &child.table)).map(|table| table.source.name.clone());
     let hanging = [true, false].into_iter().filter_map(|mailbox| layout.parent(mailbox));
     let hanging = hanging.flat_map(|parent| parent.children.iter().map(|child| child.table.source.name.clone()));
@@ -31,7 +32,11 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
 pub fn restore_sql(layout: &Layout, role: &str) -> String {
     let mut sql = format!("{}\n", journal::DDL);
     let deleted = std::iter::once(&layout.message.table).chain(layout.parts.iter().map(|part| &part.via.table));
-    for table in deleted.chain(layout.children.iter().map(|child| &child.table)) {
+    // What refers back to messages may go with the last of them, as the profile's statements say.
+    let back = |one: &&Dictionary| one.refers.iter().any(|(_, refers)| *refers == Refers::Message);
+    let back = layout.dictionaries.iter().filter(back);
+    let back = back.flat_map(|one| std::iter::once(&one.table).chain(one.children.iter().map(|child| &child.table)));
+    for table in deleted.chain(layout.children.iter().map(|child| &child.table)).chain(back) {
         sql += &format!("GRANT DELETE ON {} TO {};\n", table.quoted(), identifier(role));
     }
     sql

@@ -30,6 +30,11 @@ pub(super) enum Stage {
     Parent {
         mailbox: bool,
     },
+    /// What hangs on a dictionary.
+    Under {
+        dictionary: usize,
+        kind: usize,
+    },
     /// What hangs on an account or mailbox.
     Hanging {
         mailbox: bool,
@@ -45,6 +50,7 @@ impl Stage {
             Self::Child(kind) => format!("restante_child_{kind}"),
             Self::Part(kind) => format!("restante_part_{kind}"),
             Self::Dictionary(kind) => format!("restante_dictionary_{kind}"),
+            Self::Under { dictionary, kind } => format!("restante_dictionary_{dictionary}_{kind}"),
             Self::Parent { mailbox } => format!("restante_{}", if mailbox { "mailbox" } else { "owner" }),
             Self::Hanging { mailbox, kind } => format!("restante_{}_{kind}", if mailbox { "mailbox" } else { "owner" }),
         };
@@ -58,6 +64,9 @@ impl Stage {
             Self::Child(kind) => Some(&layout.children.get(kind)?.table),
             Self::Part(kind) => Some(&layout.parts.get(kind)?.table),
             Self::Dictionary(kind) => Some(&layout.dictionaries.get(kind)?.table),
+            Self::Under { dictionary, kind } => {
+                layout.dictionaries.get(dictionary)?.children.get(kind).map(|child| &child.table)
+            }
             Self::Parent { mailbox } => layout.parent(mailbox).map(|parent| &parent.table),
             Self::Hanging { mailbox, kind } => Some(&layout.parent(mailbox)?.children.get(kind)?.table),
         }
@@ -66,7 +75,10 @@ impl Stage {
     fn all(layout: &Layout) -> Vec<Self> {
         let parts = (0..layout.parts.len()).flat_map(|kind| [Self::Via(kind), Self::Part(kind)]);
         let children = (0..layout.children.len()).map(Self::Child);
-        let dictionaries = (0..layout.dictionaries.len()).map(Self::Dictionary);
+        let dictionaries = layout.dictionaries.iter().enumerate().flat_map(|(dictionary, one)| {
+            let under = (0..one.children.len()).map(move |kind| Self::Under { dictionary, kind });
+            std::iter::once(Self::Dictionary(dictionary)).chain(under)
+        });
         let parents = [true, false].into_iter().flat_map(|mailbox| {
             let hanging = layout.parent(mailbox).map_or(0, |parent| parent.children.len());
             let hanging = (0..hanging).map(move |kind| Self::Hanging { mailbox, kind });
@@ -111,13 +123,17 @@ pub(super) async fn fill(
     let Some(table) = stage.table(layout).filter(|_| !rows.is_empty()) else { return Ok(()) };
     let mut columns = vec![NUMBER];
     columns.extend(table.columns.iter().map(|column| &*column.name));
-    let mut writer = CopyInWriter::begin(session.client(), &stage.name(), &columns).await?;
+    let encoding = session.carried();
+    let mut writer = CopyInWriter::begin_encoded(session.client(), &stage.name(), &columns, &encoding).await?;
     for (number, row) in rows.iter().enumerate() {
         let number = (number as i64).to_be_bytes();
         let fields = row.iter().map(|field| field.as_ref().map(|bytes| &bytes[..]));
         writer.row(std::iter::once(Some(&number[..])).chain(fields)).await?;
     }
     writer.finish().await?;
+    if encoding != "UTF8" {
+        session.execute("setting the encoding back", "SET client_encoding = 'UTF8'").await?;
+    }
     Ok(())
 }
 

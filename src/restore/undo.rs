@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::error::ReplayError;
 use super::look::lock_mailboxes;
-use super::{journal, staging};
+use super::{apply, dictionaries, journal, staging};
 use crate::compare::classify::row_print;
-use crate::compare::layout::{Layout, Table};
+use crate::compare::layout::{Layout, Refers, Table};
 use crate::compare::live;
 use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
@@ -47,9 +47,12 @@ pub struct UndoReport {
 pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     let message = &layout.message.table;
     let key = message.ident(message.single_key()?);
-    let mut fields = vec![row(message, "m")];
+    // What other rows decide is nobody's touch.
+    let computed = layout.message.refers.iter().filter(|(_, refers)| *refers == Refers::Message).map(|(at, _)| at);
+    let computed: Vec<&str> = computed.chain(&layout.message.derived).map(|at| &*message.columns[*at].name).collect();
+    let mut fields = vec![row(message, "m", &computed)];
     for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
-        let own = row(&child.table, "c");
+        let own = row(&child.table, "c", &[]);
         fields.push(format!(
             "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{key})",
             child.table.quoted(),
@@ -60,12 +63,12 @@ pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
 }
 
 /// The live row as text, long values as their hashes; the same whatever the snapshot's columns were.
-fn row(table: &Table, alias: &str) -> String {
+fn row(table: &Table, alias: &str, without: &[&str]) -> String {
     let field = |(name, kind): &(String, String)| {
         let name = format!("{alias}.{}", sql::identifier(name));
         if kind == "bytea" { format!("sha256({name})") } else { name }
     };
-    let fields: Vec<String> = table.live.iter().map(field).collect();
+    let fields: Vec<String> = table.live.iter().filter(|(name, _)| !without.contains(&&**name)).map(field).collect();
     format!("ROW({})::text", fields.join(", "))
 }
 
@@ -74,6 +77,10 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
     if !journal::replays(session).await?.iter().any(|replay| replay.id == options.replay) {
         return Err(ReplayError::NoSuchReplay { replay: options.replay.clone() });
     }
+    let failed = PostgresError::server("asking for the encoding");
+    let own = session.client().query_one("SELECT current_setting('server_encoding')", &[]).await.map_err(failed)?;
+    // Prints are made as those of a comparison are.
+    session.carry(own.get(0));
     let wanted = mailboxes(session, layout, options).await?;
     let mut report = UndoReport::default();
     let mut after = 0_i64;
@@ -86,9 +93,11 @@ pub async fn undo(session: &Session, layout: &Layout, options: &UndoOptions) -> 
         report.gone += part.gone;
         match last {
             Some(last) => after = last,
-            None => return Ok(report),
+            None => break,
         }
     }
+    apply::compute(session, layout).await?;
+    Ok(report)
 }
 
 /// Live keys of the mailboxes asked for, as text.
@@ -183,6 +192,15 @@ async fn batch(
     let keys: Vec<&str> = doomed.iter().map(|(_, key, _)| &**key).collect();
     let buried = bury(session, layout, &keys, &locked).await?;
     if layout.buried.as_ref().is_none_or(|buried| !buried.written) {
+        // Nothing refers to what is gone.
+        for (_, table, column) in dictionaries::referring(layout, Refers::Message) {
+            let own = table.source.name == message.table.source.name;
+            let (column, table) = (table.ident(column), table.quoted());
+            let others = if own { format!(" AND {ident} <> ALL($1::text[]::{key_type}[])") } else { String::new() };
+            let sql =
+                format!("UPDATE {table} SET {column} = NULL WHERE {column} = ANY($1::text[]::{key_type}[]){others}");
+            session.client().execute(&sql, &[&keys]).await.map_err(failed("undoing"))?;
+        }
         for child in layout.parts.iter().map(|part| &part.via).chain(&layout.children) {
             let (table, of) = (child.table.quoted(), child.table.ident(child.of));
             let sql = format!("DELETE FROM {table} WHERE {of} = ANY($1::text[]::{key_type}[])");

@@ -1,6 +1,6 @@
 //! Staging, numbering and inserting the messages of a batch.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -10,6 +10,7 @@ use super::error::ReplayError;
 use super::look::Locked;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::layout::{Layout, Table};
+use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 use crate::postgres::sql;
@@ -99,22 +100,41 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// What the rows refer to, messages, parts, then what belongs to the messages.
-    pub(super) async fn insert(&self, session: &Session) -> Result<(), ReplayError> {
+    /// What the rows refer to, messages, parts, then what belongs to the messages. Gives back those of `claimed` that had a place.
+    pub(super) async fn insert(&self, session: &Session, claimed: Vec<usize>) -> Result<Vec<usize>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         dictionaries::settle(session, layout, &self.dictionaries).await?;
         let message = &layout.message;
         let key = message.table.ident(message.table.single_key()?);
         let stage = Stage::Message.name().quoted();
-        let insert = staging::insert(&message.table, &message.set, &message.regenerate);
+        let mut set = message.set.clone();
+        set.extend(self.answers_within_the_batch()?);
+        let insert = staging::insert(&message.table, &set, &message.regenerate);
+        // Another mail may have what a unique key gives to one alone.
         let sql = format!(
-            "INSERT INTO {} ({}){} SELECT {} FROM {stage} s ORDER BY {NUMBER}",
+            "INSERT INTO {} ({}){} SELECT {} FROM {stage} s ORDER BY {NUMBER} ON CONFLICT DO NOTHING RETURNING {key}::text",
             message.table.quoted(),
             insert.columns,
             insert.overriding,
             insert.values
         );
-        session.execute("restoring mail", &sql).await?;
+        let failed = || PostgresError::server("restoring mail");
+        let made = session.client().query(&sql, &[]).await.map_err(failed())?;
+        let made: HashSet<&str> = made.iter().map(|row| row.get(0)).collect();
+        let (placed, left): (Vec<usize>, Vec<usize>) =
+            claimed.into_iter().partition(|at| made.contains(&*self.items[*at].key_text));
+        if !left.is_empty() {
+            let keys: Vec<&str> = left.iter().map(|at| &*self.items[*at].key_text).collect();
+            let sql = format!("DELETE FROM {stage} WHERE {key}::text = ANY($1)");
+            session.client().execute(&sql, &[&keys]).await.map_err(failed())?;
+            // The claim is given back.
+            let sql = format!(
+                "UPDATE {JOURNAL} SET undone = clock_timestamp() WHERE replay = $1 AND key = ANY($2) AND undone IS NULL"
+            );
+            session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed())?;
+        }
+        self.settle_answers(session, &left).await?;
+        dictionaries::close(session, layout, &self.dictionaries).await?;
         for (kind, part) in layout.parts.iter().enumerate() {
             let of = |alias: &str| {
                 format!("EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{})", part.via.table.ident(part.via.of))
@@ -165,7 +185,7 @@ impl Batch<'_> {
             );
             session.execute("marking restored mail", &sql).await?;
         }
-        Ok(())
+        Ok(placed)
     }
 }
 

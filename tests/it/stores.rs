@@ -76,7 +76,7 @@ async fn each_built_in_profile_is_recognised_and_fits_its_store_and_the_store_wo
         // What is restored is restored in `restore::model`; the others say what is missing.
         let laid = layout::layout_of_live(&profile, &read);
         let refused = matches!(laid, Err(CompareError::NotYet { .. }));
-        assert_eq!(refused, name != "sora", "{name}: {laid:?}");
+        assert_eq!(refused, !matches!(name, "sora" | "hyperkitty"), "{name}: {laid:?}");
 
         for statement in store.queries.split("-- @").skip(1) {
             let (label, sql) = statement.split_once('\n').unwrap();

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use jiff::tz::TimeZone;
 
 use super::{
-    Body, Buried, Child, Clock, Column, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part, Refers, Table,
-    Tombstone, Trigger,
+    Body, Buried, Child, Clock, Column, Content, Dictionary, Keyword, Layout, LiveColumn, Message, Parent, Part,
+    Refers, Table, Tombstone, Trigger,
 };
 use crate::compare::error::CompareError;
 use crate::compare::source::{Facts, SourceColumn, SourceTable};
 use crate::postgres::catalog::{self, Catalog, TableName};
 use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, SoftReferences};
 use crate::repository::manifest::{StoreIdentity, Wire};
+
+mod dictionaries;
+mod unique;
 
 /// Lays the profile over both sides.
 pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
@@ -22,23 +25,20 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     }
     let mut owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
     let mut mailbox = lay.mailbox()?;
-    let mut dictionaries = profile.dictionary.iter().map(|one| lay.dictionary(one)).collect::<Result<Vec<_>, _>>()?;
-    // A part that messages refer to by the hash of its bytes is a value that they share.
-    let hashed = profile.part.iter().filter(|part| part.referred_by.is_some());
-    dictionaries.extend(hashed.map(|part| lay.hashed(part)).collect::<Result<Vec<_>, _>>()?);
     lay.known.extend(owner.iter().map(|owner| (Refers::Owner, owner.table.source.name.clone())));
     lay.known.push((Refers::Mailbox, mailbox.table.source.name.clone()));
-    let shared = dictionaries.iter().enumerate();
-    lay.known.extend(shared.map(|(at, one)| (Refers::Dictionary(at), one.table.source.name.clone())));
-    for (one, dictionary) in profile.dictionary.iter().zip(&dictionaries) {
-        if !one.cycle.0.is_empty() || !lay.refers(&dictionary.table, &one.references)?.is_empty() {
-            return Err(CompareError::NotYet { what: "dictionary tables refer to mailboxes, messages or each other" });
-        }
-    }
-    let message = lay.message()?;
-    let parts = profile.part.iter().filter(|part| part.referred_by.is_none());
+    lay.known.push((Refers::Message, lay.name(&profile.message.table)));
+    let mut dictionaries = dictionaries::lay(&mut lay)?;
+    let mut message = lay.message()?;
+    message.unique = unique::of_messages(catalog, &message);
+    let parts = profile.part.iter().filter(|part| part.via.is_some());
     let parts = parts.map(|part| lay.part(part)).collect::<Result<Vec<_>, _>>()?;
-    let mut children = Vec::new();
+    let (mut children, mut contents) = (Vec::new(), Vec::new());
+    for part in profile.part.iter().filter(|part| part.message.is_some()) {
+        let child = lay.own_part(part, &message.table)?;
+        contents.push(Content { child: children.len(), bytes: lay.columns(&child.table, &part.bytes)? });
+        children.push(child);
+    }
     for child in &profile.child {
         let of = profile.parent_of(child);
         let of_owner = owner.as_ref().is_some_and(|owner| lay.name(of) == owner.table.source.name);
@@ -50,9 +50,12 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         } else if let Some(owner) = owner.as_mut().filter(|_| of_owner) {
             let child = lay.child(child, &owner.table)?;
             owner.children.push(child);
+        } else if let Some(at) = dictionaries.iter().position(|one| lay.name(of) == one.table.source.name) {
+            let child = lay.child(child, &dictionaries[at].table)?;
+            dictionaries[at].children.push(child);
         } else {
             return Err(CompareError::NotYet {
-                what: "rows hang on other tables than accounts, mailboxes and messages",
+                what: "rows hang on other tables than accounts, mailboxes, messages and dictionaries",
             });
         }
     }
@@ -70,7 +73,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
                 natural: table.key.clone(),
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: lay.refers(&table, &SoftReferences::new())?,
+                refers: lay.refers(&table, &SoftReferences::new(), of)?,
                 mutable: true,
                 of,
                 table,
@@ -84,6 +87,8 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let written = written.chain(hanging.map(|child| &child.table));
     let written = written.chain(parts.iter().flat_map(|part| [&part.table, &part.via.table]));
     let written = written.chain(dictionaries.iter().map(|one| &one.table));
+    let hanging = dictionaries.iter().flat_map(|one| &one.children);
+    let written = written.chain(hanging.map(|child| &child.table));
     for table in written.chain(children.iter().map(|child| &child.table)) {
         let Some(facts) = catalog.table(&table.source.name.schema, &table.source.name.name) else { continue };
         triggers.extend(facts.triggers.iter().filter(|trigger| matches!(&*trigger.enabled, "O" | "A")).map(
@@ -101,6 +106,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         message,
         parts,
         children,
+        contents,
         dictionaries,
         keyword,
         modseq_sequence: lay.modseq_sequence(),
@@ -108,6 +114,8 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         buried,
         external: profile.part.iter().filter_map(|part| part.external.clone()).collect(),
         triggers,
+        derived: profile.derived.iter().filter(|one| !one.trigger).filter_map(|one| one.sql.clone()).collect(),
+        deferred: profile.deferred,
     })
 }
 
@@ -132,6 +140,7 @@ pub fn layout_of_live(profile: &Profile, catalog: &Catalog) -> Result<Layout, Co
         snapshot: String::new(),
         store: StoreIdentity { system_identifier: None, database: String::new(), database_oid: 0 },
         taken: jiff::Timestamp::UNIX_EPOCH,
+        encoding: String::new(),
         tables: tables.collect(),
         sequences: Default::default(),
     };
@@ -251,8 +260,9 @@ impl Lay<'_> {
         derived.filter_map(|derived| self.column(table, derived.column.as_ref()?).ok()).collect()
     }
 
-    /// The columns of `table` that refer to what is `known`: by foreign key, or as the profile says.
-    fn refers(&self, table: &Table, soft: &SoftReferences) -> Result<Vec<(usize, Refers)>, CompareError> {
+    /// The columns of `table` but `own` that refer to what is `known`: by foreign key, or as the profile says. `own` refers to what the rows
+    /// belong to.
+    fn refers(&self, table: &Table, soft: &SoftReferences, own: usize) -> Result<Vec<(usize, Refers)>, CompareError> {
         let to = |name: &TableName| self.known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
         let mut found = BTreeMap::new();
         let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
@@ -270,13 +280,8 @@ impl Lay<'_> {
                 found.insert(self.column(table, column)?, refers);
             }
         }
+        found.remove(&own);
         Ok(found.into_iter().collect())
-    }
-
-    fn dictionary(&self, dictionary: &profile::Dictionary) -> Result<Dictionary, CompareError> {
-        let table = self.table(&dictionary.table, dictionary.key.as_ref())?;
-        table.single_key()?;
-        Ok(Dictionary { natural: self.columns(&table, &dictionary.natural)?, table })
     }
 
     fn modseq_sequence(&self) -> Option<TableName> {
@@ -381,8 +386,9 @@ impl Lay<'_> {
                 soft.insert(column.clone(), part.table.clone());
             }
         }
-        let mut refers = self.refers(&table, &soft)?;
-        refers.retain(|(column, _)| *column != mailbox);
+        let own = message.self_reference.0.iter();
+        soft.extend(own.map(|column| (column.clone(), message.table.clone())));
+        let refers = self.refers(&table, &soft, mailbox)?;
         let mut regenerate = self.columns(&table, &message.regenerate)?;
         regenerate.extend(self.columns(&table, &link.regenerate)?);
         Ok(Message {
@@ -398,9 +404,29 @@ impl Lay<'_> {
             flags: columns,
             set,
             regenerate,
+            derived: self.derived(&table),
+            unique: Vec::new(),
             refers,
             table,
         })
+    }
+
+    /// Content that lies in rows of the message's own.
+    fn own_part(&self, part: &profile::Part, message: &Table) -> Result<Child, CompareError> {
+        let table = self.table(&part.table, part.key.as_ref())?;
+        let of = self.reference(&table, part.message.as_ref(), message)?;
+        // Numbers are issued again, so what tells the parts of one message apart is what else is unique with it.
+        let keys = unique::keys(self.catalog, &table).into_iter().filter(|one| one.predicate.is_none());
+        let mut keys = keys.filter(|one| one.columns.contains(&of)).map(|one| one.columns);
+        let natural: Vec<usize> = match keys.next() {
+            Some(key) => key.into_iter().filter(|at| *at != of).collect(),
+            None if table.key.contains(&of) => table.key.iter().copied().filter(|at| *at != of).collect(),
+            None => return Err(CompareError::NotYet { what: "parts are told apart by nothing but a number" }),
+        };
+        let issued = table.key.iter().copied();
+        let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
+        let refers = self.refers(&table, &SoftReferences::new(), of)?;
+        Ok(Child { of, natural, set: BTreeMap::new(), issued, refers, mutable: false, table })
     }
 
     fn part(&self, part: &profile::Part) -> Result<Part, CompareError> {
@@ -412,31 +438,23 @@ impl Lay<'_> {
         }
         let table = self.table(&part.table, part.key.as_ref())?;
         let link = self.table(&via.table, via.key.as_ref())?;
+        let of = self.single(&link, &via.message, "a reference")?;
         Ok(Part {
             bytes: self.columns(&table, &part.bytes)?,
             part: self.single(&link, &via.part, "a reference")?,
             order: self.columns(&link, &via.order)?,
             position: self.optional(&link, via.position.as_ref())?,
             via: Child {
-                of: self.single(&link, &via.message, "a reference")?,
+                of,
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: self.refers(&link, &SoftReferences::new())?,
+                refers: self.refers(&link, &SoftReferences::new(), of)?,
                 mutable: false,
                 table: link,
             },
             table,
         })
-    }
-
-    fn hashed(&self, part: &profile::Part) -> Result<Dictionary, CompareError> {
-        let table = self.table(&part.table, part.key.as_ref())?;
-        let key = table.single_key()?;
-        if self.optional(&table, part.hash.as_ref())? != Some(key) {
-            return Err(CompareError::NotYet { what: "messages refer to parts by a number" });
-        }
-        Ok(Dictionary { natural: vec![key], table })
     }
 
     fn child(&self, child: &profile::Child, of: &Table) -> Result<Child, CompareError> {
@@ -450,10 +468,10 @@ impl Lay<'_> {
         if let Some(flags) = self.profile.flags.as_ref().filter(|flags| flags.table.as_ref() == Some(&child.table)) {
             set.extend(self.assignments(&table, &flags.set)?);
         }
-        let filled =
-            |at: usize| table.columns[at].live.as_ref().is_some_and(|live| live.identity || live.default.is_some());
-        let issued = table.key.iter().copied().filter(|at| *at != of && !natural.contains(at) && filled(*at)).collect();
-        Ok(Child { of, natural, set, issued, refers: self.refers(&table, &child.references)?, mutable: false, table })
+        let issued = table.key.iter().copied();
+        let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
+        let refers = self.refers(&table, &child.references, of)?;
+        Ok(Child { of, natural, set, issued, refers, mutable: false, table })
     }
 
     fn buried(&self, one: &profile::Tombstone, predicate: &str, message: &Table) -> Result<Buried, CompareError> {

@@ -84,3 +84,30 @@ async fn what_hangs_on_a_lost_mailbox_comes_back_and_undo_marks_as_the_store_doe
     assert_eq!((redone.mail.restored, store.found().await.len()), (2, 2), "{redone:?}");
     store.check_counters().await;
 }
+
+#[tokio::test]
+async fn a_lost_account_that_has_no_name_but_its_number_comes_back_and_no_stranger_gets_its_mail() {
+    let Some(store) = Store::named("sora").await else { return };
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let id = store.deliver(inbox, Content(2), 5, 0).await;
+    let snapshot = MemorySource::take(&store.reader).await;
+    store.lose(&[id], &[inbox], true).await;
+    store
+        .client
+        .batch_execute("DELETE FROM credentials; DELETE FROM accounts; SELECT driver.roll_back()")
+        .await
+        .unwrap();
+    assert_eq!(store.account("z@example.org").await, account);
+    assert_eq!(store.mailbox(account, "INBOX", 50).await, inbox);
+
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.owners, report.mailboxes, report.mail.restored), (1, 1, 1), "{report:?}");
+    let sql = "SELECT c.address, count(m.id) FROM credentials c JOIN mailboxes b USING (account_id) LEFT JOIN messages m ON m.mailbox_id = b.id
+               AND m.account_id = c.account_id GROUP BY 1 ORDER BY 1";
+    let mail: Vec<(String, i64)> =
+        store.client.query(sql, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(mail, [("a@example.org".to_owned(), 1), ("z@example.org".to_owned(), 0)]);
+    store.check_counters().await;
+    assert_eq!(store.restore(&snapshot, None).await.replay, None);
+}

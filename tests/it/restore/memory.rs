@@ -8,7 +8,7 @@ use restante::compare::CompareError;
 use restante::compare::live;
 use restante::compare::row::{Cell, LargeValue};
 use restante::compare::source::{Facts, Numbers, Pick, RowSink, SegmentFacts, Source, SourceColumn, SourceTable};
-use restante::postgres::catalog;
+use restante::postgres::catalog::{self, TableKind};
 use restante::postgres::session::Session;
 use restante::postgres::sql;
 use restante::repository::id::Digest;
@@ -26,11 +26,14 @@ pub struct MemorySource {
 
 impl MemorySource {
     pub async fn take(session: &Session) -> Self {
+        let encoding = "SELECT current_setting('server_encoding')";
+        let encoding: String = session.client().query_one(encoding, &[]).await.unwrap().get(0);
+        session.carry(&encoding);
         live::begin(session).await.unwrap();
         let mut read = catalog::read(session).await.unwrap();
         catalog::read_sequence_values(session, &mut read.sequences).await.unwrap();
         let (mut tables, mut rows) = (Vec::new(), HashMap::new());
-        for table in read.tables.iter().filter(|table| table.holds_rows()) {
+        for table in read.tables.iter().filter(|table| table.holds_rows() || table.kind == TableKind::Partitioned) {
             let columns: Vec<SourceColumn> = table
                 .stored_columns()
                 .map(|column| SourceColumn {
@@ -68,6 +71,7 @@ impl MemorySource {
             snapshot: "11".repeat(32),
             store: StoreIdentity { system_identifier: Some(1), database: "store".to_owned(), database_oid: 1 },
             taken: taken.parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            encoding,
             tables,
             sequences: sequences.collect(),
         };

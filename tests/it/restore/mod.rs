@@ -12,4 +12,5 @@ mod names;
 mod references;
 mod scripted;
 pub mod store;
+mod threads;
 mod ways;

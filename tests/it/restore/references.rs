@@ -152,3 +152,46 @@ async fn modseqs_of_one_sequence_for_all_mailboxes_ascend_past_all_that_were_iss
     assert!(modseqs[1..].iter().all(|modseq| *modseq > 1004), "{modseqs:?}");
     assert!(modseqs.is_sorted_by(|one, next| one < next), "{modseqs:?}");
 }
+
+#[tokio::test]
+async fn references_of_partitioned_tables_and_to_them_are_followed() {
+    let ddl = "CREATE TABLE senders (id serial PRIMARY KEY, address text NOT NULL) PARTITION BY HASH (id);
+        CREATE TABLE senders_0 PARTITION OF senders FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE senders_1 PARTITION OF senders FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        ALTER TABLE messages ADD sender int REFERENCES senders;
+        CREATE TABLE labels (message_id bigint REFERENCES messages, label text, sender int REFERENCES senders,
+            PRIMARY KEY (message_id, label)) PARTITION BY HASH (message_id);
+        CREATE TABLE labels_0 PARTITION OF labels FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE labels_1 PARTITION OF labels FOR VALUES WITH (MODULUS 2, REMAINDER 1)";
+    let labels = "[[child]]\ntable = \"labels\"\nof = \"message\"\nnatural = [\"label\"]\n";
+    let store = store(ddl, |profile| with_senders(profile) + labels).await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    let sql = "INSERT INTO senders (address) SELECT unnest($1::text[])";
+    store.client.execute(sql, &[&["a", "b", "c", "d"].as_slice()]).await.unwrap();
+    for sender in 1..5 {
+        let id = store.deliver(inbox, Content(sender as u32), i64::from(sender), 0).await;
+        store.client.execute("UPDATE messages SET sender = $1 WHERE id = $2", &[&sender, &id]).await.unwrap();
+        store.client.execute("INSERT INTO labels VALUES ($1, 'work', $2)", &[&id, &sender]).await.unwrap();
+        ids.push(id);
+    }
+    let told = async || -> Vec<(String, String)> {
+        let sql = "SELECT s.address, t.address FROM messages m JOIN senders s ON s.id = m.sender JOIN labels l ON l.message_id = m.id
+                   JOIN senders t ON t.id = l.sender ORDER BY m.saved_at";
+        store.client.query(sql, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    let before = told().await;
+    let snapshot = MemorySource::take(&store.reader).await;
+    store.client.batch_execute("DELETE FROM labels").await.unwrap();
+    store.lose(&ids[1..], &[], true).await;
+    let lost = "DELETE FROM senders WHERE id > 1; SELECT setval('senders_id_seq', 1)";
+    store.client.batch_execute(lost).await.unwrap();
+    store.client.execute(sql, &[&["stranger", "c"].as_slice()]).await.unwrap();
+
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.repaired_rows), (3, 1), "{report:?}");
+    assert!(report.mail.changed_columns.is_empty(), "{report:?}");
+    assert_eq!(told().await, before);
+    assert_eq!(store.client.query_one("SELECT count(*) FROM senders", &[]).await.unwrap().get::<_, i64>(0), 5);
+}

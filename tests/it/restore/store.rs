@@ -136,7 +136,12 @@ impl Store {
 
     /// The store of another project, by its name. `None` where the server lacks what it needs.
     pub async fn named(name: &str) -> Option<Self> {
-        let database = Self::database().await;
+        Self::named_in(name, "TEMPLATE template0").await
+    }
+
+    /// In a database with other options.
+    pub async fn named_in(name: &str, options: &str) -> Option<Self> {
+        let database = Self::database_with(options).await;
         let client = database.superuser().await;
         if !STORES.iter().find(|store| store.name == name).unwrap().make(&client).await {
             return None;
@@ -148,9 +153,13 @@ impl Store {
     }
 
     async fn database() -> TestDatabase {
+        Self::database_with("TEMPLATE template0").await
+    }
+
+    async fn database_with(options: &str) -> TestDatabase {
         static SERVER: OnceLock<Arc<TestServer>> = OnceLock::new();
         let settings = || ServerOptions { in_memory: true, ..Default::default() }.set("max_wal_size", "128MB");
-        SERVER.get_or_init(|| TestServer::dedicated(settings())).database(None).await
+        SERVER.get_or_init(|| TestServer::dedicated(settings())).database_with(options).await
     }
 
     async fn lay_out(database: &TestDatabase) {
