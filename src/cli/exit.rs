@@ -106,6 +106,9 @@ fn classify(error: &anyhow::Error) -> Exit {
         if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_refusal) {
             return Exit::Refused;
         }
+        if matches!(link.downcast_ref(), Some(CompareError::NoMail { .. })) {
+            return Exit::NotFound;
+        }
         if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_not_found) {
             return Exit::NotFound;
         }

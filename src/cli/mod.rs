@@ -14,6 +14,7 @@ mod find;
 mod gap;
 mod heads;
 mod init;
+mod inspect;
 mod key;
 mod output;
 mod progress;
@@ -102,6 +103,8 @@ enum Command {
     Show(show::Show),
     /// Print the rows of a table from a snapshot
     Dump(dump::Dump),
+    /// Draft a profile of an unknown store
+    Inspect(inspect::Inspect),
     /// Show what the live store has lost since a snapshot
     Gap(gap::Gap),
     /// Find messages in a snapshot and say what became of each
@@ -158,6 +161,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Snapshots(command) => command.run(&context).await,
                 Command::Show(command) => command.run(&context).await,
                 Command::Dump(command) => command.run(&context).await,
+                Command::Inspect(command) => command.run(&context).await,
                 Command::Gap(command) => command.run(&context).await,
                 Command::Find(command) => command.run(&context).await,
                 Command::Diff(command) => command.run(&context).await,

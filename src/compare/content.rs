@@ -20,6 +20,9 @@ const FETCH: u64 = 16 << 20;
 /// Live mails whose parts are in memory at a time.
 const LIVE_BATCH: usize = 50;
 
+/// Of a living mail: its key, what tells the row apart, and the bytes.
+type ContentRow = (Vec<u8>, Vec<Option<Vec<u8>>>, Vec<u8>);
+
 /// A mail of the snapshot with what it is made of.
 pub struct Made<'a> {
     pub row: &'a Row,
@@ -225,7 +228,7 @@ pub async fn live_prints(
                 child.table.ident(child.of),
                 message.ident(child.to)
             );
-            let mut rows: Vec<(Vec<u8>, Vec<Option<Vec<u8>>>, Vec<u8>)> = Vec::new();
+            let mut rows: Vec<ContentRow> = Vec::new();
             live::copy(session, "reading parts of living mail", &select, columns.len(), &mut |row| {
                 let (natural, bytes) = row[1..].split_at(child.natural.len());
                 let natural = natural.iter().map(|field| field.map(<[u8]>::to_vec)).collect();

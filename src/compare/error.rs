@@ -24,6 +24,16 @@ pub enum CompareError {
     NoKey { table: String },
     #[error("{table}.{column} has the type {found}, which cannot serve as {role}")]
     WrongType { table: String, column: String, found: String, role: &'static str },
+    #[error(
+        "this is an opaque key-value store: {tables} tables of keys and values that only its own server can read. Nothing in them says which row is a mail, whose it is or \
+         when it came, so lost mail cannot be told from other data and no window can be restored. A snapshot takes the store whole: `restore --full --into DSN` \
+         makes it anew, `restore --table` one of its tables"
+    )]
+    Opaque { tables: usize },
+    #[error(
+        "of {tables} tables none looks like mailboxes with mail in them: is it the right database, and may this role read it?"
+    )]
+    NoMail { tables: usize },
     #[error("this version cannot put mail back into a store whose {what}: take `restore --table` and do it by hand")]
     NotYet { what: &'static str },
     #[error(
@@ -55,6 +65,9 @@ pub enum CompareError {
 impl CompareError {
     /// Is it refused for the sake of safety? (Exit code 4.)
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::TakenAfterDamage { .. } | Self::NotRepaired { .. } | Self::Changed { .. })
+        matches!(
+            self,
+            Self::TakenAfterDamage { .. } | Self::NotRepaired { .. } | Self::Changed { .. } | Self::Opaque { .. }
+        )
     }
 }

@@ -3,7 +3,7 @@
 use super::error::CompareError;
 use crate::postgres::catalog::{Catalog, ConstraintKind};
 use crate::postgres::session::Session;
-use crate::profile::{CatalogView, Finding, ForeignKeyView, Profile, TableView};
+use crate::profile::{self, CatalogView, Finding, ForeignKeyView, Profile, TableView};
 
 /// The catalog as profiles see it.
 pub fn view(catalog: &Catalog) -> CatalogView {
@@ -55,27 +55,39 @@ pub fn findings(profile: &Profile, catalog: &Catalog) -> Vec<Finding> {
     profile.validate(&view)
 }
 
-/// The built-in profile whose marks the store has.
+/// The built-in profile whose marks the store has. A store of which no profile can speak is refused with the reason.
 pub async fn recognise(session: &Session, catalog: &Catalog) -> Result<Option<Profile>, CompareError> {
+    for profile in marked(catalog)? {
+        // A store of another kind may not even have the tables that are asked.
+        let fits = match &profile.recognise.sql {
+            Some(sql) => session.client().query_one(sql, &[]).await.is_ok_and(|row| row.try_get(0).unwrap_or(false)),
+            None => true,
+        };
+        if fits {
+            return Ok(Some(profile));
+        }
+    }
+    match profile::opaque_tables(&view(catalog)) {
+        Some(tables) => Err(CompareError::Opaque { tables }),
+        None => Ok(None),
+    }
+}
+
+/// The built-in profiles all of whose marked columns a catalog has, from a live store or a snapshot; their SQL is not asked.
+pub fn marked(catalog: &Catalog) -> Result<Vec<Profile>, CompareError> {
     let view = view(catalog);
-    for name in Profile::builtin_names() {
-        let Some(profile) = Profile::builtin(name) else { continue };
+    let mut found = Vec::new();
+    for profile in Profile::builtin_names().filter_map(Profile::builtin) {
         let profile = profile?;
-        let marks = &profile.recognise;
         let has = |mark: &String| {
             mark.rsplit_once('.').is_some_and(|(table, column)| {
                 view.tables.get(&profile.qualify(table)).is_some_and(|table| table.columns.contains_key(column))
             })
         };
-        let mut fits = !(marks.columns.is_empty() && marks.sql.is_none()) && marks.columns.iter().all(has);
-        if let (true, Some(sql)) = (fits, &marks.sql) {
-            // A store of another kind may not even have the tables that are asked.
-            fits =
-                session.client().query_one(sql, &[]).await.is_ok_and(|row| row.try_get::<_, bool>(0).unwrap_or(false));
-        }
-        if fits {
-            return Ok(Some(profile));
+        let marks = &profile.recognise;
+        if !(marks.columns.is_empty() && marks.sql.is_none()) && marks.columns.iter().all(has) {
+            found.push(profile);
         }
     }
-    Ok(None)
+    Ok(found)
 }

@@ -236,12 +236,7 @@ impl RepositorySource {
     pub async fn keeping(mut reader: SnapshotReader, kept: usize) -> Result<Self, CompareError> {
         reader.chunks = reader.chunks.keeping(kept);
         let manifest = reader.manifest();
-        let catalog = reader.chunks.fetch_joined(&manifest.schema.catalog).await?;
-        let catalog: Catalog = if catalog.is_empty() {
-            Catalog::default()
-        } else {
-            cbor::decode("catalog", &catalog).map_err(RepositoryError::from)?
-        };
+        let catalog = catalog(&reader).await?;
         let sequences = catalog
             .sequences
             .iter()
@@ -328,6 +323,15 @@ impl RepositorySource {
         maps.push((number, map.clone()));
         Ok(map)
     }
+}
+
+/// What the database held when the snapshot was taken.
+pub async fn catalog(reader: &SnapshotReader) -> Result<Catalog, CompareError> {
+    let bytes = reader.chunks.fetch_joined(&reader.manifest().schema.catalog).await?;
+    if bytes.is_empty() {
+        return Ok(Catalog::default());
+    }
+    Ok(cbor::decode("catalog", &bytes).map_err(RepositoryError::from)?)
 }
 
 /// The numbers of a column in all of a segment's zones.

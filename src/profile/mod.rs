@@ -11,6 +11,7 @@
 
 mod check;
 pub mod model;
+mod opaque;
 pub mod validate;
 
 use std::ops::{Deref, Range};
@@ -18,6 +19,7 @@ use std::ops::{Deref, Range};
 use serde::{Deserialize, Deserializer};
 
 pub use model::*;
+pub use opaque::opaque_tables;
 pub use validate::{CatalogView, Finding, ForeignKeyView, Severity, TableView};
 
 /// Profiles that Restante ships.

@@ -76,7 +76,7 @@ async fn check(
                 Value::Large(large) => [large].into_iter().zip(source.values(&[large]).await?).collect(),
                 _ => HashMap::new(),
             };
-            let one = staged(&vec![row[*at].clone()], &found).pop().flatten();
+            let one = staged(&[row[*at].clone()], &found).pop().flatten();
             let fits = one.is_none_or(|field| limit.holds(&field));
             if !fits {
                 *much.entry(name).or_default() += 1;

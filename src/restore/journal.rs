@@ -116,7 +116,7 @@ pub async fn replays(session: &Session) -> Result<Vec<Replay>, ReplayError> {
     }
     let sql = "SELECT r.id, r.repository, r.snapshot, to_char(r.begun AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
          to_char(r.ended AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
-         count(j.entry) FILTER (WHERE j.undone IS NULL), count(j.entry) FILTER (WHERE j.undone IS NOT NULL) \
+         count(j.entry) FILTER (WHERE j.undone IS NULL), count(j.entry) FILTER (WHERE j.undone IS NOT NULL AND j.restored IS NOT NULL) \
          FROM restante.replay r LEFT JOIN restante.journal j ON j.replay = r.id GROUP BY r.id ORDER BY r.begun, r.id";
     let rows = session.client().query(sql, &[]).await.map_err(PostgresError::server(doing))?;
     let replay = |row: &tokio_postgres::Row| Replay {

@@ -110,8 +110,9 @@ async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Resul
         // Two responders must not both find the name free.
         session.execute("restoring", "SELECT pg_advisory_xact_lock(hashtextextended('restante parents', 0))").await?;
         let mut row: StagedRow = known.row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
-        // A name is its key, or a number drawn at random that is never issued again.
-        let is_own = parent.natural.contains(&key) || prefix.is_empty() && parent.evidence.contains(&key);
+        // A name is its key, or a number drawn at random that is never issued again. What the store fills is.
+        let proves = parent.natural.contains(&key) || prefix.is_empty() && parent.evidence.contains(&key);
+        let is_own = proves && !table.filled(key);
         if !is_own {
             let Some((new_key, _)) = staging::new_keys(session, table, 1).await?.pop() else { return Ok(None) };
             row[key] = Some(new_key);

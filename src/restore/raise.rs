@@ -9,6 +9,8 @@ use serde::Serialize;
 use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{settings, transaction};
+use crate::compare::counters::MailboxCounter;
+use crate::compare::parents::Fate;
 use crate::failpoint;
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
@@ -52,25 +54,27 @@ pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, Repl
                         sets.push(format!("{column} = greatest(coalesce({column}, 0), {least})"));
                     }
                 }
-                if let (Some(column), Some(before)) = (layout.uidvalidity, counter.collided) {
-                    let column = layout.table.ident(column);
+                let collision = collision(plan, counter);
+                if let Some((column, before, again)) = &collision {
                     // Once, whoever comes first.
                     sets.push(format!(
-                        "{column} = CASE WHEN {column} = {before} THEN greatest({column} + 1, extract(epoch FROM now())::int8) ELSE {column} END"
+                        "{column} = CASE WHEN {column} = {before} AND {again} THEN greatest({column} + 1, extract(epoch FROM now())::int8) ELSE {column} END"
                     ));
-                    changed += 1;
                 }
                 if sets.is_empty() {
                     continue;
                 }
+                let returning = collision.map_or("false".to_owned(), |(column, before, _)| format!("{column} <> {before}"));
                 let update = format!(
-                    "UPDATE {} SET {} WHERE {} = {}",
+                    "UPDATE {} SET {} WHERE {} = {} RETURNING {returning}",
                     layout.table.quoted(),
                     sets.join(", "),
                     layout.table.ident(layout.table.single_key()?),
                     sql::literal(&live[counter.live].key_text)
                 );
-                session.execute("raising counters", &update).await?;
+                let failed = PostgresError::server("raising counters");
+                let row = session.client().query_opt(&update, &[]).await.map_err(failed)?;
+                changed += u64::from(row.is_some_and(|row| row.get(0)));
                 mailboxes += 1;
             }
             Ok((mailboxes, changed))
@@ -80,6 +84,21 @@ pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, Repl
         raised.uidvalidity += uidvalidity;
     }
     Ok(raised)
+}
+
+/// The column of UIDVALIDITY, what it was, and SQL that tells whether a UID was issued twice under it: before the comparison, or since by mail
+/// that came to counters that are low still.
+fn collision(plan: &Plan, counter: &MailboxCounter) -> Option<(String, i64, String)> {
+    let layout = &plan.comparison.layout.mailbox;
+    let parents = &plan.comparison.parents;
+    let column = layout.table.ident(layout.uidvalidity?);
+    if let Some(before) = counter.collided {
+        return Some((column, before, "true".to_owned()));
+    }
+    let now = &parents.live_mailboxes[counter.live];
+    let then = parents.mailboxes.iter().find(|mailbox| mailbox.fate == Fate::Alive(counter.live))?;
+    let is_low = now.uid? < then.uid? && now.uidvalidity == then.uidvalidity;
+    is_low.then_some((column, then.uidvalidity?, format!("{} > {}", layout.table.ident(layout.uid?), now.uid?)))
 }
 
 async fn catch_up(session: &Session, sequence: &str, least: i64) -> Result<(), ReplayError> {

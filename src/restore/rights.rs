@@ -31,8 +31,7 @@ pub fn written(layout: &Layout, profile: &Profile) -> Vec<TableName> {
 
 /// The journal, and what undoing needs besides: it deletes messages and what belongs to them.
 pub fn restore_sql(layout: &Layout, role: &str) -> String {
-    // What has no place after all is not claimed.
-    let mut sql = format!("{}\nGRANT DELETE ON restante.journal TO {};\n", journal::DDL, identifier(role));
+    let mut sql = format!("{}\n", journal::DDL);
     let deleted = std::iter::once(&layout.message.link).chain(layout.parts.iter().map(|part| &part.via.table));
     let deleted = deleted.chain(layout.message.content.iter().map(|content| &content.table));
     // What refers back to messages may go with the last of them, as the profile's statements say.

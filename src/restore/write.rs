@@ -249,7 +249,10 @@ impl Batch<'_> {
         let (left, placed): (Vec<usize>, Vec<usize>) = claimed.into_iter().partition(|at| left.contains(&(*at as i64)));
         if !left.is_empty() {
             let keys: Vec<&str> = left.iter().map(|at| &*keys[*at].text).collect();
-            let sql = format!("DELETE FROM {JOURNAL} WHERE replay = $1 AND key = ANY($2) AND undone IS NULL");
+            // The claim is given back.
+            let sql = format!(
+                "UPDATE {JOURNAL} SET undone = clock_timestamp() WHERE replay = $1 AND key = ANY($2) AND undone IS NULL"
+            );
             let failed = PostgresError::server("restoring mail");
             session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed)?;
         }

@@ -1,6 +1,7 @@
 //! Behaviour against real PostgreSQL servers and real storages.
 
 mod independent;
+mod inspect;
 mod matrix;
 mod postgres;
 mod restore;

@@ -153,6 +153,13 @@ pub(super) fn align(layout: &mut Layout) {
         let of_part = key(&part.table);
         widen(&mut part.via.table, part.part, &of_part);
     }
+    for (dictionary, own) in layout.dictionaries.iter_mut().zip(&of_values) {
+        dictionary.refers.iter().for_each(|(at, refers)| widen(&mut dictionary.table, *at, to(refers)));
+        for child in &mut dictionary.children {
+            widen(&mut child.table, child.of, own);
+            child.refers.iter().for_each(|(at, refers)| widen(&mut child.table, *at, to(refers)));
+        }
+    }
     let hanging = layout.owner.iter_mut().flat_map(|owner| &mut owner.children).map(|child| (child, &of_owner));
     let hanging = hanging.chain(layout.mailbox.children.iter_mut().map(|child| (child, &of_mailbox)));
     let of_messages = layout.parts.iter_mut().map(|part| &mut part.via).chain(&mut layout.children);

@@ -12,7 +12,7 @@ mod marked;
 mod memory;
 mod model;
 mod naive;
-mod names;
+pub mod names;
 mod references;
 mod scripted;
 pub mod store;

@@ -133,7 +133,7 @@ pub struct Found {
 pub const CONTENTS: u32 = 60;
 
 pub const REFERENCE: &str = include_str!("../../../src/profile/builtin/reference.toml");
-const REFERENCE_DRIVER: &str = include_str!("../../../fixtures/stores/reference/driver.sql");
+pub const REFERENCE_DRIVER: &str = include_str!("../../../fixtures/stores/reference/driver.sql");
 
 impl Store {
     pub async fn new() -> Self {
