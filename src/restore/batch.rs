@@ -95,11 +95,11 @@ pub(super) type Taken = HashSet<crate::compare::row::Print>;
 
 pub(super) struct Batch<'a> {
     pub(super) plan: &'a Plan,
+    targets: &'a Targets,
     pub(super) replay: &'a str,
     pub(super) items: Vec<Item<'a>>,
     /// By kind: key and row.
     pub(super) parts: Vec<BTreeMap<Vec<u8>, StagedRow>>,
-    pub(super) dictionaries: Entries,
     pub(super) found: HashMap<LargeValue, Bytes>,
     skipped: Outcome,
 }
@@ -169,12 +169,6 @@ impl<'a> Batch<'a> {
         let keys = failpoint::committing(staging::new_keys(session, &layout.message.table, chosen.len())).await?;
         let key_column = layout.message.table.single_key()?;
         let mut parts = vec![BTreeMap::new(); layout.parts.len()];
-        let named = chosen.iter().flat_map(|(one, _)| {
-            let leftover = &leftovers[one.leftover];
-            layout.shared(Some(&leftover.row), &leftover.via, &leftover.children)
-        });
-        let aside = chosen.first().is_some_and(|(one, _)| one.aside);
-        let dictionaries = dictionaries::Entries::of(plan, named, &found, Some((targets, aside)));
         let mut items = Vec::with_capacity(chosen.len());
         for ((one, target), (key, key_text)) in chosen.into_iter().zip(keys) {
             let leftover = &leftovers[one.leftover];
@@ -210,7 +204,7 @@ impl<'a> Batch<'a> {
         let uid =
             |item: &Item<'_>| layout.message.uid.and_then(|at| zone::integer(item.leftover.row[at].bytes()?, false));
         items.sort_by_key(|item| (item.leftover.instant, uid(item)));
-        Ok(Self { plan, replay, items, parts, dictionaries, found, skipped })
+        Ok(Self { plan, targets, replay, items, parts, found, skipped })
     }
 
     /// Puts the messages back; `taken` grows by the live mails that stand for lost ones.
@@ -248,8 +242,15 @@ impl<'a> Batch<'a> {
             return Ok((outcome, newly));
         }
         self.number(session, &claimed, &locked).await?;
+        // Of those alone that come back: the mailbox of another one's thread may be gone.
+        let layout = &self.plan.comparison.layout;
+        let named = claimed.iter().map(|at| self.items[*at].leftover);
+        let named = named.flat_map(|one| layout.shared(Some(&one.row), &one.via, &one.children));
+        let aside = claimed.first().is_some_and(|at| self.items[*at].one.aside);
+        let entries = Entries::of(self.plan, named, &self.found, Some((self.targets, aside)));
+        dictionaries::stage(session, layout, &entries).await?;
         self.lead_to_messages(session, &claimed).await?;
-        let claimed = self.insert(session, claimed).await?;
+        let claimed = self.insert(session, claimed, &entries).await?;
         let taken = before.iter().filter(|at| !claimed.contains(at));
         taken.for_each(|at| outcome.count(self.items[*at].one, Became::PlaceTaken));
         outcome.changed_columns = self.read_again(session, claimed.len()).await?;

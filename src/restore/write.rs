@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 
 use super::batch::Batch;
-use super::dictionaries;
+use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::Locked;
 use super::staging::{self, NUMBER, Stage, StagedRow};
@@ -37,7 +37,7 @@ impl Batch<'_> {
         let counted = staged.iter().map(|(stage, _)| format!("{} ({NUMBER})", stage.name().quoted()));
         let counted = counted.collect::<Vec<_>>().join(", ");
         session.execute("counting what is staged", &format!("ANALYZE {counted}")).await?;
-        dictionaries::stage(session, layout, &self.dictionaries).await
+        Ok(())
     }
 
     /// Assigns UIDs and MODSEQs as delivery does, and removes what was not claimed from the staging table.
@@ -111,9 +111,14 @@ impl Batch<'_> {
     }
 
     /// What the rows refer to, messages, parts, then what belongs to the messages. Gives back those of `claimed` that had a place.
-    pub(super) async fn insert(&self, session: &Session, claimed: Vec<usize>) -> Result<Vec<usize>, ReplayError> {
+    pub(super) async fn insert(
+        &self,
+        session: &Session,
+        claimed: Vec<usize>,
+        entries: &Entries,
+    ) -> Result<Vec<usize>, ReplayError> {
         let layout = &self.plan.comparison.layout;
-        dictionaries::settle(session, layout, &self.dictionaries).await?;
+        dictionaries::settle(session, layout, entries).await?;
         let message = &layout.message;
         let key = message.table.ident(message.table.single_key()?);
         let stage = Stage::Message.name().quoted();
@@ -144,7 +149,7 @@ impl Batch<'_> {
             session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed())?;
         }
         self.settle_answers(session, &left).await?;
-        dictionaries::close(session, layout, &self.dictionaries).await?;
+        dictionaries::close(session, layout, entries).await?;
         for (kind, part) in layout.parts.iter().enumerate() {
             let of = |alias: &str| {
                 format!("EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{})", part.via.table.ident(part.via.of))
