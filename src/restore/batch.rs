@@ -110,12 +110,12 @@ pub(super) struct Progress {
 
 pub(super) struct Batch<'a> {
     pub(super) plan: &'a Plan,
+    targets: &'a Targets,
     pub(super) replay: &'a str,
     pub(super) items: Vec<Item<'a>>,
     pub(super) contents: Vec<Content<'a>>,
     /// By kind: key and row.
     pub(super) parts: Vec<BTreeMap<Vec<u8>, StagedRow>>,
-    pub(super) dictionaries: Entries,
     pub(super) found: HashMap<LargeValue, Bytes>,
     skipped: Outcome,
 }
@@ -197,12 +197,6 @@ impl<'a> Batch<'a> {
                 }
             }
         }
-        let named = chosen.iter().flat_map(|(one, _)| {
-            let leftover = &leftovers[one.leftover];
-            layout.shared(Some(&leftover.row), &leftover.via, &leftover.children)
-        });
-        let aside = chosen.first().is_some_and(|(one, _)| one.aside);
-        let dictionaries = dictionaries::Entries::of(plan, named, &found, Some((targets, aside)));
         let contents = contents::of(plan, chosen.iter().map(|(one, _)| &leftovers[one.leftover]));
         let contents = contents::prove(session, source, plan, contents).await?;
         let content = |leftover: &Leftover| {
@@ -214,7 +208,7 @@ impl<'a> Batch<'a> {
             Item { leftover, one, target, content: content(leftover) }
         };
         let items = chosen.into_iter().map(item).collect();
-        Ok(Self { plan, replay, items, contents, parts, dictionaries, found, skipped })
+        Ok(Self { plan, targets, replay, items, contents, parts, found, skipped })
     }
 
     /// Puts the messages back; `progress` grows by the live mails that stand for lost ones, and by the contents that were put in.
@@ -269,8 +263,14 @@ impl<'a> Batch<'a> {
             return Ok((outcome, newly));
         }
         self.number(session, if numbered { &open } else { &claimed }, &claimed, &locked).await?;
+        // Of those alone that come back: the mailbox of another one's thread may be gone.
+        let named = claimed.iter().map(|at| self.items[*at].leftover);
+        let named = named.flat_map(|one| layout.shared(Some(&one.row), &one.via, &one.children));
+        let aside = claimed.first().is_some_and(|at| self.items[*at].one.aside);
+        let entries = Entries::of(self.plan, named, &self.found, Some((self.targets, aside)));
+        dictionaries::stage(session, layout, &entries).await?;
         self.lead_to_messages(session, &claimed, &keys).await?;
-        let claimed = self.insert(session, claimed, &keys).await?;
+        let claimed = self.insert(session, claimed, &keys, &entries).await?;
         let taken = before.iter().filter(|at| !claimed.contains(at));
         taken.for_each(|at| outcome.count(self.items[*at].one, Became::PlaceTaken));
         outcome.changed_columns = self.read_again(session).await?;

@@ -244,7 +244,6 @@ impl Batch<'_> {
         for (kind, _) in layout.parts.iter().enumerate().filter(|(_, part)| !part.numbered) {
             staged_rows.push((Stage::Part(kind), self.parts[kind].values().cloned().collect()));
         }
-        staging::fill_all(session, layout, &staged_rows).await?;
-        dictionaries::stage(session, layout, &self.dictionaries).await
+        staging::fill_all(session, layout, &staged_rows).await
     }
 }

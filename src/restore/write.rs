@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::batch::{Batch, Item, Key, staged};
 use super::contents::Held;
-use super::dictionaries;
+use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::Locked;
 use super::parents::Target;
@@ -227,9 +227,10 @@ impl Batch<'_> {
         session: &Session,
         claimed: Vec<usize>,
         keys: &[Key],
+        entries: &Entries,
     ) -> Result<Vec<usize>, ReplayError> {
         let layout = &self.plan.comparison.layout;
-        dictionaries::settle(session, layout, &self.dictionaries).await?;
+        dictionaries::settle(session, layout, entries).await?;
         let message = &layout.message;
         let stage = Stage::Message.name().quoted();
         if let Some(content) = &message.content {
@@ -257,7 +258,7 @@ impl Batch<'_> {
             session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed)?;
         }
         self.settle_answers(session, &left, keys).await?;
-        dictionaries::close(session, layout, &self.dictionaries).await?;
+        dictionaries::close(session, layout, entries).await?;
         for (kind, part) in layout.parts.iter().enumerate() {
             if !part.numbered {
                 let needed = format!(
