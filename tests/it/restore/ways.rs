@@ -18,8 +18,6 @@ pub struct Ways {
     pub deleted_mailboxes: bool,
     /// A deleted account leaves a trace.
     pub deleted_accounts: bool,
-    /// Accounts have their address in their own row.
-    pub accounts_by_address: bool,
     /// What a living message lost of its flags and keywords is told from what its user took off.
     pub children_come_back: bool,
     /// The bytes of mail are in the database.
@@ -52,7 +50,6 @@ pub const REFERENCE: Ways = Ways {
     tombstones_stay: true,
     deleted_mailboxes: true,
     deleted_accounts: false,
-    accounts_by_address: true,
     children_come_back: false,
     bodies: true,
     mailboxes_told_apart: true,
@@ -69,7 +66,6 @@ pub const REFERENCE: Ways = Ways {
 const SORA: Ways = Ways {
     tombstones_stay: false,
     deleted_accounts: true,
-    accounts_by_address: false,
     children_come_back: true,
     bodies: false,
     copies_within: false,

@@ -45,14 +45,7 @@ pub async fn keys_of_a_lost_account_issued_again_to_a_stranger(trial: &mut Trial
     trial.store.lose_account(c).await;
     let of_z = trial.inbox("z").await;
     trial.deliver(of_z, [20]).await;
-    if trial.ways.accounts_by_address {
-        trial.expect("a/INBOX: 2; c/INBOX: 3 5; z/INBOX: 20");
-    } else {
-        trial.known_defect(
-            "a lost account whose key another one has now stays lost where accounts are known by their keys (Sora)",
-        );
-        trial.expect("a/INBOX: 2; z/INBOX: 20");
-    }
+    trial.expect("a/INBOX: 2; c/INBOX: 3 5; z/INBOX: 20");
 }
 
 pub async fn uids_issued_again_under_other_keys(trial: &mut Trial<'_>) {
@@ -98,10 +91,5 @@ pub async fn an_account_lost_with_all_it_had(trial: &mut Trial<'_>) {
     trial.snapshot().await;
     trial.lose_with(&ids, &[of_c]).await;
     trial.store.lose_account(c).await;
-    if trial.ways.accounts_by_address {
-        trial.expect("a/INBOX: 2; c/INBOX: 3 5");
-    } else {
-        trial.known_defect("a lost account comes back without its addresses where they lie in another table (Sora)");
-        trial.expect("a/INBOX: 2; ?/INBOX: 3 5");
-    }
+    trial.expect("a/INBOX: 2; c/INBOX: 3 5");
 }
