@@ -15,12 +15,14 @@ mod counters;
 pub mod description;
 mod draft;
 mod features;
+mod hanging;
 pub mod live;
 mod people;
 mod skeleton;
 pub mod snapshot;
 mod store;
 mod surroundings;
+mod tombstones;
 mod write;
 
 use serde::Serialize;
