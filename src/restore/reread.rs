@@ -74,16 +74,18 @@ impl Batch<'_> {
             Ok(())
         })
         .await?;
+        // Computed once for each row, and the journal is entered by its unique key: else the planner is free to do either again and again.
         let sql = format!(
-            "UPDATE {JOURNAL} j SET uid = v.u, restored = v.r, state = q.state \
-             FROM unnest($2::text[], $3::int8[], $4::bytea[]) v(k, u, r) \
-             JOIN (SELECT {} AS k, {} AS state FROM {rows}) q ON q.k = v.k \
-             WHERE j.key = v.k AND j.replay = $1 AND j.undone IS NULL",
+            "WITH q AS MATERIALIZED (SELECT {} AS k, {} AS state FROM {rows}) \
+             UPDATE {JOURNAL} j SET uid = v.u, restored = v.r, state = q.state \
+             FROM q JOIN unnest($2::text[], $3::int8[], $4::bytea[]) v(k, u, r) ON v.k = q.k \
+             WHERE j.source = ANY($5) AND j.key = q.k AND j.replay = $1 AND j.undone IS NULL",
             message.key_text("m"),
             super::undo::state(layout)?
         );
+        let sources: Vec<&[u8]> = self.items.iter().map(|item| &item.leftover.source.0[..]).collect();
         let failed = PostgresError::server("completing the journal");
-        session.client().execute(&sql, &[&self.replay, &keys, &uids, &prints]).await.map_err(failed)?;
+        session.client().execute(&sql, &[&self.replay, &keys, &uids, &prints, &sources]).await.map_err(failed)?;
         Ok(())
     }
 }
