@@ -358,7 +358,7 @@ impl Scan<'_> {
 
     /// A second look at the live messages, for those that nobody stands behind.
     async fn live_leftovers(&mut self, session: &Session, past: &Past) -> Result<Vec<LiveMessage>, CompareError> {
-        let select = live_select(self.layout, "")?;
+        let select = live_select(self.layout, &format!("{} m", self.layout.message.table.quoted()))?;
         let mut found = Vec::new();
         live::copy(session, "reading the newer live messages", &select, live_fields(self.layout), &mut |row| {
             let mut live = live_message(self.layout, row);
@@ -375,8 +375,8 @@ impl Scan<'_> {
     }
 }
 
-/// What [`live_message`] reads: messages `m` that users see. `join` narrows them.
-pub fn live_select(layout: &Layout, join: &str) -> Result<String, CompareError> {
+/// What [`live_message`] reads: messages `m` that users see, of all that `from` gives.
+pub fn live_select(layout: &Layout, from: &str) -> Result<String, CompareError> {
     let message = &layout.message;
     let key = message.table.single_key()?;
     let mut columns = vec![key, message.mailbox];
@@ -384,10 +384,9 @@ pub fn live_select(layout: &Layout, join: &str) -> Result<String, CompareError> 
     columns.extend(message.size.iter().chain(&message.message_id).chain(&message.uid));
     columns.extend(message.clocks.iter().map(|clock| clock.column));
     Ok(format!(
-        "SELECT {}, {} FROM {} m {join} WHERE {}",
+        "SELECT {}, {} FROM {from} WHERE {}",
         message.table.select(&columns, "m"),
         message.key_text("m"),
-        message.table.quoted(),
         layout.shown()
     ))
 }

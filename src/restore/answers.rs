@@ -205,13 +205,14 @@ impl Batch<'_> {
         }
         let table = &layout.message.table;
         let key = table.single_key()?;
-        let join = format!(
-            "JOIN (VALUES ({})) q(restante_key) ON m.{} = restante_key::{}",
+        let from = format!(
+            "{} m JOIN (VALUES ({})) q(restante_key) ON m.{} = restante_key::{}",
+            table.quoted(),
             keys.join("), ("),
             table.ident(key),
             live_type(table, key)
         );
-        let select = live_select(layout, &join)?;
+        let select = live_select(layout, &from)?;
         let select = format!("{select} FOR KEY SHARE OF m");
         live::copy(session, "looking for what mail answers", &select, live_fields(layout), &mut |row| {
             there.insert(live_message(layout, row).print);

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::accounts::Accounts;
-use super::batch::{self, Batch, Outcome, Progress};
+use super::batch::{self, Batch, Draft, Outcome, Progress};
 use super::error::ReplayError;
 use super::fits::fits;
+use super::parents::Targets;
 use super::plan::Plan;
 use super::raise::{self, Raised};
 use super::{columns, journal, parents, repair, staging};
@@ -124,26 +125,27 @@ impl Apply {
 
         monitor.stage("restoring mail", Unit::Rows, Some(plan.moves.len() as u64));
         let mut progress = Progress::default();
-        let mut at = 0;
-        while at < plan.moves.len() {
-            let (from, mut bytes) = (at, 0);
-            let aside = plan.moves[from].aside;
-            let more = |at: usize| at < plan.moves.len() && plan.moves[at].aside == aside;
-            let most = self.options.batch_messages.max(1);
-            while more(at) && at - from < most {
-                let together = plan.together(at);
-                if at > from && together <= most && at - from + together > most {
-                    break;
+        let (mut at, mut done) = (0, 0);
+        let mut next = self.draft(session, source, &targets, &mut at).await?;
+        if let Some(draft) = next {
+            next = Some(draft.fetch(source).await?);
+        }
+        while let Some(draft) = next {
+            let drafted = at;
+            let batch = Batch::prepare(session, source, plan, &targets, &replay, draft).await?;
+            // The next one is fetched while this one is written.
+            let following = self.draft(session, source, &targets, &mut at).await?;
+            let fetch = async {
+                match following {
+                    Some(draft) => draft.fetch(source).await.map(Some),
+                    None => Ok(None),
                 }
-                bytes += batch::weight(plan, source, plan.moves[at]).await?;
-                if at > from && bytes > self.options.batch_bytes {
-                    break;
-                }
-                at += 1;
-            }
-            let batch = Batch::prepare(session, source, plan, &targets, &replay, &plan.moves[from..at]).await?;
-            report.mail.add(batch.run(session, &mut progress).await?);
-            monitor.advance((at - from) as u64);
+            };
+            let (written, fetched) = tokio::join!(batch.run(session, &mut progress), fetch);
+            report.mail.add(written?);
+            monitor.advance((drafted - done) as u64);
+            done = drafted;
+            next = fetched?;
         }
         if plan.repair && !plan.comparison.incomplete.messages.is_empty() {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
@@ -157,6 +159,32 @@ impl Apply {
         report.clients = plan.clients(report.mail.restored);
         report.accounts = Accounts::of(plan, Some(&report.mail));
         Ok(report)
+    }
+
+    /// The messages from `at` on that one transaction puts back; `at` moves behind them.
+    async fn draft<'a>(
+        &'a self,
+        session: &Session,
+        source: &dyn Source,
+        targets: &'a Targets,
+        at: &mut usize,
+    ) -> Result<Option<Draft<'a>>, ReplayError> {
+        let plan = &self.plan;
+        let (from, mut bytes) = (*at, 0);
+        let Some(first) = plan.moves.get(from) else { return Ok(None) };
+        let most = self.options.batch_messages.max(1);
+        while *at - from < most && plan.moves.get(*at).is_some_and(|one| one.aside == first.aside) {
+            let together = plan.together(*at);
+            if *at > from && together <= most && *at - from + together > most {
+                break;
+            }
+            bytes += batch::weight(plan, source, plan.moves[*at]).await?;
+            if *at > from && bytes > self.options.batch_bytes {
+                break;
+            }
+            *at += 1;
+        }
+        Ok(Some(Batch::draft(session, source, plan, targets, &plan.moves[from..*at]).await?))
     }
 }
 

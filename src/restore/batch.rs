@@ -106,6 +106,18 @@ pub(super) struct Progress {
     pub taken: Taken,
     /// The keys, in the snapshot and now, of contents that were put in.
     pub contents: HashMap<Vec<u8>, Bytes>,
+    /// UIDs that this replay has given out, by mailbox: from, and before which.
+    pub uids: HashMap<Bytes, Vec<(i64, i64)>>,
+}
+
+/// The messages of a batch, before all of what they are made of is there.
+pub(super) struct Draft<'a> {
+    chosen: Vec<(Move, &'a Target)>,
+    skipped: Outcome,
+    /// Values that the live store has.
+    found: HashMap<LargeValue, Bytes>,
+    /// Those that are to be fetched.
+    large: Vec<LargeValue>,
 }
 
 pub(super) struct Batch<'a> {
@@ -149,16 +161,24 @@ pub(super) fn staged(row: &[Value], found: &HashMap<LargeValue, Bytes>) -> Stage
         .collect()
 }
 
+impl Draft<'_> {
+    /// Fetches from the snapshot what the live store has not.
+    pub async fn fetch(mut self, source: &dyn Source) -> Result<Self, ReplayError> {
+        let values = source.values(&self.large).await?;
+        self.found.extend(self.large.iter().copied().zip(values));
+        Ok(self)
+    }
+}
+
 impl<'a> Batch<'a> {
-    /// Fetches what the messages are made of and draws their keys.
-    pub async fn prepare(
+    /// Finds out where the messages go, and what of them the live store has.
+    pub async fn draft(
         session: &Session,
         source: &dyn Source,
         plan: &'a Plan,
         targets: &'a Targets,
-        replay: &'a str,
         moves: &[Move],
-    ) -> Result<Self, ReplayError> {
+    ) -> Result<Draft<'a>, ReplayError> {
         let layout = &plan.comparison.layout;
         let mut skipped = Outcome::default();
         let mut chosen = Vec::new();
@@ -175,13 +195,27 @@ impl<'a> Batch<'a> {
         };
         let needed: Vec<BTreeSet<&[u8]>> =
             layout.parts.iter().enumerate().map(|(kind, part)| needed(kind, part)).collect();
-        let mut found = alive(session, source, plan, &needed).await?;
+        let found = alive(session, source, plan, &needed).await?;
         let mut large: Vec<LargeValue> =
             chosen.iter().flat_map(|(one, _)| wanted(plan, &leftovers[one.leftover])).collect();
         large.sort_unstable();
         large.dedup();
         large.retain(|value| !found.contains_key(value));
-        found.extend(large.iter().copied().zip(source.values(&large).await?));
+        Ok(Draft { chosen, skipped, found, large })
+    }
+
+    /// Puts together what the messages are made of.
+    pub async fn prepare(
+        session: &Session,
+        source: &dyn Source,
+        plan: &'a Plan,
+        targets: &'a Targets,
+        replay: &'a str,
+        draft: Draft<'a>,
+    ) -> Result<Self, ReplayError> {
+        let layout = &plan.comparison.layout;
+        let leftovers = &plan.comparison.leftovers;
+        let Draft { mut chosen, skipped, found, .. } = draft;
         // UIDs ascend with the time of arrival (RFC 9051 §2.3.1.1 asks for ascending, clients show by it).
         let uid = |one: &Move| {
             let row = &leftovers[one.leftover].row;
@@ -211,7 +245,7 @@ impl<'a> Batch<'a> {
         Ok(Self { plan, targets, replay, items, contents, parts, found, skipped })
     }
 
-    /// Puts the messages back; `progress` grows by the live mails that stand for lost ones, and by the contents that were put in.
+    /// Puts the messages back; `progress` grows by the live mails that stand for lost ones, by the contents that were put in, and by UIDs.
     pub async fn run(self, session: &Session, progress: &mut Progress) -> Result<Outcome, ReplayError> {
         if self.items.is_empty() {
             return Ok(self.skipped);
@@ -220,6 +254,9 @@ impl<'a> Batch<'a> {
         let (outcome, newly) = staging::transaction(session, "restoring mail", work).await?;
         progress.taken.extend(newly.taken);
         progress.contents.extend(newly.contents);
+        for (mailbox, uids) in newly.uids {
+            progress.uids.entry(mailbox).or_default().extend(uids);
+        }
         Ok(outcome)
     }
 
@@ -247,7 +284,7 @@ impl<'a> Batch<'a> {
                 _ => outcome.count(item.one, Became::NoMailbox),
             }
         }
-        let (arrived, taken) = self.arrived_meanwhile(session, &open, &progress.taken).await?;
+        let (arrived, taken) = self.arrived_meanwhile(session, &open, progress).await?;
         let mut newly = Progress { taken, ..Default::default() };
         arrived.iter().for_each(|at| outcome.count(self.items[*at].one, Became::ArrivedMeanwhile));
         open.retain(|at| !arrived.contains(at));
@@ -262,7 +299,7 @@ impl<'a> Batch<'a> {
         if claimed.is_empty() {
             return Ok((outcome, newly));
         }
-        self.number(session, if numbered { &open } else { &claimed }, &claimed, &locked).await?;
+        newly.uids = self.number(session, if numbered { &open } else { &claimed }, &claimed, &locked).await?;
         // Of those alone that come back: the mailbox of another one's thread may be gone.
         let named = claimed.iter().map(|at| self.items[*at].leftover);
         let named = named.flat_map(|one| layout.shared(Some(&one.row), &one.via, &one.children));

@@ -176,20 +176,19 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
             return Err(ReplayError::NoNewKey { table: table.label(), column: table.columns[key].name.clone() });
         }
         let set = messages(dictionary).map(|at| (at, "NULL".to_owned())).collect();
-        let insert = staging::insert(table, &set, if issued { &table.key } else { &[] });
+        let mut insert = staging::insert(table, &set, if issued { &table.key } else { &[] });
         // In the order of their old keys, so that two who restore the same wait for each other and do not lock each other out.
         // The snapshot may have a value twice where nothing makes it unique.
         let natural: Vec<String> = dictionary.natural.iter().map(|at| table.ident(*at)).collect();
-        let sql = format!(
-            "INSERT INTO {live} ({}){} SELECT {} FROM (SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {number}) s \
-             WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same}) ORDER BY s.{number} ON CONFLICT DO NOTHING RETURNING {}::text",
-            insert.columns,
-            insert.overriding,
-            insert.values,
-            table.ident(key),
-            natural = natural.join(", "),
-            number = staging::NUMBER
+        insert.conflict = " ON CONFLICT DO NOTHING";
+        let rows = format!(
+            "(SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {})",
+            staging::NUMBER,
+            natural = natural.join(", ")
         );
+        let missing = format!("NOT EXISTS (SELECT FROM {live} l WHERE {same})");
+        let sql =
+            insert.sql(table, &rows, &missing, staging::NUMBER) + &format!(" RETURNING {}::text", table.ident(key));
         let failed = || PostgresError::server("restoring what mail refers to");
         let made = session.client().query(&sql, &[]).await.map_err(failed())?;
         let made: Vec<&str> = made.iter().map(|row| row.get(0)).collect();
@@ -212,16 +211,9 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
         // With a value that is made anew comes what hung on it.
         for (at, child) in dictionary.children.iter().enumerate().filter(|_| !made.is_empty()) {
             let insert = staging::insert(&child.table, &child.set, &child.issued);
-            let sql = format!(
-                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE s.{}::text = ANY($1) ORDER BY s.{}",
-                child.table.quoted(),
-                insert.columns,
-                insert.overriding,
-                insert.values,
-                Stage::Under { dictionary: kind, kind: at }.name().quoted(),
-                child.table.ident(child.of),
-                staging::NUMBER
-            );
+            let rows = Stage::Under { dictionary: kind, kind: at }.name().quoted();
+            let of_made = format!("s.{}::text = ANY($1)", child.table.ident(child.of));
+            let sql = insert.sql(&child.table, &rows, &of_made, staging::NUMBER);
             let failed = PostgresError::server("restoring what hangs on what mail refers to");
             session.client().execute(&sql, &[&made]).await.map_err(failed)?;
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::batch::{Batch, Item, Key, Taken};
+use super::batch::{Batch, Item, Key, Progress, Taken};
 use super::error::ReplayError;
 use super::write::live_type;
 use crate::compare::Comparison;
@@ -26,7 +26,7 @@ impl Batch<'_> {
         &self,
         session: &Session,
         open: &[usize],
-        taken: &Taken,
+        progress: &Progress,
     ) -> Result<(HashSet<usize>, Taken), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let mut by_mailbox: BTreeMap<&Bytes, Vec<usize>> = BTreeMap::new();
@@ -38,27 +38,37 @@ impl Batch<'_> {
         }
         let table = &layout.message.table;
         let key = live_type(table, layout.message.mailbox);
-        let places = by_mailbox.values().map(|items| {
-            let target = self.items[items[0]].target;
-            format!("({}::{key}, {}::int8)", sql::literal(&target.key_text), target.new_from)
-        });
-        // New mail has new UIDs: the counters were raised before.
+        // New mail has new UIDs: the counters were raised before. Those that this replay has given out are no news, and without
+        // leaving them out each batch would read again what all before it put in.
         let uid = layout.message.uid.filter(|_| layout.mailbox.uid.is_some());
-        let newer = uid.map(|uid| format!(" AND m.{} >= restante_uid", table.ident(uid)));
-        let join = format!(
-            "JOIN (VALUES {}) q(restante_mailbox, restante_uid) ON m.{} = restante_mailbox{}",
+        let places = by_mailbox.iter().flat_map(|(mailbox, items)| {
+            let target = self.items[items[0]].target;
+            let own = progress.uids.get(*mailbox).filter(|_| uid.is_some());
+            let place =
+                |(from, before)| format!("({}::{key}, {from}::int8, {before}::int8)", sql::literal(&target.key_text));
+            between(target.new_from, own.map_or(&[], |own| own)).into_iter().map(place)
+        });
+        let newer = uid.map(|uid| {
+            let uid = table.ident(uid);
+            format!(" AND l.{uid} >= restante_uid AND l.{uid} < restante_before")
+        });
+        // Range by range: given the choice, the planner reads a table that is not large as a whole, for each batch.
+        let from = format!(
+            "(VALUES {}) q(restante_mailbox, restante_uid, restante_before) \
+             CROSS JOIN LATERAL (SELECT * FROM {} l WHERE l.{} = restante_mailbox{} OFFSET 0) m",
             places.collect::<Vec<_>>().join(", "),
+            table.quoted(),
             table.ident(layout.message.mailbox),
             newer.unwrap_or_default()
         );
-        let select = live_select(layout, &join)?;
+        let select = live_select(layout, &from)?;
         // Where no counter of the mailbox tells what is new, the comparison does.
         let known = self.plan.comparison.live.iter().filter(|_| layout.mailbox.uid.is_none());
         let known: HashSet<_> = known.map(|message| message.identity).collect();
         let mut news = Vec::new();
         live::copy(session, "looking for new mail", &select, live_fields(layout), &mut |row| {
             let message = live_message(layout, row);
-            if !taken.contains(&message.identity)
+            if !progress.taken.contains(&message.identity)
                 && !known.contains(&message.identity)
                 && !self.plan.comparison.pairs.is_paired(&message.identity)
             {
@@ -137,6 +147,20 @@ impl Batch<'_> {
         let claimed: HashSet<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
         Ok(open.iter().copied().filter(|at| claimed.contains(&self.items[*at].leftover.source.0[..])).collect())
     }
+}
+
+/// What lies from `first` on and in none of these ranges, which ascend.
+fn between(first: i64, ranges: &[(i64, i64)]) -> Vec<(i64, i64)> {
+    let mut open = Vec::with_capacity(ranges.len() + 1);
+    let mut at = first;
+    for (from, before) in ranges {
+        if *from > at {
+            open.push((at, *from));
+        }
+        at = at.max(*before);
+    }
+    open.push((at, i64::MAX));
+    open
 }
 
 /// A mailbox under our lock.

@@ -105,6 +105,10 @@ async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Resul
     let stage = Stage::Parent { mailbox: is_mailbox };
     let table = &parent.table;
     let key = table.single_key()?;
+    // What it is named by is gone.
+    if parent.named.iter().any(|(at, _)| known.row[*at].bytes().is_none()) {
+        return Ok(None);
+    }
     staging::transaction(session, "restoring accounts and mailboxes", async || {
         staging::settings(session, layout).await?;
         // Two responders must not both find the name free.

@@ -141,15 +141,8 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&H
                 insert_parts(session, layout, kind, &needed).await?;
             }
             let insert = staging::insert(&child.table, &child.set, &child.issued);
-            let sql = format!(
-                "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE {alive} AND {} ORDER BY {NUMBER}",
-                child.table.quoted(),
-                insert.columns,
-                insert.overriding,
-                insert.values,
-                stage.name().quoted(),
-                is_missing(child)
-            );
+            let missing = format!("{alive} AND {}", is_missing(child));
+            let sql = insert.sql(&child.table, &stage.name().quoted(), &missing, NUMBER);
             let failed = crate::postgres::PostgresError::server("completing mail");
             written += session.client().execute(&sql, &[]).await.map_err(failed)?;
         }

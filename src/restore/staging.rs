@@ -182,6 +182,18 @@ pub(super) struct Insert {
 }
 
 impl Insert {
+    /// The statement that puts in those of `rows`, called `s`, for which `condition` holds, in the order of a column.
+    pub fn sql(&self, table: &Table, rows: &str, condition: &str, order: &str) -> String {
+        format!(
+            "INSERT INTO {} ({}){} SELECT {} FROM {rows} s WHERE {condition} ORDER BY s.{order}{}",
+            table.quoted(),
+            self.columns,
+            self.overriding,
+            self.values,
+            self.conflict
+        )
+    }
+
     /// Puts in the staged rows `s` for which `condition` holds, in their order.
     pub async fn all(
         &self,
@@ -191,16 +203,7 @@ impl Insert {
         stage: Stage,
         condition: &str,
     ) -> Result<(), ReplayError> {
-        let sql = format!(
-            "INSERT INTO {} ({}){} SELECT {} FROM {} s WHERE {condition} ORDER BY {NUMBER}{}",
-            table.quoted(),
-            self.columns,
-            self.overriding,
-            self.values,
-            stage.name().quoted(),
-            self.conflict
-        );
-        Ok(session.execute(doing, &sql).await?)
+        Ok(session.execute(doing, &self.sql(table, &stage.name().quoted(), condition, NUMBER)).await?)
     }
 }
 

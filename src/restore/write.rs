@@ -112,13 +112,14 @@ impl Batch<'_> {
     }
 
     /// Assigns UIDs and MODSEQs as delivery does, a UID to each that is counted, and removes what was not claimed from the staging table.
+    /// Gives back the UIDs, by mailbox: from, and before which.
     pub(super) async fn number(
         &self,
         session: &Session,
         counted: &[usize],
         claimed: &[usize],
         locked: &HashMap<Bytes, Locked>,
-    ) -> Result<(), ReplayError> {
+    ) -> Result<HashMap<Bytes, Vec<(i64, i64)>>, ReplayError> {
         let layout = &self.plan.comparison.layout;
         let (message, mailbox) = (&layout.message, &layout.mailbox);
         let mut counts: BTreeMap<&Bytes, i64> = BTreeMap::new();
@@ -166,8 +167,11 @@ impl Batch<'_> {
             session.client().execute(&update, &[&numbers, &uids, &modseqs]).await.map_err(failed())?;
         }
         let (mut keys, mut uids, mut modseqs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut given = HashMap::new();
         for (key, count) in counts {
             let Some(state) = locked.get(key) else { continue };
+            let first = state.uid + i64::from(!mailbox.uid_is_next);
+            given.insert(key.clone(), vec![(first, first + count)]);
             keys.push(&*state.key_text);
             uids.push(state.uid + count);
             modseqs.push(state.modseq + 1);
@@ -189,7 +193,7 @@ impl Batch<'_> {
             let failed = PostgresError::server("counting restored mail");
             session.client().execute(&update, &[&keys, &uids, &modseqs]).await.map_err(failed)?;
         }
-        Ok(())
+        Ok(given)
     }
 
     /// Takes out of the staging table what could not be put in, with contents that nobody links to then; their numbers.
@@ -331,14 +335,11 @@ pub(super) async fn insert_parts(
 ) -> Result<(), ReplayError> {
     let part = &layout.parts[kind];
     let (stage, live) = (Stage::Part(kind).name().quoted(), part.table.quoted());
-    let insert = staging::insert(&part.table, &BTreeMap::new(), &[]);
+    let mut insert = staging::insert(&part.table, &BTreeMap::new(), &[]);
+    insert.conflict = " ON CONFLICT DO NOTHING";
     let key = part.table.ident(part.table.single_key()?);
     // In the order of their keys, so that two who store the same parts wait for each other and do not lock each other out.
-    let sql = format!(
-        "INSERT INTO {live} ({}){} SELECT {} FROM {stage} s WHERE {needed} ORDER BY s.{key} ON CONFLICT DO NOTHING",
-        insert.columns, insert.overriding, insert.values
-    );
-    session.execute("restoring parts", &sql).await?;
+    session.execute("restoring parts", &insert.sql(&part.table, &stage, needed, &key)).await?;
     let differ: Vec<String> = part
         .bytes
         .iter()
