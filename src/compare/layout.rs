@@ -106,6 +106,8 @@ pub struct Parent {
     pub made: BTreeMap<usize, String>,
     /// Rows that hang on it: they come back with one that was lost.
     pub children: Vec<Child>,
+    /// Columns of its name that refer to a dictionary, by position.
+    pub named: Vec<(usize, usize)>,
 }
 
 /// What a column refers to, besides the message itself. Keys may be others now, or another's.

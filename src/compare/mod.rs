@@ -43,6 +43,7 @@ pub mod find;
 pub mod fit;
 pub mod layout;
 pub mod live;
+mod named;
 pub mod pairing;
 pub mod parents;
 pub mod past;

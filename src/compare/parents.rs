@@ -12,6 +12,7 @@ use super::classify::source_print;
 use super::error::CompareError;
 use super::layout::{Child, Layout, Parent, Table};
 use super::live;
+use super::named;
 use super::past::Past;
 use super::predicate;
 use super::row::{Cell, Print, Row, Value};
@@ -93,6 +94,7 @@ impl Parents {
         let mut parents = Self::default();
         if let Some(owner) = &layout.owner {
             parents.owners = snapshot(session, source, owner).await?;
+            named::lead(session, source, layout, owner, &mut parents.owners).await?;
             parents.live_owners = live(session, owner).await?;
             parents.live_owner_by_key = index(parents.live_owners.iter().map(|owner| &owner.key));
             let live = Live::new(owner, &parents.live_owners, &parents.owners, past);

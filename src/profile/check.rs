@@ -127,6 +127,19 @@ impl Check<'_> {
             if tombstone.table.is_some() == tombstone.predicate.is_some() {
                 return self.refuse(tombstone, "a tombstone is a table or a predicate over the link: give exactly one");
             }
+            let marks = tombstone.at.is_some() || !tombstone.set.is_empty();
+            if tombstone.predicate.is_some() && !marks && tombstone.write != TombstoneWrite::Never {
+                return self.refuse(
+                    tombstone,
+                    "undoing a restore must mark mail as the store does: name at or set, or say write = \"never\"",
+                );
+            }
+            if tombstone.at.as_ref().is_some_and(|at| tombstone.set.contains_key(at)) {
+                return self.refuse(
+                    tombstone,
+                    "at is written as now(): leave it out where set gives the column another value",
+                );
+            }
             if tombstone.table.is_some() && tombstone.evidence.is_empty() && tombstone.message.is_none() {
                 return self.refuse(
                     tombstone,

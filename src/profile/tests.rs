@@ -221,6 +221,51 @@ fn unexpected_triggers_wrong_clocks_and_weak_keys_are_found() {
     assert!(messages(profile.validate(&catalog))[0].contains("no primary key"));
 }
 
+#[test]
+fn names_and_content_that_are_numbers_of_other_rows_are_found() {
+    let key = |column: &str, table: &str| ForeignKeyView {
+        columns: vec![column.to_owned()],
+        table: table.to_owned(),
+        referenced: vec!["id".to_owned()],
+    };
+    let profile = Profile::parse("reference", REFERENCE).unwrap();
+    let owners = profile.qualify(&profile.owner.as_ref().unwrap().table);
+    let mailboxes = profile.qualify(&profile.mailbox.table);
+    let mut catalog = fitting(&profile);
+    let natural = profile.owner.as_ref().unwrap().natural.0[0].clone();
+    catalog.tables.get_mut(&owners).unwrap().foreign_keys.push(key(&natural, "public.domains"));
+    let found = profile.validate(&catalog);
+    assert!(found[0].severity == Severity::Error && found[0].to_string().contains("public.domains"), "{found:?}");
+
+    // A mailbox is named by its owner, whom it refers to.
+    let mut catalog = fitting(&profile);
+    let own = profile.mailbox.owner.as_ref().unwrap().0[0].clone();
+    let table = catalog.tables.get_mut(&mailboxes).unwrap();
+    table.foreign_keys.retain(|one| one.table != owners);
+    table.foreign_keys.push(key(&own, &owners));
+    assert_eq!(profile.validate(&catalog), []);
+
+    let toml = REFERENCE.replacen("message = \"message_id\"", "", 1);
+    assert_ne!(toml, REFERENCE);
+    let profile = Profile::parse("reference", &toml).unwrap();
+    let found = profile.validate(&fitting(&profile));
+    assert!(found[0].severity == Severity::Warning && found[0].to_string().contains("not believed"), "{found:?}");
+}
+
+#[test]
+fn tombstones_that_undo_could_not_write_are_refused() {
+    let at = REFERENCE.find("[[tombstone]]").unwrap();
+    let rest = REFERENCE[at + 1..].find("\n[[").map_or(REFERENCE.len(), |end| at + 1 + end);
+    let with = |tombstone: &str| {
+        Profile::parse("mine", &format!("{}[[tombstone]]\n{tombstone}\n{}", &REFERENCE[..at], &REFERENCE[rest..]))
+    };
+    assert!(with("predicate = \"uid < 0\"").unwrap_err().to_string().contains("write"));
+    with("predicate = \"uid < 0\"\nwrite = \"never\"").unwrap();
+    let twice =
+        "table = \"expunged\"\nmessage = \"message_id\"\nat = \"expunged_at\"\nset = { expunged_at = \"now()\" }";
+    assert!(with(twice).unwrap_err().to_string().contains("leave it out"));
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_refused_with_a_place_in_it(at in any::<prop::sample::Index>(), cut in 0usize..40, with in "[a-z\\[\\]{}=\"'ü\n#.]{0,12}") {

@@ -89,6 +89,7 @@ impl Profile {
         self.validate_mentions(catalog, &mut findings);
         self.validate_parentage(catalog, &mut findings);
         self.validate_clocks(catalog, &mut findings);
+        self.find_names_by_number(catalog, &mut findings);
         for (name, counter) in [("uid", &self.mailbox.uid), ("modseq", &self.mailbox.modseq)] {
             if let Some(sequence) = &counter.sequence
                 && !catalog.sequences.contains(&self.qualify(sequence))
@@ -98,6 +99,12 @@ impl Profile {
             }
         }
         self.find_forgotten_tables(catalog, &mut findings);
+        for tombstone in self.tombstone.iter().filter(|one| one.table.is_some()) {
+            if tombstone.message.is_none() {
+                let message = "without `message` this tombstone is not believed, and what it tells of counts as lost";
+                findings.push(Finding::warning(self.place(tombstone), message.to_owned()));
+            }
+        }
         findings
     }
 
@@ -221,6 +228,40 @@ impl Profile {
                 let message = format!("clock {} has the type {found}, the profile says otherwise", clock.column);
                 findings.push(Finding::error(self.place(&self.message), message));
             }
+        }
+    }
+
+    /// Names of accounts and mailboxes, and content, that are numbers of rows elsewhere: numbers are issued again after a loss, and mean
+    /// another row then.
+    fn find_names_by_number(&self, catalog: &CatalogView, findings: &mut Vec<Finding>) {
+        let owners = self.owner.as_ref().map(|owner| self.qualify(&owner.table));
+        let values: BTreeSet<String> = self.dictionary.iter().map(|one| self.qualify(&one.table)).collect();
+        let reference = |table: &str, columns: &[String], values: &BTreeSet<String>| -> Option<(String, String)> {
+            let keys = &catalog.tables.get(&self.qualify(table))?.foreign_keys;
+            let known = |name: &String| Some(name) == owners.as_ref() || values.contains(name);
+            let mut others = keys.iter().filter(|key| !known(&key.table));
+            let key = others.find(|key| key.columns.iter().any(|column| columns.contains(column)))?;
+            Some((key.columns.join(", "), key.table.clone()))
+        };
+        let owner = self.owner.as_ref().map(|owner| (self.place(owner), &*owner.table, &owner.natural.0, &values));
+        let none = BTreeSet::new();
+        let mailbox = (self.place(&self.mailbox), &*self.mailbox.table, &self.mailbox.natural.0, &none);
+        for (place, table, natural, values) in owner.into_iter().chain([mailbox]) {
+            if let Some((column, other)) = reference(table, natural, values) {
+                let message = format!(
+                    "{column} refers to {other} by a number, which may be issued again and would give mail to strangers: \
+                     of an account make {other} a [[dictionary]], name a mailbox by what refers to nothing but its owner"
+                );
+                findings.push(Finding::error(place, message));
+            }
+        }
+        if let Body::Text { columns } = &self.message.body
+            && let Some((column, other)) = reference(&self.message.table, &columns.0, &none)
+        {
+            let message = format!(
+                "{column} refers to {other} by a number, which may be issued again: name columns beside it that tell two mails apart"
+            );
+            findings.push(Finding::warning(self.place(&self.message), message));
         }
     }
 

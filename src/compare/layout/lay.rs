@@ -33,6 +33,14 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         return Err(CompareError::NotYet { what: "rows refer to mail that several links share" });
     }
     let mut dictionaries = dictionaries::lay(&mut lay)?;
+    if let Some(owner) = &mut owner {
+        let refers = lay.refers(&owner.table, &SoftReferences::new(), usize::MAX)?;
+        let named = refers.into_iter().filter_map(|(at, refers)| match refers {
+            Refers::Dictionary(kind) if owner.natural.contains(&at) => Some((at, kind)),
+            _ => None,
+        });
+        owner.named = named.collect();
+    }
     let mut message = lay.message()?;
     message.unique = unique::of_messages(catalog, &message);
     let parts = profile.part.iter().filter(|part| part.via.is_some());
@@ -319,6 +327,7 @@ impl Lay<'_> {
             set: BTreeMap::new(),
             made: self.assignments(&table, &owner.made)?,
             children: Vec::new(),
+            named: Vec::new(),
             table,
         })
     }
@@ -346,6 +355,7 @@ impl Lay<'_> {
             set: self.assignments(&table, &mailbox.set)?,
             made: self.assignments(&table, &mailbox.made)?,
             children: Vec::new(),
+            named: Vec::new(),
             table,
         })
     }

@@ -195,3 +195,44 @@ async fn references_of_partitioned_tables_and_to_them_are_followed() {
     assert_eq!(told().await, before);
     assert_eq!(store.client.query_one("SELECT count(*) FROM senders", &[]).await.unwrap().get::<_, i64>(0), 5);
 }
+
+const DOMAINS: &str = "CREATE TABLE domains (id serial PRIMARY KEY, name text NOT NULL UNIQUE);
+    INSERT INTO domains (name) VALUES ('one'), ('two'); ALTER TABLE accounts ADD domain int NOT NULL DEFAULT 1 REFERENCES domains;
+    ALTER TABLE accounts DROP CONSTRAINT accounts_address_key, ADD UNIQUE (domain, address)";
+
+fn with_domains(profile: &str) -> String {
+    let named = profile.replacen("natural = [\"address\"]", "natural = [\"domain\", \"address\"]", 1);
+    format!("{named}\n[[dictionary]]\ntable = \"domains\"\nnatural = [\"name\"]\n")
+}
+
+/// An account is named by its domain and its address, and the domain by a number that is a stranger's now.
+#[tokio::test]
+async fn mail_goes_to_no_stranger_whose_domain_has_the_number_of_a_lost_one() {
+    let store = store(DOMAINS, with_domains).await;
+    let account = store.account("a@example.org").await;
+    store.client.execute("UPDATE accounts SET domain = 2", &[]).await.unwrap();
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let ids = [store.deliver(inbox, Content(1), 1, 0).await, store.deliver(inbox, Content(2), 2, 0).await];
+    let snapshot = MemorySource::take(&store.reader).await;
+    store.lose(&ids, &[inbox], true).await;
+    store.lose_account(account).await;
+    let stranger = "DELETE FROM domains WHERE id = 2; SELECT setval('domains_id_seq', 1); INSERT INTO domains (name) VALUES ('stranger')";
+    store.client.batch_execute(stranger).await.unwrap();
+    let theirs = store.account("a@example.org").await;
+    store.client.execute("UPDATE accounts SET domain = 2", &[]).await.unwrap();
+    store.mailbox(theirs, "INBOX", 0).await;
+
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.mail.no_mailbox), (0, 2), "{report:?}");
+    assert!(report.has_findings());
+    assert_eq!(store.found().await, []);
+    // Once its domain is there again, under whatever number, the account comes back into it.
+    store.client.batch_execute("INSERT INTO domains (name) VALUES ('two')").await.unwrap();
+    assert_eq!(store.restore(&snapshot, None).await.mail.restored, 2);
+    let sql = "SELECT d.name, count(*) FROM messages m JOIN mailboxes b ON b.id = m.mailbox_id JOIN accounts a ON a.id = b.account_id
+               JOIN domains d ON d.id = a.domain GROUP BY 1";
+    let found = store.client.query(sql, &[]).await.unwrap();
+    let found: Vec<(String, i64)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(found, [("two".to_owned(), 2)]);
+    assert_eq!(store.restore(&snapshot, None).await.replay, None);
+}
