@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::output;
 use crate::compare::CompareError;
 use crate::postgres::PostgresError;
 use crate::report::inert::{inert, inert_json};
@@ -61,9 +62,9 @@ pub fn report(error: &anyhow::Error, json: bool) -> Exit {
     let exit = classify(error);
     if json {
         let message = serde_json::json!({ "type": "error", "message": text(error), "exit_code": exit.code() });
-        println!("{}", inert_json(&message));
+        output::print(inert_json(&message));
     } else {
-        eprintln!("restante: {}", text(error));
+        output::complain(format!("restante: {}", text(error)));
     }
     exit
 }

@@ -1,11 +1,28 @@
 //! What commands print: text for people on standard output, or JSON lines. Names of mailboxes, tables and tags are other
 //! people's text; nothing of it reaches a terminal as a control sequence.
 
+use std::io::{ErrorKind, Write};
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 pub use crate::report::inert::inert;
 use crate::report::inert::inert_json;
+
+/// A line on standard output. Where nobody reads it any more (`| head`), the work goes on: it may be half of a restore.
+pub fn print(line: impl std::fmt::Display) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        complain(format!("restante: cannot write to standard output: {error}"));
+    }
+}
+
+/// A line on standard error.
+pub fn complain(line: impl std::fmt::Display) {
+    // There is nobody left to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
 
 /// Where results go.
 #[derive(Debug, Clone)]
@@ -34,7 +51,7 @@ impl Output {
                     object.insert("value".into(), other);
                 }
             }
-            println!("{}", inert_json(&serde_json::Value::Object(object)));
+            print(inert_json(&serde_json::Value::Object(object)));
         }
         Ok(())
     }
@@ -42,7 +59,7 @@ impl Output {
     /// A line of a result; nothing in JSON mode.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json {
-            println!("{}", inert(text.as_ref()));
+            print(inert(text.as_ref()));
         }
     }
 
@@ -54,13 +71,13 @@ impl Output {
     /// A line that is no result; not with `-q`.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
-            eprintln!("{}", inert(text.as_ref()));
+            complain(inert(text.as_ref()));
         }
     }
 
     pub fn table(&self, table: &Table) {
         if !self.json {
-            println!("{}", table.trim_fmt());
+            print(table.trim_fmt());
         }
     }
 }

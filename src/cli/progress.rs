@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::inert;
+use super::output::{self, inert};
 use super::units;
 use crate::monitor::{Monitor, Unit};
 use crate::report::inert::inert_json;
@@ -67,12 +67,12 @@ impl Progress {
             Form::Json => {
                 let line = serde_json::json!({ "type": "progress", "stage": state.stage, "unit": unit(state.unit),
                     "done": done, "total": state.total });
-                println!("{}", inert_json(&line));
+                output::print(inert_json(&line));
             }
             Form::Plain => {
                 let amount = |n| if state.unit == Unit::Bytes { units::bytes(n) } else { units::count(n) };
                 let of = state.total.map(|total| format!(" of {}", amount(total))).unwrap_or_default();
-                eprintln!("{}: {}{of}", state.stage, amount(done));
+                output::complain(format!("{}: {}{of}", state.stage, amount(done)));
             }
             Form::Bar | Form::Silent => {}
         }
@@ -135,11 +135,11 @@ impl Monitor for Progress {
 
     fn warn(&self, message: &str) {
         match self.form {
-            Form::Json => println!("{}", inert_json(&serde_json::json!({ "type": "warning", "message": message }))),
+            Form::Json => output::print(inert_json(&serde_json::json!({ "type": "warning", "message": message }))),
             _ => {
                 let line = format!("restante: warning: {}", inert(message));
                 if let Ok(bar) = self.bar.lock() {
-                    bar.suspend(|| eprintln!("{line}"));
+                    bar.suspend(|| output::complain(&line));
                 }
             }
         }

@@ -245,6 +245,8 @@ impl Drafting<'_> {
         let (store, from) = (self.store, reference.from);
         let mut section = Section::new("[[child]]");
         let of_mailbox = reference.to == self.skeleton.mailbox;
+        let people: Vec<usize> =
+            self.skeleton.owner.iter().map(|owner| owner.to).chain([self.skeleton.mailbox]).collect();
         let sure = if reference.declared && !of_mailbox { Confidence::Sure } else { Confidence::Likely };
         let guess = section.say(
             "table",
@@ -254,6 +256,11 @@ impl Drafting<'_> {
         );
         if of_mailbox {
             guess.ask("does it belong to a mailbox, and come back with a lost one? What is sent, granted or enforced belongs to never");
+        } else if store
+            .references_of(from)
+            .any(|one| one.declared && one.to != reference.to && people.contains(&one.to))
+        {
+            guess.ask("it refers to an account or mailbox besides: does it come back with the mail, or would something be sent or done once more? Then it belongs to never");
         }
         section.say("of", of, sure, "");
         section.say("columns", self.columns(from, &reference.columns), sure, "");

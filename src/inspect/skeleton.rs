@@ -26,8 +26,9 @@ pub struct Skeleton {
 }
 
 /// Words for what waits on its way, or was left behind.
-pub const ON_ITS_WAY: [&str; 22] = [
+pub const ON_ITS_WAY: [&str; 23] = [
     "outbox",
+    "relay*",
     "outgoing",
     "queue*",
     "*queue",

@@ -227,3 +227,17 @@ async fn the_reference_store_comes_back_whole() {
     assert_eq!(restored(&place, &taken, &target).await.problems, Vec::<String>::new());
     super::support::same(&super::support::everything(&database).await, &super::support::everything(&target).await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_goes_on_though_nobody_reads_what_it_says() {
+    let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
+    database.execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await;
+    let role = snapshot_role(&database).await;
+    for json in [&["--json"][..], &[]] {
+        let mut program = place.program(&database.dsn_as(&role));
+        program.arg("snapshot").args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = program.spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+}

@@ -133,7 +133,9 @@ async fn a_virtual_column_comes_back_as_its_definition_even_where_no_value_can_b
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_of_every_kind_come_back() {
     let database = TestServer::shared().database(None).await;
-    let wide: Vec<String> = (0..1500).map(|n| format!("c{n} int DEFAULT {n}")).collect();
+    // For each default `pg_dump` asks the server, which then names all columns.
+    let wide = (0..1500).map(|n| if n % 100 == 0 { format!("c{n} int DEFAULT {n}") } else { format!("c{n} int") });
+    let wide: Vec<String> = wide.collect();
     database
         .execute(&format!(
             "CREATE TABLE nothing (); INSERT INTO nothing DEFAULT VALUES; INSERT INTO nothing DEFAULT VALUES;
