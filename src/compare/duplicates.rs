@@ -160,12 +160,17 @@ fn near(
 ) -> Near {
     let message = &layout.message;
     let mut index: HashMap<(Bytes, Hint), Vec<usize>> = HashMap::new();
+    // Mail that came another way has another size. Where no column tells the Message-ID, all that came into the mailbox is looked at.
+    let any = layout.message.body.has_header() && message.message_id.is_none();
     for at in candidates {
         let one = &live[*at];
         for scope in [one.mailbox.clone(), owner_of(one)] {
             for hint in hints(layout, one.size.as_deref(), one.message_id.as_deref()) {
                 index.entry((scope.clone(), hint)).or_default().push(*at);
             }
+        }
+        if any {
+            index.entry((one.mailbox.clone(), Hint::InTheMailbox)).or_default().push(*at);
         }
     }
     let (mut lost, mut alive) = (Vec::new(), HashSet::new());
@@ -176,7 +181,8 @@ fn near(
         let scopes = [parents.target(mailbox), parents.target_owner(mailbox)];
         let mut found = false;
         for scope in scopes.into_iter().flatten() {
-            for hint in hints(layout, field(message.size), field(message.message_id)) {
+            let more = any.then_some(Hint::InTheMailbox);
+            for hint in hints(layout, field(message.size), field(message.message_id)).into_iter().chain(more) {
                 if let Some(list) = index.get(&(scope.key.clone(), hint)) {
                     found = true;
                     alive.extend(list.iter().copied());
@@ -198,6 +204,8 @@ enum Hint {
     Size(Bytes),
     MessageId(Bytes),
     NoMessageId,
+    /// Nothing else.
+    InTheMailbox,
 }
 
 /// A store that records neither size nor Message-ID leaves nothing to go by: every mail may be the same.

@@ -224,7 +224,9 @@ pub enum Body {
         bytes: Vec<usize>,
     },
     /// The parts alone, in their order.
-    Parts,
+    Parts {
+        header_first: bool,
+    },
 }
 
 impl Body {
@@ -235,8 +237,13 @@ impl Body {
                 std::slice::from_ref(column)
             }
             Self::Pieces(columns) => columns,
-            Self::Parts => &[],
+            Self::Parts { .. } => &[],
         }
+    }
+
+    /// The mail's header is kept.
+    pub fn has_header(&self) -> bool {
+        !matches!(self, Self::Pieces(_) | Self::Parts { header_first: false })
     }
 }
 

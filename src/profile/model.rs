@@ -278,8 +278,12 @@ pub enum Body {
     Spliced { column: String },
     /// A header, and parts behind it in their order.
     HeaderAndParts { header: String },
-    /// Parts alone hold it, headers included, and its bytes cannot be had again.
-    PartsOnly,
+    /// Parts alone hold it, and its bytes cannot be had again.
+    PartsOnly {
+        /// The first part of each mail is its header.
+        #[serde(default)]
+        header_first: bool,
+    },
     /// Text that was taken from the mail, whose bytes are not kept.
     Text { columns: Columns },
 }

@@ -278,7 +278,7 @@ impl Profile {
             Body::Raw { column } | Body::Spliced { column } | Body::HeaderAndParts { header: column } => {
                 std::slice::from_ref(column)
             }
-            Body::PartsOnly => &[],
+            Body::PartsOnly { .. } => &[],
             Body::Text { columns } => columns.0.as_slice(),
         };
         let mut role = Role::new("message", &message.table, self.place(message))

@@ -393,7 +393,7 @@ impl Lay<'_> {
             profile::Body::Raw { column: name } => Body::Raw(column(name)?),
             profile::Body::Spliced { column: name } => Body::Spliced(column(name)?),
             profile::Body::Text { columns: names } => Body::Pieces(columns(names)?),
-            profile::Body::PartsOnly => Body::Parts,
+            profile::Body::PartsOnly { header_first } => Body::Parts { header_first: *header_first },
             profile::Body::HeaderAndParts { header } => self.headed(mail, first, header)?,
         };
         let size = message.size.as_ref().map(column).transpose()?;
@@ -443,7 +443,7 @@ impl Lay<'_> {
             mailbox,
             evidence,
             size,
-            // An expression cannot be had from row chunks; then the size alone narrows the search.
+            // An expression cannot be had from row chunks.
             message_id: message.message_id.as_ref().and_then(|name| column(name).ok()),
             uid: self.optional(&own, link.uid.as_ref())?,
             modseq: self.optional(&own, link.modseq.as_ref())?,
