@@ -283,6 +283,8 @@ pub struct Child {
     /// Columns of its own key that the store fills: nobody refers to them, and their old value may have been issued again.
     pub issued: Vec<usize>,
     pub refers: Vec<(usize, Refers)>,
+    /// Foreign keys to tables that have no role: column, table, column there. Such rows are never made.
+    pub foreign: Vec<(usize, TableName, String)>,
     /// Users change them, so those of a living message are left alone.
     pub mutable: bool,
 }

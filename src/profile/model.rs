@@ -396,6 +396,9 @@ pub struct Child {
     pub columns: Option<Columns>,
     /// What tells the rows of one parent apart; the primary key if left out.
     pub natural: Option<Columns>,
+    /// Users take rows away: what a living message lost of them stays lost.
+    #[serde(default)]
+    pub mutable: bool,
     #[serde(default)]
     pub set: Assignments,
     #[serde(default)]

@@ -241,6 +241,11 @@ impl Profile {
         }
     }
 
+    /// Does the profile say what this table is?
+    pub fn has_role(&self, qualified: &str) -> bool {
+        self.roles().into_iter().any(|role| self.qualify(role.table) == qualified)
+    }
+
     /// Each table that has a role, as often as it has one. `derived` tables have none of their own.
     pub(super) fn roles(&self) -> Vec<Role<'_>> {
         let mut roles = Vec::new();
