@@ -208,6 +208,8 @@ impl<'s> Trial<'s> {
             let mut token = content(&found);
             if self.ways.flags {
                 token += if found.seen { "*" } else { "" };
+            }
+            if self.ways.keywords {
                 token.extend(tags.get(&found.id).into_iter().flatten().map(|tag| format!("#{tag}")));
             }
             mail.entry(label).or_default().push(token);
@@ -222,7 +224,7 @@ impl<'s> Trial<'s> {
         for (mailbox, mails) in text.split(';').filter_map(|one| one.split_once(':')) {
             let mut mails: Vec<String> = mails.split_whitespace().map(str::to_owned).collect();
             if !self.ways.flags {
-                mails.iter_mut().for_each(|mail| *mail = mail.split(['*', '#']).next().unwrap().to_owned());
+                mails.iter_mut().for_each(|mail| *mail = mail.replace('*', ""));
             }
             mails.sort();
             mail.insert(mailbox.trim().to_owned(), mails);
