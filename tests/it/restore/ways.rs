@@ -18,6 +18,8 @@ pub struct Ways {
     pub uidvalidity: bool,
     /// An expunge and a move leave a trace; without one nobody can tell them from a loss.
     pub tombstones: bool,
+    /// Instead a log of changes tells for a time what was destroyed, and the engine does not read it.
+    pub logs_deletions: bool,
     /// That trace stays when the mailbox is lost.
     pub tombstones_stay: bool,
     /// A deleted mailbox leaves a trace.
@@ -62,6 +64,7 @@ pub const REFERENCE: Ways = Ways {
     uid_is_key: false,
     uidvalidity: true,
     tombstones: true,
+    logs_deletions: false,
     tombstones_stay: true,
     deleted_mailboxes: true,
     deleted_accounts: false,
@@ -112,11 +115,13 @@ const HYPERKITTY: Ways = Ways {
     ..REFERENCE
 };
 
-/// Mailboxes have random keys, and accounts are their names. Flags and keywords lie in the link.
+/// Mailboxes have random keys, and accounts are their names. Flags and keywords lie in the link. What was destroyed stands in `email_change` and
+/// `mailbox_change`, for JMAP clients; that a mail left one of several mailboxes does not.
 const JAMES: Ways = Ways {
     children: false,
     numbered: false,
     tombstones: false,
+    logs_deletions: true,
     tombstones_stay: false,
     deleted_mailboxes: false,
     moves_row: false,

@@ -75,6 +75,13 @@ impl<'s> Trial<'s> {
         self.defect = Some(what);
     }
 
+    /// Mail or mailboxes that were deleted come back, because nothing that is read tells.
+    pub fn deletions_are_unknown(&mut self) {
+        if self.ways.logs_deletions {
+            self.known_defect("mail and mailboxes that users of James deleted come back: its log of changes, which tells for a time, is not read");
+        }
+    }
+
     fn tick(&mut self) -> i64 {
         self.minute += 1;
         self.minute
