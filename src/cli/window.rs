@@ -331,6 +331,9 @@ fn show(context: &Context, report: &ReplayReport) {
             out.line(format!("{:>9}  {what}", units::count(amount)));
         }
     }
+    for (table, rows) in &mail.left_rows {
+        out.line(format!("{rows} rows of {table} stay out: what they refer to is gone"));
+    }
     for (column, rows) in &mail.changed_columns {
         out.line(format!("{column} of {rows} rows was changed by the store while it was written"));
     }

@@ -84,6 +84,8 @@ pub struct LiveMessage {
     pub size: Option<Bytes>,
     pub message_id: Option<Bytes>,
     pub uid: Option<i64>,
+    /// The key of the content that it links to.
+    pub content: Option<Bytes>,
     pub instant: Option<Timestamp>,
     /// A lost message was found to be this one, or a replay put it back.
     pub taken: bool,
@@ -382,6 +384,7 @@ pub fn live_select(layout: &Layout, from: &str) -> Result<String, CompareError> 
     let mut columns = vec![key, message.mailbox];
     columns.extend(&message.evidence);
     columns.extend(message.size.iter().chain(&message.message_id).chain(&message.uid));
+    columns.extend(message.content.iter().map(|content| content.of));
     columns.extend(message.clocks.iter().map(|clock| clock.column));
     Ok(format!(
         "SELECT {}, {} FROM {from} WHERE {}",
@@ -394,7 +397,7 @@ pub fn live_select(layout: &Layout, from: &str) -> Result<String, CompareError> 
 pub fn live_fields(layout: &Layout) -> usize {
     let message = &layout.message;
     let optional = [message.size, message.message_id, message.uid].iter().flatten().count();
-    3 + message.evidence.len() + optional + message.clocks.len()
+    3 + message.evidence.len() + optional + usize::from(message.content.is_some()) + message.clocks.len()
 }
 
 pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
@@ -405,6 +408,7 @@ pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
     let size = next(message.size.is_some()).map(Bytes::copy_from_slice);
     let message_id = next(message.message_id.is_some()).map(Bytes::copy_from_slice);
     let uid = next(message.uid.is_some()).and_then(|bytes| zone::integer(bytes, false));
+    let content = next(message.content.is_some()).map(Bytes::copy_from_slice);
     let clocks: Vec<Option<&[u8]>> = message.clocks.iter().map(|_| next(true)).collect();
     let instant = message.clocks.iter().zip(&clocks).find_map(|(clock, field)| clock.read((*field)?));
     let key_text = next(true).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
@@ -417,6 +421,7 @@ pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
         size,
         message_id,
         uid,
+        content,
         instant,
         taken: false,
     }

@@ -79,11 +79,12 @@ pub async fn snapshot_prints(
     Ok(prints)
 }
 
-/// Text that was taken from a mail, and parts without what stood between them, may look like a mail and are none.
+/// Text that was taken from a mail, and parts of which none is known for its header, may look like a mail and are none.
 pub fn fingerprint(layout: &Layout, raw: &[u8]) -> Fingerprint {
     match &layout.message.body {
         Body::Raw(_) | Body::Spliced(_) | Body::Headed { .. } => Fingerprint::of(raw),
-        Body::Pieces(_) | Body::Parts => Fingerprint::opaque(raw),
+        Body::Parts { header_first: true } => Fingerprint::of_parts(&parts_of(raw)),
+        Body::Pieces(_) | Body::Parts { header_first: false } => Fingerprint::opaque(raw),
     }
 }
 
@@ -144,10 +145,23 @@ fn whole(layout: &Layout, body: &[u8], mut pieces: Vec<Piece>, rest: &[u8]) -> V
         Body::Raw(_) | Body::Headed { .. } => body.to_vec(),
         Body::Spliced(_) => splice(body, pieces.iter().map(|(at, _, bytes)| (*at, &bytes[..]))),
         Body::Pieces(_) => [body, rest].concat(),
-        Body::Parts => {
-            pieces.iter().flat_map(|(.., bytes)| [&bytes.len().to_le_bytes(), &bytes[..]].concat()).collect()
+        // Each with its length, so that none can pass for the end of another.
+        Body::Parts { .. } => {
+            pieces.iter().flat_map(|(.., bytes)| [&(bytes.len() as u64).to_le_bytes(), &bytes[..]].concat()).collect()
         }
     }
+}
+
+/// The parts that [`whole`] put behind each other.
+fn parts_of(mut raw: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    while let Some((length, rest)) = raw.split_first_chunk() {
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX).min(rest.len());
+        let (part, behind) = rest.split_at(length);
+        parts.push(part);
+        raw = behind;
+    }
+    parts
 }
 
 /// The bytes of a kind of content, in the order of what tells its rows apart.

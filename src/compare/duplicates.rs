@@ -2,8 +2,9 @@
 //!
 //! Only leftovers of both sides are asked, so an INBOX copy is not taken for the one in the archive. First within the mailbox: an
 //! equal mail there stands for the lost one. Then within the account: an equal mail that the snapshot did not have there was moved
-//! or copied by the user. Where the store keeps tombstones a move leaves one, and mail without a tombstone was copied: then nobody
-//! can tell, and in doubt it is put back.
+//! or copied by the user, or came once more. Where the store keeps tombstones a move leaves one, and mail without a tombstone was copied;
+//! where mailboxes link to contents, what was moved links to the very one, and another one came by itself: then nobody can tell, and in doubt
+//! the mail is put back.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +18,7 @@ use super::parents::Parents;
 use super::referred::Home;
 use super::row::{Class, Print, Reason};
 use super::source::Source;
-use crate::mail::identity::Fingerprint;
+use crate::mail::identity::{Fingerprint, Rung, same_mail};
 use crate::mail::matching::matching;
 use crate::postgres::session::Session;
 
@@ -76,7 +77,30 @@ pub(super) async fn decide(
                 list.push(*at);
             }
         }
-        for (lost, alive) in scopes.into_values().filter(|(_, alive)| !alive.is_empty()) {
+        for (mut lost, mut alive) in scopes.into_values().filter(|(_, alive)| !alive.is_empty()) {
+            if let Some(content) =
+                layout.message.content.as_ref().filter(|_| !in_mailbox && !layout.records_deletions())
+            {
+                let mut moved: HashMap<&[u8], Vec<usize>> = HashMap::new();
+                for at in &alive {
+                    moved.entry(live[*at].content.as_deref().unwrap_or_default()).or_default().push(*at);
+                }
+                let pairs: Vec<(usize, usize, Rung)> = lost
+                    .iter()
+                    .filter_map(|at| {
+                        let candidates = moved.get_mut(leftovers[*at].row[content.of].bytes()?)?;
+                        let place = candidates.last()?;
+                        let rung = same_mail(lost_prints.get(at)?, live_prints.get(&live[*place].key[..])?)?;
+                        Some((*at, candidates.pop()?, rung))
+                    })
+                    .collect();
+                for (at, place, rung) in pairs {
+                    (leftovers[at].class, leftovers[at].reason) = (Class::DeletedByUser, Reason::Moved(rung));
+                    live[place].taken = true;
+                }
+                lost.retain(|at| leftovers[*at].class == Class::Absent);
+                alive.retain(|at| !live[*at].taken);
+            }
             let (ours, theirs): (Vec<Fingerprint>, Vec<(usize, Fingerprint)>) = (
                 lost.iter().filter_map(|at| lost_prints.get(at).cloned()).collect(),
                 alive.iter().filter_map(|at| Some((*at, live_prints.get(&live[*at].key[..])?.clone()))).collect(),
@@ -87,7 +111,7 @@ pub(super) async fn decide(
                 let (leftover, alive) = (&mut leftovers[lost[pair.lost]], &mut live[theirs[pair.live].0]);
                 (leftover.class, leftover.reason) = if in_mailbox {
                     (Class::Duplicate, Reason::Copy(pair.rung))
-                } else if !layout.records_deletions() {
+                } else if !layout.records_deletions() && layout.message.content.is_none() {
                     (Class::DeletedByUser, Reason::Moved(pair.rung))
                 } else {
                     (Class::CannotTell, Reason::CopyElsewhere(pair.rung))
@@ -160,12 +184,17 @@ fn near(
 ) -> Near {
     let message = &layout.message;
     let mut index: HashMap<(Bytes, Hint), Vec<usize>> = HashMap::new();
+    // Mail that came another way has another size. Where no column tells the Message-ID, all that came into the mailbox is looked at.
+    let any = layout.message.body.has_header() && message.message_id.is_none();
     for at in candidates {
         let one = &live[*at];
         for scope in [one.mailbox.clone(), owner_of(one)] {
             for hint in hints(layout, one.size.as_deref(), one.message_id.as_deref()) {
                 index.entry((scope.clone(), hint)).or_default().push(*at);
             }
+        }
+        if any {
+            index.entry((one.mailbox.clone(), Hint::InTheMailbox)).or_default().push(*at);
         }
     }
     let (mut lost, mut alive) = (Vec::new(), HashSet::new());
@@ -176,7 +205,8 @@ fn near(
         let scopes = [parents.target(mailbox), parents.target_owner(mailbox)];
         let mut found = false;
         for scope in scopes.into_iter().flatten() {
-            for hint in hints(layout, field(message.size), field(message.message_id)) {
+            let more = any.then_some(Hint::InTheMailbox);
+            for hint in hints(layout, field(message.size), field(message.message_id)).into_iter().chain(more) {
                 if let Some(list) = index.get(&(scope.key.clone(), hint)) {
                     found = true;
                     alive.extend(list.iter().copied());
@@ -198,6 +228,8 @@ enum Hint {
     Size(Bytes),
     MessageId(Bytes),
     NoMessageId,
+    /// Nothing else.
+    InTheMailbox,
 }
 
 /// A store that records neither size nor Message-ID leaves nothing to go by: every mail may be the same.

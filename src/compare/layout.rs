@@ -226,7 +226,9 @@ pub enum Body {
         bytes: Vec<usize>,
     },
     /// The parts alone, in their order.
-    Parts,
+    Parts {
+        header_first: bool,
+    },
 }
 
 impl Body {
@@ -237,8 +239,13 @@ impl Body {
                 std::slice::from_ref(column)
             }
             Self::Pieces(columns) => columns,
-            Self::Parts => &[],
+            Self::Parts { .. } => &[],
         }
+    }
+
+    /// The mail's header is kept.
+    pub fn has_header(&self) -> bool {
+        !matches!(self, Self::Pieces(_) | Self::Parts { header_first: false })
     }
 }
 
@@ -278,6 +285,8 @@ pub struct Child {
     /// Columns of its own key that the store fills: nobody refers to them, and their old value may have been issued again.
     pub issued: Vec<usize>,
     pub refers: Vec<(usize, Refers)>,
+    /// Foreign keys to tables that have no role: column, table, column there. Such rows are never made.
+    pub foreign: Vec<(usize, TableName, String)>,
     /// Users change them, so those of a living message are left alone.
     pub mutable: bool,
 }

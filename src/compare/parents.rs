@@ -1,14 +1,14 @@
 //! Which live account and mailbox a lost message belongs to.
 //!
 //! Parents are found again by their natural key *and* their creation evidence, never by their key: keys were issued again, and mail
-//! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together; of one that a replay made,
-//! the journal knows the new key. Memory: all rows of both tables, from both sides.
+//! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together, or where it has none by
+//! key and the mail that still lies in it; of one that a replay made, the journal knows the new key. Memory: all rows of both tables, from both sides.
 
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::classify::source_print;
+use super::classify::{identity, source_print};
 use super::error::CompareError;
 use super::layout::{Child, Layout, Parent, Table};
 use super::live;
@@ -109,7 +109,9 @@ impl Parents {
                 mailbox.owner = mailbox.row[column].bytes().and_then(|key| parents.owner_by_key.get(key)).copied();
             }
         }
-        let live = Live::new(&layout.mailbox, &parents.live_mailboxes, &parents.mailboxes, past);
+        let proven = proven(session, source, layout, &parents.mailboxes, &parents.live_mailboxes).await?;
+        let mut live = Live::new(&layout.mailbox, &parents.live_mailboxes, &parents.mailboxes, past);
+        live.proven = proven;
         for one in &mut parents.mailboxes {
             one.fate = match one.owner.map(|owner| parents.owners[owner].fate) {
                 Some(Fate::Deleted | Fate::OwnerDeleted) => Fate::OwnerDeleted,
@@ -243,6 +245,55 @@ async fn children(source: &dyn Source, parent: &Parent, all: &mut [Known]) -> Re
     Ok(())
 }
 
+/// The keys of mailboxes that have another name now. Where a mailbox has no evidence of its own, mail proves it that lies under the key as it did.
+async fn proven(
+    session: &Session,
+    source: &dyn Source,
+    layout: &Layout,
+    known: &[Known],
+    live: &[LiveParent],
+) -> Result<HashSet<Vec<u8>>, CompareError> {
+    let (mailbox, message) = (&layout.mailbox, &layout.message);
+    let link = &message.link;
+    let evidence: Vec<usize> = message.evidence.iter().copied().filter(|at| *at < link.columns.len()).collect();
+    let mut proven = HashSet::new();
+    if !mailbox.evidence.is_empty() || evidence.is_empty() {
+        return Ok(proven);
+    }
+    let live: HashMap<&Bytes, &LiveParent> = live.iter().map(|one| (&one.key, one)).collect();
+    let is_renamed = |one: &&Known| {
+        let mut natural = mailbox.natural.iter().enumerate().filter(|(_, at)| Some(**at) != mailbox.owner);
+        let other = |live: &LiveParent| natural.any(|(n, at)| live.natural[n].as_deref() != one.row[*at].bytes());
+        one.shown && live.get(&one.key).copied().is_some_and(other)
+    };
+    let renamed: HashSet<Vec<u8>> = known.iter().filter(is_renamed).map(|one| one.key.to_vec()).collect();
+    if renamed.is_empty() {
+        return Ok(proven);
+    }
+    let key = link.single_key()?;
+    let mut lay = HashSet::new();
+    let pick = Pick::Keys { column: message.mailbox, keys: &renamed };
+    source
+        .scan(&link.source, pick, &mut |cells| {
+            let evidence = evidence.iter().map(|at| inline(cells, *at));
+            lay.insert(identity(inline(cells, key), inline(cells, message.mailbox), evidence));
+            Ok(())
+        })
+        .await?;
+    let mut columns = vec![key, message.mailbox];
+    columns.extend(&evidence);
+    let select = format!("SELECT {} FROM {} m", link.select(&columns, "m"), link.quoted());
+    live::copy(session, "looking for mail of renamed mailboxes", &select, columns.len(), &mut |row| {
+        let mailbox = row[1].unwrap_or_default();
+        if renamed.contains(mailbox) && lay.contains(&identity(row[0], row[1], row[2..].iter().copied())) {
+            proven.insert(mailbox.to_vec());
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(proven)
+}
+
 async fn live(session: &Session, parent: &Parent) -> Result<Vec<LiveParent>, CompareError> {
     let key = parent.table.single_key()?;
     let mut columns = vec![key];
@@ -318,6 +369,8 @@ struct Live<'a> {
     by_key: HashMap<&'a [u8], usize>,
     by_key_text: HashMap<&'a str, usize>,
     past: &'a Past,
+    /// Keys under which the very mailbox lives, whatever its name.
+    proven: HashSet<Vec<u8>>,
 }
 
 impl<'a> Live<'a> {
@@ -339,6 +392,7 @@ impl<'a> Live<'a> {
             by_key: rows.iter().enumerate().map(|(at, live)| (&live.key[..], at)).collect(),
             by_key_text: rows.iter().enumerate().map(|(at, live)| (&live.key_text[..], at)).collect(),
             past,
+            proven: HashSet::new(),
         }
     }
 
@@ -354,13 +408,18 @@ impl<'a> Live<'a> {
         let natural: Vec<Option<Bytes>> = parent.natural.iter().map(field).collect();
         let evidence: Vec<Option<Bytes>> = parent.evidence.iter().map(field).collect();
         let alive = |at: usize| if self.rows[at].shown { Fate::Alive(at) } else { Fate::Deleted };
+        let own = self.by_key.get(&one.key[..]).copied();
+        if let Some(at) = own.filter(|at| self.proven.contains(&one.key[..]) && self.rows[*at].owner.as_ref() == owner)
+        {
+            return alive(at);
+        }
         let named = self.by_natural.get(&natural[..]).copied();
         if let Some(at) = named.filter(|at| self.rows[*at].evidence == evidence) {
             return alive(at);
         }
         // Renamed: only key and evidence together prove it, and only where there is evidence.
         let made = self.past.made(&one.source).iter().filter_map(|key| self.by_key_text.get(&key[..]));
-        let own: Vec<usize> = self.by_key.get(&one.key[..]).into_iter().chain(made).copied().collect();
+        let own: Vec<usize> = own.into_iter().chain(made.copied()).collect();
         let mut same = own.iter().filter(|at| !evidence.is_empty() && self.rows[**at].evidence == evidence);
         if let Some(at) = same.next() {
             return alive(*at);

@@ -94,6 +94,27 @@ impl Fingerprint {
         Self { stored: blake3::hash(raw).into(), mail }
     }
 
+    /// Of a mail of which the store keeps the parts alone; the first one is its header.
+    pub fn of_parts(parts: &[&[u8]]) -> Self {
+        // Each with its length, so that none can pass for the end of another.
+        let put = |parts: &[&[u8]]| {
+            parts.iter().flat_map(|part| [&(part.len() as u64).to_le_bytes(), *part].concat()).collect::<Vec<u8>>()
+        };
+        let stored = blake3::hash(&put(parts)).into();
+        let [header, rest @ ..] = parts else { return Self { stored, mail: None } };
+        // With one part behind its header the mail is whole again; what stood between several is gone.
+        let raw = [header.trim_ascii_end(), b"\r\n\r\n", &rest.concat()].concat();
+        let mail = mime::structure(&raw).map(|structure| Mail {
+            without_trace: without_trace(&[header, &put(rest)[..]].concat(), header.len()),
+            parts: match rest {
+                [_] => parts::digest(&raw, &structure),
+                _ => blake3::hash(&put(rest)).into(),
+            },
+            origin: Origin::of(&raw[structure.header.clone()]),
+        });
+        Self { stored, mail }
+    }
+
     /// Of what is no mail, or may look like one and is none: only equal bytes prove anything.
     pub fn opaque(bytes: &[u8]) -> Self {
         Self { stored: blake3::hash(bytes).into(), mail: None }
@@ -312,6 +333,28 @@ mod tests {
             assert_eq!(judge(&less, &wrapped(&less)), Verdict::Different, "too little to go by without {missing}");
         }
         assert_eq!(judge(MAIL, &wrapped(&bare)), Verdict::Different, "one has an id, the other has not");
+    }
+
+    #[test]
+    fn parts_behind_a_header_are_compared_as_the_mail_that_they_were() {
+        let header = "Received: by a\r\nFrom: a@example.org\r\nMessage-ID: <1@example.org>\r\n";
+        let quoted = header.to_owned() + "Content-Transfer-Encoding: quoted-printable\r\n";
+        let stamped = header.replacen("by a", "by b", 1);
+        let of = |parts: &[&str]| Fingerprint::of_parts(&parts.iter().map(|part| part.as_bytes()).collect::<Vec<_>>());
+        for (one, other, wanted) in [
+            (vec![header, "body\r\n"], vec![&stamped[..], "body\r\n"], Verdict::Same(Rung::WithoutTrace)),
+            (vec![header, "a body\r\n"], vec![&quoted[..], "a=\r\n body\r\n"], Verdict::Same(Rung::SameIdSameParts)),
+            (vec![header, "body\r\n"], vec![header, "body\r\n-- \r\nfooter\r\n"], Verdict::SameIdDifferentParts),
+            (vec![header, "a", "b"], vec![&stamped[..], "a", "b"], Verdict::Same(Rung::WithoutTrace)),
+            (vec![header, "a", "b"], vec![&quoted[..], "a", "b"], Verdict::Same(Rung::SameIdSameParts)),
+            (vec![header, "a", "b"], vec![header, "ab"], Verdict::SameIdDifferentParts),
+            (vec![header, "a", "bc"], vec![header, "ab", "c"], Verdict::SameIdDifferentParts),
+            (vec![header, "a"], vec![header], Verdict::SameIdDifferentParts),
+            (vec!["no header", "a"], vec!["no header", "b"], Verdict::Different),
+            (vec![], vec![""], Verdict::Different),
+        ] {
+            assert_eq!(verdict(&of(&one), &of(&other)), wanted, "{one:?} {other:?}");
+        }
     }
 
     #[test]

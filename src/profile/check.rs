@@ -100,7 +100,7 @@ impl Check<'_> {
             Body::Spliced { .. } if !positions => {
                 self.refuse(message, "a spliced body needs a [[part]] whose via has a position")
             }
-            Body::HeaderAndParts { .. } | Body::PartsOnly if self.0.part.is_empty() => {
+            Body::HeaderAndParts { .. } | Body::PartsOnly { .. } if self.0.part.is_empty() => {
                 self.refuse(message, "a body made of parts needs a [[part]]")
             }
             Body::Spliced { .. } => Ok(()),

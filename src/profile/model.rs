@@ -278,8 +278,12 @@ pub enum Body {
     Spliced { column: String },
     /// A header, and parts behind it in their order.
     HeaderAndParts { header: String },
-    /// Parts alone hold it, headers included, and its bytes cannot be had again.
-    PartsOnly,
+    /// Parts alone hold it, and its bytes cannot be had again.
+    PartsOnly {
+        /// The first part of each mail is its header.
+        #[serde(default)]
+        header_first: bool,
+    },
     /// Text that was taken from the mail, whose bytes are not kept.
     Text { columns: Columns },
 }
@@ -392,6 +396,9 @@ pub struct Child {
     pub columns: Option<Columns>,
     /// What tells the rows of one parent apart; the primary key if left out.
     pub natural: Option<Columns>,
+    /// Users take rows away: what a living message lost of them stays lost.
+    #[serde(default)]
+    pub mutable: bool,
     #[serde(default)]
     pub set: Assignments,
     #[serde(default)]

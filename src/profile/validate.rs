@@ -282,6 +282,11 @@ impl Profile {
         }
     }
 
+    /// Does the profile say what this table is?
+    pub fn has_role(&self, qualified: &str) -> bool {
+        self.roles().into_iter().any(|role| self.qualify(role.table) == qualified)
+    }
+
     /// Each table that has a role, as often as it has one. `derived` tables have none of their own.
     pub(super) fn roles(&self) -> Vec<Role<'_>> {
         let mut roles = Vec::new();
@@ -319,7 +324,7 @@ impl Profile {
             Body::Raw { column } | Body::Spliced { column } | Body::HeaderAndParts { header: column } => {
                 std::slice::from_ref(column)
             }
-            Body::PartsOnly => &[],
+            Body::PartsOnly { .. } => &[],
             Body::Text { columns } => columns.0.as_slice(),
         };
         let mut role = Role::new("message", &message.table, self.place(message))

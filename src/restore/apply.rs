@@ -66,7 +66,7 @@ impl ReplayReport {
     /// Is there something that a person should look at? (Exit code 3.)
     pub fn has_findings(&self) -> bool {
         let left = self.outside + self.left_out + self.mail.no_mailbox + self.mail.place_taken;
-        left > 0 || self.columns_touched > 0 || !self.mail.changed_columns.is_empty()
+        left > 0 || self.columns_touched > 0 || !self.mail.changed_columns.is_empty() || !self.mail.left_rows.is_empty()
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Outcome {
     pub no_mailbox: u64,
     /// Another mail has what a unique key gives to one alone.
     pub place_taken: u64,
+    /// Rows that belong to these messages and stay out, by table: what they refer to is gone.
+    pub left_rows: BTreeMap<String, u64>,
     /// Columns that the store changed while the row was written, with the number of rows.
     pub changed_columns: BTreeMap<String, u64>,
     /// Each message by its position among the leftovers.
@@ -74,6 +76,9 @@ impl Outcome {
         self.place_taken += other.place_taken;
         for (column, rows) in other.changed_columns {
             *self.changed_columns.entry(column).or_default() += rows;
+        }
+        for (table, rows) in other.left_rows {
+            *self.left_rows.entry(table).or_default() += rows;
         }
         self.became.extend(other.became);
     }
@@ -307,7 +312,8 @@ impl<'a> Batch<'a> {
         let entries = Entries::of(self.plan, named, &self.found, Some((self.targets, aside)));
         dictionaries::stage(session, layout, &entries).await?;
         self.lead_to_messages(session, &claimed, &keys).await?;
-        let claimed = self.insert(session, claimed, &keys, &entries).await?;
+        let (claimed, left) = self.insert(session, claimed, &keys, &entries).await?;
+        outcome.left_rows = left;
         let taken = before.iter().filter(|at| !claimed.contains(at));
         taken.for_each(|at| outcome.count(self.items[*at].one, Became::PlaceTaken));
         outcome.changed_columns = self.read_again(session).await?;

@@ -13,12 +13,13 @@ use super::error::ReplayError;
 use super::parents::{Target, Targets};
 use super::plan::Plan;
 use super::staging::{self, Stage, StagedRow};
-use super::write::live_type;
+use super::write::{leave_out, live_type};
 use crate::compare::layout::{Dictionary, Layout, Refers, Table};
 use crate::compare::parents::Parents;
 use crate::compare::row::{LargeValue, Row};
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
+use crate::postgres::sql;
 
 /// Shared values of the snapshot, ready to be staged.
 pub(super) struct Entries {
@@ -163,8 +164,14 @@ pub(super) async fn stage(session: &Session, layout: &Layout, entries: &Entries)
     Ok(())
 }
 
-/// Puts in the values that the store has no longer, and makes what is staged refer to the keys that the store has.
-pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries) -> Result<(), ReplayError> {
+/// Puts in the values that the store has no longer, and makes what is staged refer to the keys that the store has. Counts what hung on them and
+/// stays out.
+pub(super) async fn settle(
+    session: &Session,
+    layout: &Layout,
+    entries: &Entries,
+) -> Result<BTreeMap<String, u64>, ReplayError> {
+    let mut left = BTreeMap::new();
     for (kind, rows) in entries.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
         let dictionary = &layout.dictionaries[kind];
         let table = &dictionary.table;
@@ -210,12 +217,12 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
         }
         // With a value that is made anew comes what hung on it.
         for (at, child) in dictionary.children.iter().enumerate().filter(|_| !made.is_empty()) {
+            let stage = Stage::Under { dictionary: kind, kind: at };
+            let made: Vec<String> = made.iter().map(|key| sql::literal(key)).collect();
+            let under = format!("s.{}::text IN ({})", child.table.ident(child.of), made.join(", "));
+            leave_out(session, child, stage, &under, &mut left).await?;
             let insert = staging::insert(&child.table, &child.set, &child.issued);
-            let rows = Stage::Under { dictionary: kind, kind: at }.name().quoted();
-            let of_made = format!("s.{}::text = ANY($1)", child.table.ident(child.of));
-            let sql = insert.sql(&child.table, &rows, &of_made, staging::NUMBER);
-            let failed = PostgresError::server("restoring what hangs on what mail refers to");
-            session.client().execute(&sql, &[&made]).await.map_err(failed)?;
+            insert.all(session, "restoring what hangs on what mail refers to", &child.table, stage, &under).await?;
         }
     }
     // Two values that were the same are one now, and rows that differed in them alone are doubled.
@@ -234,7 +241,7 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
             session.execute("leading to what mail refers to", &sql).await?;
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Lets values refer back to their messages, which are there by now. A message that another value has is that one's.

@@ -60,7 +60,8 @@ async fn values(
     staging::transaction(session, "completing mail", async || {
         staging::settings(session, layout).await?;
         dictionaries::stage(session, layout, &entries).await?;
-        dictionaries::settle(session, layout, &entries).await
+        dictionaries::settle(session, layout, &entries).await?;
+        Ok(())
     })
     .await?;
     Ok(keys.len() as u64)

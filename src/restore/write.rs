@@ -225,16 +225,17 @@ impl Batch<'_> {
         Ok(left)
     }
 
-    /// What the rows refer to, contents, messages, parts, then what belongs to them. Gives back those of `claimed` that had a place.
+    /// What the rows refer to, contents, messages, parts, then what belongs to them. Gives back those of `claimed` that had a place,
+    /// and what belongs to them and was left out.
     pub(super) async fn insert(
         &self,
         session: &Session,
         claimed: Vec<usize>,
         keys: &[Key],
         entries: &Entries,
-    ) -> Result<Vec<usize>, ReplayError> {
+    ) -> Result<(Vec<usize>, BTreeMap<String, u64>), ReplayError> {
         let layout = &self.plan.comparison.layout;
-        dictionaries::settle(session, layout, entries).await?;
+        let mut left_rows = dictionaries::settle(session, layout, entries).await?;
         let message = &layout.message;
         let stage = Stage::Message.name().quoted();
         if let Some(content) = &message.content {
@@ -281,6 +282,7 @@ impl Batch<'_> {
         for (kind, child) in layout.children.iter().enumerate() {
             let insert = staging::insert(&child.table, &child.set, &child.issued);
             let held = format!("{} AND {}", is_held(layout, child, "s")?, is_new(layout, child));
+            leave_out(session, child, Stage::Child(kind), &held, &mut left_rows).await?;
             insert.all(session, "restoring what belongs to mail", &child.table, Stage::Child(kind), &held).await?;
         }
         if let Some((keyword, restored)) =
@@ -297,8 +299,34 @@ impl Batch<'_> {
             );
             session.execute("marking restored mail", &sql).await?;
         }
-        Ok(placed)
+        Ok((placed, left_rows))
     }
+}
+
+/// Takes out of the staging table those of the rows that refer to what is gone, and counts them.
+pub(super) async fn leave_out(
+    session: &Session,
+    child: &Child,
+    stage: Stage,
+    condition: &str,
+    left: &mut BTreeMap<String, u64>,
+) -> Result<(), ReplayError> {
+    for (at, table, column) in &child.foreign {
+        let ident = child.table.ident(*at);
+        let sql = format!(
+            "DELETE FROM {} s WHERE {condition} AND s.{ident} IS NOT NULL AND NOT EXISTS (SELECT FROM {} f WHERE f.{} = s.{ident}::{})",
+            stage.name().quoted(),
+            table.quoted(),
+            sql::identifier(column),
+            live_type(&child.table, *at)
+        );
+        let failed = PostgresError::server("looking for what rows refer to");
+        let rows = session.client().execute(&sql, &[]).await.map_err(failed)?;
+        if rows > 0 {
+            *left.entry(child.table.label()).or_default() += rows;
+        }
+    }
+    Ok(())
 }
 
 /// A condition over staged rows: the message or content that they hang on is staged.

@@ -90,6 +90,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
                 set: BTreeMap::new(),
                 issued: Vec::new(),
                 refers: lay.refers(&table, &SoftReferences::new(), of)?,
+                foreign: Vec::new(),
                 mutable: true,
                 of,
                 to: message.link.single_key()?,
@@ -305,6 +306,21 @@ impl Lay<'_> {
         Ok(found.into_iter().collect())
     }
 
+    /// What other columns than `own` and these refer to by foreign key, in tables without a role.
+    fn foreign(&self, table: &Table, own: usize, refers: &[(usize, Refers)]) -> Vec<(usize, TableName, String)> {
+        let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
+        let constraints = live.into_iter().flat_map(|live| &live.constraints);
+        let single = constraints.filter_map(|constraint| {
+            let reference = constraint.references.as_ref()?;
+            let ([column], [there]) = (&constraint.columns[..], &reference.columns[..]) else { return None };
+            if self.profile.has_role(&reference.table.to_string()) {
+                return None;
+            }
+            Some((self.column(table, column).ok()?, reference.table.clone(), there.clone()))
+        });
+        single.filter(|(at, ..)| *at != own && refers.iter().all(|(known, _)| known != at)).collect()
+    }
+
     fn sequence(&self, counter: &profile::Counter) -> Option<TableName> {
         let sequence = counter.sequence.as_ref().filter(|_| counter.kind == CounterKind::GlobalSequence);
         sequence.map(|name| self.name(name))
@@ -403,7 +419,7 @@ impl Lay<'_> {
             profile::Body::Raw { column: name } => Body::Raw(column(name)?),
             profile::Body::Spliced { column: name } => Body::Spliced(column(name)?),
             profile::Body::Text { columns: names } => Body::Pieces(columns(names)?),
-            profile::Body::PartsOnly => Body::Parts,
+            profile::Body::PartsOnly { header_first } => Body::Parts { header_first: *header_first },
             profile::Body::HeaderAndParts { header } => self.headed(mail, first, header)?,
         };
         let size = message.size.as_ref().map(column).transpose()?;
@@ -453,7 +469,7 @@ impl Lay<'_> {
             mailbox,
             evidence,
             size,
-            // An expression cannot be had from row chunks; then the size alone narrows the search.
+            // An expression cannot be had from row chunks.
             message_id: message.message_id.as_ref().and_then(|name| column(name).ok()),
             uid: self.optional(&own, link.uid.as_ref())?,
             modseq: self.optional(&own, link.modseq.as_ref())?,
@@ -487,7 +503,7 @@ impl Lay<'_> {
         let issued = table.key.iter().copied();
         let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
         let refers = self.refers(&table, &SoftReferences::new(), of)?;
-        Ok(Child { of, to, natural, set: BTreeMap::new(), issued, refers, mutable: false, table })
+        Ok(Child { of, to, natural, set: BTreeMap::new(), issued, refers, foreign: Vec::new(), mutable: false, table })
     }
 
     fn part(&self, part: &profile::Part, message: &Message) -> Result<Part, CompareError> {
@@ -514,6 +530,7 @@ impl Lay<'_> {
                 set: BTreeMap::new(),
                 issued: Vec::new(),
                 refers: self.refers(&link, &soft, of)?,
+                foreign: Vec::new(),
                 mutable: false,
                 table: link,
             },
@@ -567,7 +584,8 @@ impl Lay<'_> {
         let issued = table.key.iter().copied();
         let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
         let refers = self.refers(&table, &child.references, of)?;
-        Ok(Child { of, to, natural, set, issued, refers, mutable: false, table })
+        let foreign = self.foreign(&table, of, &refers);
+        Ok(Child { of, to, natural, set, issued, refers, foreign, mutable: child.mutable, table })
     }
 
     fn buried(&self, one: &profile::Tombstone, predicate: &str, message: &Table) -> Result<Buried, CompareError> {

@@ -135,7 +135,7 @@ fn columns(profile: &Profile) -> Facts {
         Body::Raw { column } => format!("raw {column}"),
         Body::Spliced { column } => format!("spliced {column}"),
         Body::HeaderAndParts { header } => format!("header and parts {header}"),
-        Body::PartsOnly => "parts only".to_owned(),
+        Body::PartsOnly { .. } => "parts only".to_owned(),
         Body::Text { columns } => format!("text {}", sorted(&columns.0)),
     };
     say("body".into(), body);

@@ -252,6 +252,7 @@ impl Scene {
     }
 
     /// Puts a copy of the repository into a place.
+    #[cfg_attr(not(feature = "s3"), allow(dead_code))]
     pub async fn copy_into(&self, storage: &dyn Storage) {
         for (name, bytes) in &self.objects {
             storage.put(name, bytes.clone(), PutMode::Create, None).await.unwrap();

@@ -299,8 +299,10 @@ impl Store {
         if is_new && !before.contains(&id) {
             let sql = "SELECT content FROM driver.found() WHERE link = $1";
             let bytes: Vec<u8> = self.client.query_one(sql, &[&self.key(id)]).await.unwrap().get(0);
-            let other = self.contents.lock().unwrap().insert(bytes, content);
-            assert_eq!(other, None, "the store gives out the same for {content:?}");
+            let known = *self.contents.lock().unwrap().entry(bytes).or_insert(content);
+            // By the text alone a mail that others handed on is the very same.
+            let is_same = known == content || !self.ways.headers && known.0 % 1000 == content.0 % 1000;
+            assert!(is_same, "the store gives out the same for {content:?} and {known:?}");
         }
         id
     }

@@ -163,6 +163,38 @@ async fn what_hangs_on_a_lost_thread_comes_back_with_it_and_its_own_list() {
 }
 
 #[tokio::test]
+async fn votes_and_marks_of_a_user_who_is_gone_stay_out_and_the_mail_comes_back() {
+    let archive = Archive::new().await;
+    let store = &archive.store;
+    let lost = archive.mail(archive.list, "lost", None, 1).await;
+    let alive = archive.mail(archive.list, "alive", None, 2).await;
+    for user in ["stays", "goes"] {
+        store.tag(lost, user).await;
+        store.tag(alive, user).await;
+    }
+    archive.run("INSERT INTO hyperkitty_favorite (thread_id, user_id) SELECT t.id, u.id FROM hyperkitty_thread t, auth_user u").await;
+    let snapshot = MemorySource::take(&store.reader).await;
+    store.lose(&[lost], &[], true).await;
+    // One who stays took a vote back.
+    archive
+        .run(
+            "DELETE FROM hyperkitty_favorite USING auth_user u WHERE u.id = user_id AND u.username = 'goes';
+             DELETE FROM hyperkitty_vote; DELETE FROM auth_user WHERE username = 'goes'",
+        )
+        .await;
+    let report = archive.restore(&snapshot, Window::default()).await;
+    assert_eq!((report.mail.restored, report.repaired_rows), (1, 0), "{report:?}");
+    let left = ["favorite", "vote"].map(|table| (format!("public.hyperkitty_{table}"), 1));
+    assert_eq!(report.mail.left_rows.clone().into_iter().collect::<Vec<_>>(), left);
+    assert!(report.has_findings());
+    store.check_counters().await;
+    assert_eq!(store.tags().await.into_values().collect::<Vec<_>>(), [["stays"]]);
+    let told = archive.told().await;
+    assert!(told.contains(&"list lost answers none in lost 800 a@example.org stays".to_owned()), "{told:?}");
+    assert_eq!(store.restore(&snapshot, Some(50)).await.replay, None);
+}
+
+#[tokio::test]
 async fn attachments_that_only_one_mail_has_come_back_under_it_lost_or_alive() {
     let archive = Archive::new().await;
     let (store, list) = (&archive.store, archive.list);

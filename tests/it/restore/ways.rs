@@ -5,13 +5,21 @@
 pub struct Ways {
     /// A mail has flags of its own.
     pub flags: bool,
+    /// Users put words on a mail.
+    pub keywords: bool,
+    /// Those are rows of their own.
+    pub children: bool,
     /// What was put back bears a mark.
     pub marks: bool,
     pub uids: bool,
+    /// The UID is the key, so one is never issued again without the other.
+    pub uid_is_key: bool,
     /// A mailbox whose UIDs were issued again can say so by another UIDVALIDITY.
     pub uidvalidity: bool,
     /// An expunge and a move leave a trace; without one nobody can tell them from a loss.
     pub tombstones: bool,
+    /// Instead a log of changes tells for a time what was destroyed, and the engine does not read it.
+    pub logs_deletions: bool,
     /// That trace stays when the mailbox is lost.
     pub tombstones_stay: bool,
     /// A deleted mailbox leaves a trace.
@@ -20,8 +28,14 @@ pub struct Ways {
     pub deleted_accounts: bool,
     /// What a living message lost of its flags and keywords is told from what its user took off.
     pub children_come_back: bool,
-    /// The bytes of mail are in the database.
+    /// What a mail says is in the database, not its hash alone.
     pub bodies: bool,
+    /// What is kept tells a mail from the same one that came another way.
+    pub headers: bool,
+    /// Mailboxes belong to accounts, which come back with them.
+    pub accounts: bool,
+    /// Keys of mailboxes and accounts are numbers, and so may be issued again.
+    pub numbered: bool,
     /// A mailbox is told from another one that has its name.
     pub mailboxes_told_apart: bool,
     /// It is known when a mail came into its mailbox, whatever date it bears.
@@ -43,15 +57,22 @@ pub struct Ways {
 /// All that can be told is told.
 pub const REFERENCE: Ways = Ways {
     flags: true,
+    keywords: true,
+    children: true,
     marks: true,
     uids: true,
+    uid_is_key: false,
     uidvalidity: true,
     tombstones: true,
+    logs_deletions: false,
     tombstones_stay: true,
     deleted_mailboxes: true,
     deleted_accounts: false,
     children_come_back: false,
     bodies: true,
+    headers: true,
+    accounts: true,
+    numbered: true,
     mailboxes_told_apart: true,
     saved: true,
     copies_within: true,
@@ -76,7 +97,7 @@ const SORA: Ways = Ways {
     ..REFERENCE
 };
 
-/// Users read whole threads, and all that is gone is gone without a trace.
+/// Users read whole threads and vote for mails, whose text alone is kept; nobody owns a list, and all that is gone is gone without a trace.
 const HYPERKITTY: Ways = Ways {
     flags: false,
     marks: false,
@@ -86,14 +107,21 @@ const HYPERKITTY: Ways = Ways {
     tombstones_stay: false,
     deleted_mailboxes: false,
     moves_row: false,
+    headers: false,
+    accounts: false,
     equal_mail_twice: false,
     message_id_once: true,
     makes_message_ids: true,
     ..REFERENCE
 };
 
+/// Mailboxes have random keys, and accounts are their names. Flags and keywords lie in the link. What was destroyed stands in `email_change` and
+/// `mailbox_change`, for JMAP clients; that a mail left one of several mailboxes does not.
 const JAMES: Ways = Ways {
+    children: false,
+    numbered: false,
     tombstones: false,
+    logs_deletions: true,
     tombstones_stay: false,
     deleted_mailboxes: false,
     moves_row: false,
@@ -103,6 +131,7 @@ const JAMES: Ways = Ways {
 
 /// UIDVALIDITY is the key of the mailbox, and a deleted one takes its tombstones along.
 const DBMAIL: Ways = Ways {
+    uid_is_key: true,
     uidvalidity: false,
     tombstones_stay: false,
     deleted_mailboxes: false,

@@ -12,6 +12,7 @@ async fn came_again_as(trial: &mut Trial<'_>, variant: u32, name: &str, rung: &'
     trial.snapshot().await;
     trial.lose(&ids[1..]).await;
     trial.deliver(inbox, [variant + 4]).await;
+    let (name, rung) = if trial.ways.headers { (name, rung) } else { ("", "duplicate: copy: stored-bytes") };
     if trial.ways.bodies {
         trial.expect(&format!("a/INBOX: 2 4{name} 10"));
         trial.expect_classes(&["absent: no-trace", rung]);
@@ -51,7 +52,12 @@ pub async fn no_message_id(trial: &mut Trial<'_>) {
     trial.lose(&ids[1..]).await;
     // One of them comes again, and one that nobody knew.
     trial.deliver(inbox, [14, 28]).await;
-    trial.expect("a/INBOX: 2 7 14 21 28");
+    if trial.ways.makes_message_ids && !trial.ways.headers {
+        // Under another Message-ID it is another mail: all that is left to go by is its text.
+        trial.expect("a/INBOX: 2 7 14 14 21 28");
+    } else {
+        trial.expect("a/INBOX: 2 7 14 21 28");
+    }
 }
 
 pub async fn two_equal_copies_of_which_one_is_lost(trial: &mut Trial<'_>) {
@@ -100,16 +106,20 @@ pub async fn a_lost_mail_that_came_again_elsewhere_goes_aside_when_told(trial: &
     trial.lose(&ids[..1]).await;
     trial.deliver(archive, [3]).await;
     trial.plan.doubtful = Doubtful::SideFolder;
-    if trial.ways.tombstones {
+    if !trial.ways.accounts {
+        // Of another mailing list it says nothing.
+        trial.expect("a/INBOX: 3 5; a/Archive: 3");
+        trial.expect_lost_alone();
+    } else {
         trial.expect("a/INBOX: 5; a/Archive: 3; a/Recovered/INBOX: 3");
         trial.expect_classes(&["cannot-tell: copy-elsewhere: stored-bytes"]);
-    } else {
-        trial.expect("a/INBOX: 5; a/Archive: 3");
     }
 }
 
 pub async fn a_lost_mail_that_came_again_elsewhere_is_left_out_when_told(trial: &mut Trial<'_>) {
     a_lost_mail_that_came_again_elsewhere_goes_aside_when_told(trial).await;
     trial.plan.doubtful = Doubtful::Skip;
-    trial.expect("a/INBOX: 5; a/Archive: 3");
+    if trial.ways.accounts {
+        trial.expect("a/INBOX: 5; a/Archive: 3");
+    }
 }

@@ -3,15 +3,24 @@
 use super::trial::Trial;
 
 pub async fn moved(trial: &mut Trial<'_>) {
+    if !trial.ways.accounts {
+        return trial.cannot_occur("no mail is moved from one mailing list to another");
+    }
     let (inbox, archive) = (trial.inbox("a").await, trial.folder("Archive").await);
     let ids = trial.deliver(inbox, [2, 3, 5]).await;
     trial.snapshot().await;
     trial.move_to(ids[0], archive).await;
     trial.lose(&ids[2..]).await;
     trial.move_to(ids[1], archive).await;
-    trial.expect("a/INBOX: 5; a/Archive: 2 3");
-    let by = "deleted-by-user: tombstone";
-    trial.expect_lost_and(&[by, by]);
+    if trial.ways.tombstones {
+        trial.expect("a/INBOX: 5; a/Archive: 2 3");
+        let by = "deleted-by-user: tombstone";
+        trial.expect_lost_and(&[by, by]);
+    } else {
+        // A move before the damage looks like a copy whose original was lost.
+        trial.expect("a/INBOX: 2 5; a/Archive: 2 3");
+        trial.expect_lost_and(&["absent: no-trace", "deleted-by-user: moved: stored-bytes"]);
+    }
 }
 
 pub async fn moved_in_its_own_row(trial: &mut Trial<'_>) {
@@ -52,6 +61,7 @@ pub async fn expunged(trial: &mut Trial<'_>) {
         let by = "deleted-by-user: tombstone";
         trial.expect_classes(&["absent: no-trace", by, by]);
     } else {
+        trial.deletions_are_unknown();
         trial.expect("a/INBOX: 2 3 4");
     }
 }
@@ -88,6 +98,7 @@ pub async fn a_mailbox_deleted(trial: &mut Trial<'_>) {
     if trial.ways.deleted_mailboxes {
         trial.expect("a/INBOX: 2");
     } else {
+        trial.deletions_are_unknown();
         trial.expect("a/INBOX: 2; a/folder: 3 5");
     }
 }
@@ -104,11 +115,15 @@ pub async fn a_mailbox_deleted_and_made_anew_under_its_name(trial: &mut Trial<'_
     if trial.ways.deleted_mailboxes && trial.ways.mailboxes_told_apart {
         trial.expect("a/INBOX: 2; a/folder: 20");
     } else {
+        trial.deletions_are_unknown();
         trial.expect("a/INBOX: 2; a/folder: 3 5 20");
     }
 }
 
 pub async fn an_account_deleted(trial: &mut Trial<'_>) {
+    if !trial.ways.accounts {
+        return trial.cannot_occur("nobody owns a mailbox");
+    }
     let (inbox, of_c) = (trial.inbox("a").await, trial.inbox("c").await);
     let c = trial.account("c").await;
     let ids = trial.deliver(inbox, [2, 3]).await;
@@ -134,7 +149,13 @@ pub async fn a_tombstone_beside_a_living_equal_mail(trial: &mut Trial<'_>) {
     trial.lose(&ids[3..]).await;
     trial.expunge(ids[2]).await;
     trial.deliver(inbox, [5]).await;
-    trial.expect("a/INBOX: 2 3 5 6");
+    if trial.ways.tombstones || trial.ways.message_id_once {
+        trial.expect("a/INBOX: 2 3 5 6");
+    } else {
+        // What came before the damage may have stood beside the one that was lost.
+        trial.deletions_are_unknown();
+        trial.expect("a/INBOX: 2 3 3 5 6");
+    }
 }
 
 pub async fn appended_with_an_old_date(trial: &mut Trial<'_>) {
@@ -177,7 +198,7 @@ pub async fn restored_once_and_then_deleted_by_its_user(trial: &mut Trial<'_>) {
     trial.lose(&ids[1..]).await;
     trial.replay().await;
     trial.expect_now("a/INBOX: 2 3 5").await;
-    for found in trial.store.found().await.into_iter().filter(|found| found.restored) {
+    for found in trial.store.found().await.into_iter().filter(|found| !ids.contains(&found.id)) {
         match found.content.unwrap().0 {
             3 => trial.expunge(found.id).await,
             _ => _ = trial.move_to(found.id, archive).await,
