@@ -278,7 +278,7 @@ pub enum Body {
     Spliced { column: String },
     /// A header, and parts behind it in their order.
     HeaderAndParts { header: String },
-    /// Parts alone hold it, headers included, and its bytes cannot be had again.
+    /// Parts alone hold it, headers included or in children that say so, and its bytes cannot be had again.
     PartsOnly,
     /// Text that was taken from the mail, whose bytes are not kept.
     Text { columns: Columns },
@@ -374,6 +374,9 @@ pub struct Dictionary {
     pub table: String,
     pub key: Option<Columns>,
     pub natural: Columns,
+    /// Those of them that are unique in lower case.
+    #[serde(default)]
+    pub lower: Columns,
     /// Columns that refer back to a message, and are set once that exists.
     #[serde(default)]
     pub cycle: Columns,
@@ -392,6 +395,12 @@ pub struct Child {
     pub columns: Option<Columns>,
     /// What tells the rows of one parent apart; the primary key if left out.
     pub natural: Option<Columns>,
+    /// Its rows are header fields of the mail and tell two mails apart, where the body's assembly is `parts-only`.
+    #[serde(default)]
+    pub header: bool,
+    /// Users add and remove the rows: those that a living message misses stay away.
+    #[serde(default)]
+    pub mutable: bool,
     #[serde(default)]
     pub set: Assignments,
     #[serde(default)]
@@ -407,7 +416,8 @@ pub struct Tombstone {
     pub mailbox: Option<Columns>,
     pub uid: Option<String>,
     pub modseq: Option<String>,
-    /// The key of the deleted message. It may have been issued again, so it proves nothing without `evidence`.
+    /// The key of the deleted message, or of its content where that stays with the tombstone and proves what was deleted. It may have been
+    /// issued again, so that of a message proves nothing without `evidence`.
     pub message: Option<Columns>,
     /// Columns of the tombstone and the columns of message or link that they were copied from.
     #[serde(default)]
@@ -416,7 +426,7 @@ pub struct Tombstone {
     /// Set in the tombstones that undoing a restore leaves.
     #[serde(default)]
     pub set: Assignments,
-    /// `never` where a trigger on the table deletes live rows.
+    /// `never` where a row does more than to take the live message away.
     #[serde(default)]
     pub write: TombstoneWrite,
 }

@@ -329,6 +329,7 @@ impl Profile {
                 Role::new("dictionary", &dictionary.table, self.place(dictionary))
                     .key(dictionary.key.as_ref())
                     .natural(&dictionary.natural)
+                    .columns(&dictionary.lower.0)
                     .columns(dictionary.cycle.0.iter().chain(dictionary.references.keys())),
             );
         }

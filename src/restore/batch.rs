@@ -198,7 +198,7 @@ impl<'a> Batch<'a> {
             }
         }
         let contents = contents::of(plan, chosen.iter().map(|(one, _)| &leftovers[one.leftover]));
-        let contents = contents::prove(session, source, plan, contents).await?;
+        let contents = contents::prove(session, plan, contents, &found).await?;
         let content = |leftover: &Leftover| {
             let key = leftover.row[layout.message.content.as_ref()?.of].bytes()?;
             contents.iter().position(|content| content.before == key)

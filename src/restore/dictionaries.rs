@@ -179,7 +179,8 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
         let insert = staging::insert(table, &set, if issued { &table.key } else { &[] });
         // In the order of their old keys, so that two who restore the same wait for each other and do not lock each other out.
         // The snapshot may have a value twice where nothing makes it unique.
-        let natural: Vec<String> = dictionary.natural.iter().map(|at| table.ident(*at)).collect();
+        let natural: Vec<String> =
+            dictionary.natural.iter().map(|at| folded(dictionary, *at, table.ident(*at))).collect();
         let sql = format!(
             "INSERT INTO {live} ({}){} SELECT {} FROM (SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {number}) s \
              WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same}) ORDER BY s.{number} ON CONFLICT DO NOTHING RETURNING {}::text",
@@ -219,7 +220,7 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
                 insert.overriding,
                 insert.values,
                 Stage::Under { dictionary: kind, kind: at }.name().quoted(),
-                child.table.ident(child.of),
+                child.table.ident(child.of[0]),
                 staging::NUMBER
             );
             let failed = PostgresError::server("restoring what hangs on what mail refers to");
@@ -232,8 +233,8 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
             |at: &usize| child.refers.iter().any(|(of, refers)| of == at && matches!(refers, Refers::Dictionary(_)));
         if child.natural.iter().any(led) {
             let stage = Stage::of(layout, kind).name().quoted();
-            let same = std::iter::once(&child.of).chain(&child.natural);
-            let same: Vec<String> = same.map(|at| format!("e.{0} = r.{0}", child.table.ident(*at))).collect();
+            let same: Vec<String> =
+                child.by().into_iter().map(|at| format!("e.{0} = r.{0}", child.table.ident(at))).collect();
             let sql = format!(
                 "DELETE FROM {stage} r USING {stage} e WHERE e.{number} < r.{number} AND {}",
                 same.join(" AND "),
@@ -280,9 +281,17 @@ fn same(dictionary: &Dictionary, rows: &BTreeMap<Vec<u8>, StagedRow>) -> String 
         // An index serves `=` alone.
         let null = rows.values().any(|row| row[*at].is_none());
         let equals = if null { "IS NOT DISTINCT FROM" } else { "=" };
-        format!("l.{0} {equals} s.{0}::{1}", table.ident(*at), live_type(table, *at))
+        let (ident, kind) = (table.ident(*at), live_type(table, *at));
+        let [live, staged] =
+            [format!("l.{ident}"), format!("s.{ident}::{kind}")].map(|one| folded(dictionary, *at, one));
+        format!("{live} {equals} {staged}")
     });
     same.collect::<Vec<_>>().join(" AND ")
+}
+
+/// A column by which values are told apart, as SQL.
+fn folded(dictionary: &Dictionary, at: usize, column: String) -> String {
+    if dictionary.lower.contains(&at) { format!("lower({column})") } else { column }
 }
 
 pub(super) fn snapshot_type(table: &Table, column: usize) -> &str {
@@ -311,6 +320,6 @@ pub(super) fn referring(layout: &Layout, to: Refers) -> Vec<(Stage, &Table, usiz
         .collect();
     // What hangs on a value refers to it.
     let own = under.filter(|(_, dictionary, _)| to == Refers::Dictionary(*dictionary));
-    found.extend(own.map(|(stage, _, child)| (stage, &child.table, child.of)));
+    found.extend(own.map(|(stage, _, child)| (stage, &child.table, child.of[0])));
     found
 }

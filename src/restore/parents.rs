@@ -214,7 +214,7 @@ async fn hang(session: &Session, plan: &Plan, at: usize, is_mailbox: bool, targe
         for row in &known.children[kind] {
             let mut row: StagedRow = row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
             lead_to_parents(parents, &child.refers, is_mailbox.then_some((at, target)), &mut row);
-            row[child.of] = Some(target.key.clone());
+            row[child.of[0]] = Some(target.key.clone());
             rows.push(row);
         }
         let stage = Stage::Hanging { mailbox: is_mailbox, kind };

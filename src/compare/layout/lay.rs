@@ -40,30 +40,41 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let (mut children, mut contents) = (Vec::new(), Vec::new());
     for part in profile.part.iter().filter(|part| part.message.is_some()) {
         let child = lay.own_part(part, &message)?;
-        contents.push(Content { child: children.len(), bytes: lay.columns(&child.table, &part.bytes)? });
+        contents.push(Content { child: children.len(), columns: lay.columns(&child.table, &part.bytes)? });
         children.push(child);
     }
     for child in &profile.child {
         let of = profile.parent_of(child);
         let of_owner = owner.as_ref().is_some_and(|owner| lay.name(of) == owner.table.source.name);
-        let content = message.content.as_ref();
-        if lay.name(of) == message.link.source.name {
-            children.push(lay.child(child, &message.link, message.link.single_key()?)?);
-        } else if let Some(content) = content.filter(|content| lay.name(of) == content.table.source.name) {
-            children.push(lay.child(child, &content.table, content.of)?);
+        let content = message.content.as_ref().filter(|content| lay.name(of) == content.table.source.name);
+        let via = parts.iter().map(|part| &part.via).find(|via| lay.name(of) == via.table.source.name);
+        let hangs_on_mail = if lay.name(of) == message.link.source.name {
+            Some(lay.child(child, &message.link, message.link.key.clone())?)
+        } else if let Some(content) = content {
+            Some(lay.child(child, &content.table, vec![content.of])?)
+        } else if let Some(via) = via {
+            Some(lay.under_via(child, via)?)
+        } else {
+            None
+        };
+        if let Some(laid) = hangs_on_mail {
+            if child.header {
+                let columns = lay.header(&laid, &message, &dictionaries)?;
+                contents.push(Content { child: children.len(), columns });
+            }
+            children.push(laid);
         } else if lay.name(of) == mailbox.table.source.name {
-            let child = lay.child(child, &mailbox.table, mailbox.table.single_key()?)?;
+            let child = lay.child(child, &mailbox.table, mailbox.table.key.clone())?;
             mailbox.children.push(child);
         } else if let Some(owner) = owner.as_mut().filter(|_| of_owner) {
-            let child = lay.child(child, &owner.table, owner.table.single_key()?)?;
+            let child = lay.child(child, &owner.table, owner.table.key.clone())?;
             owner.children.push(child);
-        } else if let Some(at) = dictionaries.iter().position(|one| lay.name(of) == one.table.source.name) {
-            let to = dictionaries[at].table.single_key()?;
-            let child = lay.child(child, &dictionaries[at].table, to)?;
-            dictionaries[at].children.push(child);
+        } else if let Some(one) = dictionaries.iter_mut().find(|one| lay.name(of) == one.table.source.name) {
+            let child = lay.child(child, &one.table, one.table.key.clone())?;
+            one.children.push(child);
         } else {
             return Err(CompareError::NotYet {
-                what: "rows hang on other tables than accounts, mailboxes, messages and dictionaries",
+                what: "rows hang on other tables than accounts, mailboxes, messages, what names their parts, and dictionaries",
             });
         }
     }
@@ -75,16 +86,16 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         None => None,
         Some(keywords) => {
             let table = lay.table(&keywords.table, None)?;
-            let of = lay.reference(&table, keywords.of.as_ref(), &message.link)?;
+            let of = lay.references(&table, keywords.of.as_ref(), &message.link)?;
             let column = lay.column(&table, &keywords.column)?;
             children.push(Child {
                 natural: table.key.clone(),
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: lay.refers(&table, &SoftReferences::new(), of)?,
+                refers: lay.refers(&table, &SoftReferences::new(), &of)?,
                 mutable: true,
                 of,
-                to: message.link.single_key()?,
+                to: message.link.key.clone(),
                 table,
             });
             Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
@@ -267,6 +278,33 @@ impl Lay<'_> {
         }
     }
 
+    /// The columns of `table` that refer to the key of `to`, in the order of that.
+    fn references(&self, table: &Table, columns: Option<&Columns>, to: &Table) -> Result<Vec<usize>, CompareError> {
+        if to.key.len() == 1 {
+            return Ok(vec![self.reference(table, columns, to)?]);
+        }
+        let found = match columns {
+            Some(columns) => self.columns(table, columns)?,
+            None => {
+                let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
+                let keys = live.into_iter().flat_map(|live| &live.constraints);
+                let mut keys = keys.filter_map(|one| Some((one, one.references.as_ref()?)));
+                let key = keys.find(|(_, reference)| reference.table == to.source.name);
+                let of = |at: &usize| {
+                    let (own, reference) = key?;
+                    let place = reference.columns.iter().position(|name| *name == to.columns[*at].name)?;
+                    self.column(table, own.columns.get(place)?).ok()
+                };
+                to.key.iter().filter_map(of).collect()
+            }
+        };
+        if found.len() == to.key.len() {
+            return Ok(found);
+        }
+        let column = format!("that refers to all of the key of {}", to.label());
+        Err(CompareError::NoColumn { table: table.label(), column, place: "profile" })
+    }
+
     fn derived(&self, table: &Table) -> Vec<usize> {
         let name = &table.source.name;
         let derived = self.profile.derived.iter().filter(|derived| self.name(&derived.table) == *name);
@@ -275,7 +313,12 @@ impl Lay<'_> {
 
     /// The columns of `table` but `own` that refer to what is `known`: by foreign key, or as the profile says. `own` refers to what the rows
     /// belong to.
-    fn refers(&self, table: &Table, soft: &SoftReferences, own: usize) -> Result<Vec<(usize, Refers)>, CompareError> {
+    fn refers(
+        &self,
+        table: &Table,
+        soft: &SoftReferences,
+        own: &[usize],
+    ) -> Result<Vec<(usize, Refers)>, CompareError> {
         let to = |name: &TableName| self.known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
         let mut found = BTreeMap::new();
         let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
@@ -293,7 +336,7 @@ impl Lay<'_> {
                 found.insert(self.column(table, column)?, refers);
             }
         }
-        found.remove(&own);
+        found.retain(|column, _| !own.contains(column));
         Ok(found.into_iter().collect())
     }
 
@@ -434,11 +477,11 @@ impl Lay<'_> {
                 evidence: self.columns(content, &message.evidence)?,
                 set: self.assignments(content, &message.set)?,
                 regenerate: self.columns(content, &message.regenerate)?,
-                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()), usize::MAX)?,
+                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()), &[])?,
                 table: content.clone(),
             }),
         };
-        let refers = self.refers(&own, &soft, mailbox)?;
+        let refers = self.refers(&own, &soft, &[mailbox])?;
         Ok(Message {
             mailbox,
             evidence,
@@ -476,7 +519,8 @@ impl Lay<'_> {
         };
         let issued = table.key.iter().copied();
         let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
-        let refers = self.refers(&table, &SoftReferences::new(), of)?;
+        let refers = self.refers(&table, &SoftReferences::new(), &[of])?;
+        let (of, to) = (vec![of], vec![to]);
         Ok(Child { of, to, natural, set: BTreeMap::new(), issued, refers, mutable: false, table })
     }
 
@@ -498,12 +542,12 @@ impl Lay<'_> {
             position: self.optional(&link, via.position.as_ref())?,
             numbered: self.numbered(part)?.is_some(),
             via: Child {
-                of,
-                to: message.mail_key()?,
+                of: vec![of],
+                to: vec![message.mail_key()?],
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: self.refers(&link, &soft, of)?,
+                refers: self.refers(&link, &soft, &[of])?,
                 mutable: false,
                 table: link,
             },
@@ -543,21 +587,52 @@ impl Lay<'_> {
         Ok(Some((table, natural)))
     }
 
-    fn child(&self, child: &profile::Child, of: &Table, to: usize) -> Result<Child, CompareError> {
-        let table = self.table(&child.table, None)?;
+    /// `to`: where the key of the table `of` is.
+    fn child(&self, child: &profile::Child, of: &Table, to: Vec<usize>) -> Result<Child, CompareError> {
+        let name = self.name(&child.table);
+        let keyed = self.catalog.table(&name.schema, &name.name).is_none_or(|live| live.primary_key().is_some());
+        let table = self.table(&child.table, child.natural.as_ref().filter(|_| !keyed))?;
         let natural = match &child.natural {
             Some(natural) => self.columns(&table, natural)?,
             None => table.key.clone(),
         };
-        let of = self.reference(&table, child.columns.as_ref(), of)?;
+        let of = self.references(&table, child.columns.as_ref(), of)?;
         let mut set = self.assignments(&table, &child.set)?;
         if let Some(flags) = self.profile.flags.as_ref().filter(|flags| flags.table.as_ref() == Some(&child.table)) {
             set.extend(self.assignments(&table, &flags.set)?);
         }
         let issued = table.key.iter().copied();
-        let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
-        let refers = self.refers(&table, &child.references, of)?;
-        Ok(Child { of, to, natural, set, issued, refers, mutable: false, table })
+        let issued = issued.filter(|at| !of.contains(at) && !natural.contains(at) && table.filled(*at)).collect();
+        let refers = self.refers(&table, &child.references, &of)?;
+        Ok(Child { of, to, natural, set, issued, refers, mutable: child.mutable, table })
+    }
+
+    /// Rows that hang on those that name the parts of a mail belong to the mail.
+    fn under_via(&self, child: &profile::Child, via: &Child) -> Result<Child, CompareError> {
+        let mut laid = self.child(child, &via.table, via.table.key.clone())?;
+        let places = via.of.iter().map(|of| via.table.key.iter().position(|at| at == of)).collect::<Option<Vec<_>>>();
+        let Some(places) = places else {
+            return Err(CompareError::NotYet {
+                what: "rows hang on others that name parts and do not say of which mail",
+            });
+        };
+        laid.of = places.into_iter().map(|place| laid.of[place]).collect();
+        laid.to = via.to.clone();
+        Ok(laid)
+    }
+
+    /// The columns of header fields that say something: all but what a copy of the mail has another of.
+    fn header(&self, child: &Child, mail: &Message, dictionaries: &[Dictionary]) -> Result<Vec<usize>, CompareError> {
+        if mail.content.as_ref().is_some_and(|content| child.to != [content.of]) {
+            return Err(CompareError::NotYet { what: "header fields hang on links" });
+        }
+        let columns = child.table.all().into_iter();
+        let columns: Vec<usize> = columns.filter(|at| !child.of.contains(at) && !child.issued.contains(at)).collect();
+        let mut values = columns.iter().filter_map(|at| child.dictionary(*at)).map(|kind| &dictionaries[kind]);
+        if values.any(|one| one.refers.iter().any(|(at, _)| one.natural.contains(at))) {
+            return Err(CompareError::NotYet { what: "header fields refer to values that refer to others" });
+        }
+        Ok(columns)
     }
 
     fn buried(&self, one: &profile::Tombstone, predicate: &str, message: &Table) -> Result<Buried, CompareError> {
@@ -576,7 +651,10 @@ impl Lay<'_> {
         let now = |column: &String| self.now(&name, column).to_owned();
         let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().map(now));
         let evidence = tombstone.evidence.iter();
+        // What it refers to is what the profile calls the message: where links have a table of their own, the content.
+        let keeps_content = message.content.is_some() && tombstone.message.is_some();
         Ok(Tombstone {
+            keeps_content,
             mailbox: first(&tombstone.mailbox),
             uid: tombstone.uid.as_ref().map(now),
             modseq: tombstone.modseq.as_ref().map(now),
