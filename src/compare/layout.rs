@@ -126,6 +126,8 @@ pub struct Dictionary {
     pub natural: Vec<usize>,
     /// Those of them in which upper and lower case are the same.
     pub lower: Vec<usize>,
+    /// SQL over rows that the server knows by their key.
+    pub fixed: Option<String>,
     /// Other dictionaries that it refers to stand before it. References to messages are set when those are there.
     pub refers: Vec<(usize, Refers)>,
     /// Rows that hang on it: they come back with one that is made anew. Of a living one nobody knows whether its users removed them.

@@ -377,6 +377,8 @@ pub struct Dictionary {
     /// Those of them that are unique in lower case.
     #[serde(default)]
     pub lower: Columns,
+    /// A predicate: the server knows such rows by their key, so they come back under it or not at all.
+    pub fixed: Option<String>,
     /// Columns that refer back to a message, and are set once that exists.
     #[serde(default)]
     pub cycle: Columns,

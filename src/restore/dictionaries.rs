@@ -176,24 +176,31 @@ pub(super) async fn settle(session: &Session, layout: &Layout, entries: &Entries
             return Err(ReplayError::NoNewKey { table: table.label(), column: table.columns[key].name.clone() });
         }
         let set = messages(dictionary).map(|at| (at, "NULL".to_owned())).collect();
-        let insert = staging::insert(table, &set, if issued { &table.key } else { &[] });
+        // What the server knows by its key comes under it, and the rest under fresh ones.
+        let fixed = dictionary.fixed.as_ref().map(|sql| format!("(SELECT ({sql}) IS TRUE FROM (SELECT s.*) q)"));
+        let fresh = (issued, fixed.as_ref().map_or("true".to_owned(), |fixed| format!("NOT {fixed}")));
+        let ways: Vec<(bool, String)> = fixed.map(|fixed| (false, fixed)).into_iter().chain([fresh]).collect();
         // In the order of their old keys, so that two who restore the same wait for each other and do not lock each other out.
         // The snapshot may have a value twice where nothing makes it unique.
         let natural: Vec<String> =
             dictionary.natural.iter().map(|at| folded(dictionary, *at, table.ident(*at))).collect();
-        let sql = format!(
-            "INSERT INTO {live} ({}){} SELECT {} FROM (SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {number}) s \
-             WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same}) ORDER BY s.{number} ON CONFLICT DO NOTHING RETURNING {}::text",
-            insert.columns,
-            insert.overriding,
-            insert.values,
-            table.ident(key),
-            natural = natural.join(", "),
-            number = staging::NUMBER
-        );
-        let failed = || PostgresError::server("restoring what mail refers to");
-        let made = session.client().query(&sql, &[]).await.map_err(failed())?;
-        let made: Vec<&str> = made.iter().map(|row| row.get(0)).collect();
+        let mut made: Vec<String> = Vec::new();
+        for (is_fresh, which) in ways {
+            let insert = staging::insert(table, &set, if is_fresh { &table.key } else { &[] });
+            let sql = format!(
+                "INSERT INTO {live} ({}){} SELECT {} FROM (SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {number}) s \
+                 WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same}) AND {which} ORDER BY s.{number} ON CONFLICT DO NOTHING RETURNING {}::text",
+                insert.columns,
+                insert.overriding,
+                insert.values,
+                table.ident(key),
+                natural = natural.join(", "),
+                number = staging::NUMBER
+            );
+            let failed = PostgresError::server("restoring what mail refers to");
+            let rows = session.client().query(&sql, &[]).await.map_err(failed)?;
+            made.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        }
         let sql = format!("SELECT count(*) FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same})");
         let failed = || PostgresError::server("looking for what mail refers to");
         let missing: i64 = session.client().query_one(&sql, &[]).await.map_err(failed())?.get(0);

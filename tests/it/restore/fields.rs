@@ -1,7 +1,9 @@
 //! A store that takes mail apart: header fields, addresses and flags are rows of their own, and a tombstone keeps the mail that it is for.
 
 use restante::compare::{Class, Reason};
+use restante::monitor::Silent;
 use restante::restore::undo::{UndoOptions, undo};
+use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayError};
 
 use super::memory::MemorySource;
 use super::store::{Content, Store};
@@ -152,4 +154,34 @@ async fn a_tombstone_of_the_mail_that_took_all_numbers_of_a_lost_one_proves_noth
     let found: Vec<_> = store.found().await.into_iter().map(|one| one.content).collect();
     assert_eq!(found, [Some(Content(2))]);
     store.check_counters().await;
+}
+
+#[tokio::test]
+async fn a_field_name_that_the_server_knows_by_number_comes_back_under_it_or_stops_the_restore() {
+    let Some(store) = Store::named("archiveopteryx").await else { return };
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let lost = deliver(&store, inbox, "b@example.org", "one").await;
+    let snapshot = MemorySource::take(&store.reader).await;
+    let lose = "SELECT driver.lose($1, '{}'), driver.roll_back()";
+    store.act_on_links(lose, &[&lost]).await;
+    store.client.batch_execute("DELETE FROM field_names WHERE name IN ('From', 'Subject')").await.unwrap();
+    assert_eq!(store.restore(&snapshot, None).await.mail.restored, 1);
+    let found = seen(&store).await;
+    assert!(found.len() == 1 && found[0].ends_with(" b@example.org one"), "{found:?}");
+
+    // Its number is another's now.
+    let again =
+        store.client.query_one("SELECT format('(%s,%s)', mailbox, uid) FROM mailbox_messages", &[]).await.unwrap();
+    store.act_on_links(lose, &[&again.get(0)]).await;
+    store
+        .client
+        .batch_execute("DROP SCHEMA restante CASCADE; UPDATE field_names SET name = 'X-Other' WHERE id = 1")
+        .await
+        .unwrap();
+    let plan = Plan::new(store.compare(&snapshot, None).await, &PlanOptions::default());
+    let stopped = Apply::new(plan, ApplyOptions::default());
+    let stopped = stopped.run(&store.session().await, &snapshot, &store.profile, &Silent).await;
+    assert!(matches!(stopped, Err(ReplayError::ValueTaken { .. })), "{stopped:?}");
+    assert_eq!(seen(&store).await.len(), 0);
 }

@@ -68,7 +68,8 @@ impl Lay<'_> {
         let table = self.table(&dictionary.table, dictionary.key.as_ref())?;
         table.single_key()?;
         let lower = self.columns(&table, &dictionary.lower)?;
-        Ok(Dictionary { lower, ..bare(self.columns(&table, &dictionary.natural)?, table) })
+        let fixed = dictionary.fixed.clone();
+        Ok(Dictionary { lower, fixed, ..bare(self.columns(&table, &dictionary.natural)?, table) })
     }
 
     fn hashed(&self, part: &profile::Part) -> Result<Dictionary, CompareError> {
@@ -82,5 +83,5 @@ impl Lay<'_> {
 }
 
 fn bare(natural: Vec<usize>, table: Table) -> Dictionary {
-    Dictionary { natural, table, lower: Vec::new(), refers: Vec::new(), children: Vec::new() }
+    Dictionary { natural, table, lower: Vec::new(), fixed: None, refers: Vec::new(), children: Vec::new() }
 }
