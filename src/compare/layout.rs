@@ -90,6 +90,8 @@ pub struct Parent {
     pub evidence: Vec<usize>,
     /// In a mailbox: refers to its owner.
     pub owner: Option<usize>,
+    /// What the names of an account's mailboxes begin with.
+    pub home: Option<String>,
     pub live: Option<String>,
     /// Kept by triggers or computed: never written.
     pub derived: Vec<usize>,

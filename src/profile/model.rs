@@ -151,6 +151,8 @@ pub struct Mailbox {
     /// The column that refers to the owner.
     pub owner: Option<Columns>,
     pub natural: Columns,
+    /// What the names of an account's mailboxes begin with, `{owner}` being its own name: side folders are made below it.
+    pub home: Option<String>,
     #[serde(default)]
     pub evidence: Columns,
     pub live: Option<String>,

@@ -304,6 +304,7 @@ impl Profile {
         {
             roles.push(
                 Role::new("keywords", &keywords.table, self.place(flags))
+                    .key(keywords.of.as_ref())
                     .columns([&keywords.column])
                     .columns(keywords.of.iter().flat_map(|columns| &columns.0)),
             );

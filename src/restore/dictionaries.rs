@@ -19,6 +19,7 @@ use crate::compare::parents::Parents;
 use crate::compare::row::{LargeValue, Row};
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
+use crate::postgres::sql;
 
 /// Shared values of the snapshot, ready to be staged.
 pub(super) struct Entries {
@@ -294,6 +295,19 @@ fn same(dictionary: &Dictionary, rows: &BTreeMap<Vec<u8>, StagedRow>) -> String 
         format!("{live} {equals} {staged}")
     });
     same.collect::<Vec<_>>().join(" AND ")
+}
+
+/// SQL for the key of the value that says this, which is made if it is not there. One column tells the values apart.
+pub(super) async fn value(session: &Session, dictionary: &Dictionary, said: &str) -> Result<String, ReplayError> {
+    let table = &dictionary.table;
+    let (live, key, at) = (table.quoted(), table.ident(table.single_key()?), dictionary.natural[0]);
+    let (ident, literal) = (table.ident(at), sql::literal(said));
+    let [column, wanted] = [format!("l.{ident}"), literal.clone()].map(|one| folded(dictionary, at, one));
+    let insert = format!(
+        "INSERT INTO {live} ({ident}) SELECT {literal} WHERE NOT EXISTS (SELECT FROM {live} l WHERE {column} = {wanted}) ON CONFLICT DO NOTHING"
+    );
+    session.execute("marking restored mail", &insert).await?;
+    Ok(format!("(SELECT l.{key} FROM {live} l WHERE {column} = {wanted} ORDER BY l.{key} LIMIT 1)"))
 }
 
 /// A column by which values are told apart, as SQL.

@@ -283,13 +283,18 @@ impl Batch<'_> {
             layout.keyword.as_ref().and_then(|keyword| Some((keyword, keyword.restored.as_ref()?)))
         {
             let child = &layout.children[keyword.child];
+            let value = match child.dictionary(keyword.column) {
+                Some(kind) => dictionaries::value(session, &layout.dictionaries[kind], restored).await?,
+                None => sql::literal(restored),
+            };
             let of = child.of.iter().map(|at| child.table.ident(*at)).collect::<Vec<_>>().join(", ");
             let key = child.to.iter().map(|at| format!("m.{}", message.link.ident(*at))).collect::<Vec<_>>().join(", ");
             let sql = format!(
-                "INSERT INTO {} ({of}, {}) SELECT {key}, {} FROM {stage} m ON CONFLICT DO NOTHING",
-                child.table.quoted(),
-                child.table.ident(keyword.column),
-                sql::literal(restored)
+                "INSERT INTO {table} ({of}, {column}) SELECT {key}, {value} FROM {stage} m \
+                 WHERE NOT EXISTS (SELECT FROM {table} c WHERE {} AND c.{column} = {value}) ON CONFLICT DO NOTHING",
+                child.belongs("c", "m", &message.link, &child.to),
+                table = child.table.quoted(),
+                column = child.table.ident(keyword.column),
             );
             session.execute("marking restored mail", &sql).await?;
         }

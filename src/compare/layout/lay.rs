@@ -85,7 +85,9 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let keyword = match profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref()) {
         None => None,
         Some(keywords) => {
-            let table = lay.table(&keywords.table, None)?;
+            let mut by = keywords.of.clone().unwrap_or_default();
+            by.0.push(keywords.column.clone());
+            let table = lay.keyed(&keywords.table, Some(&by))?;
             let of = lay.references(&table, keywords.of.as_ref(), &message.link)?;
             let column = lay.column(&table, &keywords.column)?;
             children.push(Child {
@@ -98,6 +100,11 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
                 to: message.link.key.clone(),
                 table,
             });
+            let marked =
+                children.last().and_then(|child| child.dictionary(column)).filter(|_| keywords.restored.is_some());
+            if marked.is_some_and(|kind| dictionaries[kind].natural.len() != 1) {
+                return Err(CompareError::NotYet { what: "keywords are values that several columns tell apart" });
+            }
             Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
         }
     };
@@ -213,6 +220,13 @@ impl Lay<'_> {
             (None, None) => return Err(CompareError::NoKey { table: table.label() }),
         };
         Ok(table)
+    }
+
+    /// Where there is no primary key, `natural` stands for it.
+    fn keyed(&self, table: &str, natural: Option<&Columns>) -> Result<Table, CompareError> {
+        let name = self.name(table);
+        let live = self.catalog.table(&name.schema, &name.name);
+        self.table(table, natural.filter(|_| live.is_some_and(|live| live.primary_key().is_none())))
     }
 
     fn column(&self, table: &Table, name: &str) -> Result<usize, CompareError> {
@@ -352,6 +366,7 @@ impl Lay<'_> {
             natural: self.columns(&table, &owner.natural)?,
             evidence: self.columns(&table, &owner.evidence)?,
             owner: None,
+            home: None,
             live: owner.live.clone(),
             derived: self.derived(&table),
             uid: None,
@@ -379,6 +394,7 @@ impl Lay<'_> {
             natural: self.columns(&table, &mailbox.natural)?,
             evidence: self.columns(&table, &mailbox.evidence)?,
             owner,
+            home: mailbox.home.clone(),
             live: mailbox.live.clone(),
             derived: self.derived(&table),
             uid: self.optional(&table, mailbox.uid.column.as_ref())?,
@@ -589,9 +605,7 @@ impl Lay<'_> {
 
     /// `to`: where the key of the table `of` is.
     fn child(&self, child: &profile::Child, of: &Table, to: Vec<usize>) -> Result<Child, CompareError> {
-        let name = self.name(&child.table);
-        let keyed = self.catalog.table(&name.schema, &name.name).is_none_or(|live| live.primary_key().is_some());
-        let table = self.table(&child.table, child.natural.as_ref().filter(|_| !keyed))?;
+        let table = self.keyed(&child.table, child.natural.as_ref())?;
         let natural = match &child.natural {
             Some(natural) => self.columns(&table, natural)?,
             None => table.key.clone(),

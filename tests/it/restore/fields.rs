@@ -48,7 +48,7 @@ async fn a_mail_under_the_key_of_a_lost_one_that_differs_in_its_header_alone_is_
     assert_eq!(report.mail.restored, 1, "{report:?}");
     let found = seen(&store).await;
     assert_eq!(found[0], "Archive 1 1 b@example.org two");
-    assert!(found[1].starts_with("INBOX ") && found[1].ends_with(" b@example.org one"), "{found:?}");
+    assert!(found[1].starts_with("INBOX ") && found[1].ends_with(" b@example.org one $Restored"), "{found:?}");
     store.check_counters().await;
     assert_eq!(store.restore(&snapshot, None).await.replay, None);
 }
@@ -80,7 +80,10 @@ async fn shared_values_of_header_and_flags_are_found_by_what_they_say() {
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(found[0].ends_with(" c@example.net second other,work"), "{other} {found:?}");
     assert!(found[1].ends_with(" b@example.org three"), "{same} {found:?}");
-    assert!(found[2].ends_with(" b@example.org one mine,work a@example.org=/comment=keep"), "{before:?} {found:?}");
+    assert!(
+        found[2].ends_with(" b@example.org one $Restored,mine,work a@example.org=/comment=keep"),
+        "{before:?} {found:?}"
+    );
     store.check_counters().await;
     assert_eq!(store.restore(&snapshot, None).await.replay, None);
 }
@@ -139,6 +142,22 @@ async fn a_tombstone_is_proven_by_the_mail_that_it_keeps_and_undo_leaves_one() {
 }
 
 #[tokio::test]
+async fn a_side_folder_is_made_below_the_home_of_its_account() {
+    let Some(store) = Store::named("archiveopteryx").await else { return };
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let lost = store.deliver(inbox, Content(2), 1, 0).await;
+    let snapshot = MemorySource::take(&store.reader).await;
+    store.lose(&[lost], &[], true).await;
+    let plan = PlanOptions { into_folder: Some("Found".to_owned()), ..Default::default() };
+    let report = store.restore_with(&snapshot, None, &plan, ApplyOptions::default()).await;
+    assert_eq!(report.mail.restored, 1, "{report:?}");
+    let found: Vec<_> = store.found().await.into_iter().map(|one| (one.name, one.content)).collect();
+    assert_eq!(found, [("Found/INBOX".to_owned(), Some(Content(2)))]);
+    store.check_counters().await;
+}
+
+#[tokio::test]
 async fn a_tombstone_of_the_mail_that_took_all_numbers_of_a_lost_one_proves_nothing() {
     let Some(store) = Store::named("archiveopteryx").await else { return };
     let account = store.account("a@example.org").await;
@@ -168,7 +187,7 @@ async fn a_field_name_that_the_server_knows_by_number_comes_back_under_it_or_sto
     store.client.batch_execute("DELETE FROM field_names WHERE name IN ('From', 'Subject')").await.unwrap();
     assert_eq!(store.restore(&snapshot, None).await.mail.restored, 1);
     let found = seen(&store).await;
-    assert!(found.len() == 1 && found[0].ends_with(" b@example.org one"), "{found:?}");
+    assert!(found.len() == 1 && found[0].ends_with(" b@example.org one $Restored"), "{found:?}");
 
     // Its number is another's now.
     let again =

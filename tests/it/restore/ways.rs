@@ -114,8 +114,8 @@ const DBMAIL: Ways = Ways {
 
 /// A mailbox that is made anew is the old row again.
 const ARCHIVEOPTERYX: Ways = Ways {
-    marks: false,
     tombstones_stay: false,
+    deleted_accounts: true,
     mailboxes_told_apart: false,
     saved: false,
     moves_row: false,
