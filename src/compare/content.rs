@@ -154,6 +154,9 @@ pub fn bytes_of<'a>(value: &'a Value, found: &'a HashMap<LargeValue, Bytes>) -> 
 /// A part of a mail, in the order of the mail: position in the body, order, bytes.
 type Piece = (i64, Fields, Fields);
 
+/// What lies in rows of a mail's own: by how many of its columns the rows are put in order, and the columns of each.
+type OwnRows = (usize, Vec<Vec<Fields>>);
+
 /// The raw mail, or what stands for it where the store keeps its parts alone; parts that are not in the snapshot are left out.
 pub fn assemble(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>, found: &HashMap<LargeValue, Bytes>) -> Vec<u8> {
     let field = |value: &Value| bytes_of(value, found).map(<[u8]>::to_vec);
@@ -188,8 +191,7 @@ pub fn assemble(layout: &Layout, mail: &Made<'_>, stock: Stock<'_>, found: &Hash
     whole(layout, &body.collect::<Vec<_>>().concat(), pieces, rest)
 }
 
-/// `rest`: what lies in rows of its own. By how many of its columns the rows are put in order, and the rows.
-fn whole(layout: &Layout, body: &[u8], mut pieces: Vec<Piece>, rest: Vec<(usize, Vec<Vec<Fields>>)>) -> Vec<u8> {
+fn whole(layout: &Layout, body: &[u8], mut pieces: Vec<Piece>, rest: Vec<OwnRows>) -> Vec<u8> {
     pieces.sort();
     let mut own = Vec::new();
     for (order, mut rows) in rest {
@@ -282,7 +284,7 @@ pub async fn live_mails(
         })
         .await?;
     }
-    let mut rest: HashMap<Vec<u8>, Vec<(usize, Vec<Vec<Fields>>)>> = HashMap::new();
+    let mut rest: HashMap<Vec<u8>, Vec<OwnRows>> = HashMap::new();
     let none: Vec<_> =
         layout.contents.iter().map(|one| (layout.children[one.child].natural.len(), Vec::new())).collect();
     for (number, content) in layout.contents.iter().enumerate() {

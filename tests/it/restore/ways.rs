@@ -20,7 +20,7 @@ pub struct Ways {
     pub deleted_accounts: bool,
     /// What a living message lost of its flags and keywords is told from what its user took off.
     pub children_come_back: bool,
-    /// The bytes of mail are in the database.
+    /// The bytes of mail are in the database, as they came.
     pub bodies: bool,
     /// A mailbox is told from another one that has its name.
     pub mailboxes_told_apart: bool,
@@ -116,6 +116,7 @@ const DBMAIL: Ways = Ways {
 const ARCHIVEOPTERYX: Ways = Ways {
     tombstones_stay: false,
     deleted_accounts: true,
+    bodies: false,
     mailboxes_told_apart: false,
     saved: false,
     moves_row: false,
