@@ -100,6 +100,11 @@ async fn a_tombstone_is_proven_by_the_mail_that_it_keeps_and_undo_leaves_one() {
     let lost = store.deliver(inbox, lost, 3, 0).await;
     let copied = store.deliver(inbox, copied, 4, 0).await;
     store.tag(lost, "work").await;
+    // What hangs on a part comes back with it.
+    let unparsed = "SELECT count(*) FROM unparsed_messages u JOIN part_numbers p USING (bodypart)";
+    let unparsed = async || store.client.query_one(unparsed, &[]).await.unwrap().get::<_, i64>(0);
+    let parse = "INSERT INTO unparsed_messages SELECT p.bodypart FROM part_numbers p JOIN bodyparts b ON b.id = p.bodypart WHERE b.text = $1";
+    assert_eq!(store.client.execute(parse, &[&"text of 4\r\n"]).await.unwrap(), 1);
     let snapshot = MemorySource::take(&store.reader).await;
     store.expunge(gone, "expunge").await;
     store.move_to(moved, archive, 5).await;
@@ -107,6 +112,7 @@ async fn a_tombstone_is_proven_by_the_mail_that_it_keeps_and_undo_leaves_one() {
     let copy = store.copy(copied, archive, 6).await;
     store.expunge(copy, "expunge").await;
     store.lose(&[lost, copied], &[], false).await;
+    assert_eq!(unparsed().await, 0);
     let mails = "SELECT count(*) FROM messages";
     let mails = async || store.client.query_one(mails, &[]).await.unwrap().get::<_, i64>(0);
     assert_eq!(mails().await, 3);
@@ -117,6 +123,7 @@ async fn a_tombstone_is_proven_by_the_mail_that_it_keeps_and_undo_leaves_one() {
     assert_eq!(count(Class::Absent, Reason::NoTrace), 2);
     let report = store.restore(&snapshot, None).await;
     assert_eq!(report.mail.restored, 2, "{report:?}");
+    assert_eq!(unparsed().await, 1);
     // The one that was kept is linked to again.
     assert_eq!(mails().await, 4);
 
