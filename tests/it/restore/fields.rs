@@ -211,3 +211,23 @@ async fn a_field_name_that_the_server_knows_by_number_comes_back_under_it_or_sto
     assert!(matches!(stopped, Err(ReplayError::ValueTaken { .. })), "{stopped:?}");
     assert_eq!(seen(&store).await.len(), 0);
 }
+
+#[tokio::test]
+async fn a_flag_that_its_user_took_off_stays_off() {
+    let Some(store) = Store::named("archiveopteryx").await else { return };
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let kept = store.deliver(inbox, Content(2), 1, 0).await;
+    let lost = store.deliver(inbox, Content(3), 2, 0).await;
+    for id in [kept, lost] {
+        store.tag(id, "work").await;
+    }
+    let snapshot = MemorySource::take(&store.reader).await;
+    store.client.batch_execute("DELETE FROM flags").await.unwrap();
+    store.lose(&[lost], &[], true).await;
+    let report = store.restore(&snapshot, None).await;
+    assert_eq!((report.mail.restored, report.repaired_messages), (1, 0), "{report:?}");
+    let tags = store.tags().await;
+    assert_eq!(tags.get(&kept), None);
+    assert_eq!(tags.into_values().collect::<Vec<_>>(), [["work"]]);
+}
