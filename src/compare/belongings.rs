@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::classify::{Leftover, row_print};
 use super::content::PartRows;
 use super::error::CompareError;
-use super::layout::{Child, Layout, Refers, Table};
+use super::layout::{Child, Layout, Refers, Table, key_of};
 use super::live;
 use super::parents::{fetch, inline};
 use super::row::{Class, Print, Row};
@@ -52,33 +52,39 @@ pub(super) async fn belongings(
         let is_content = layout.is_shared(child);
         let mut lost: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
         for (at, leftover) in leftovers.iter().enumerate().filter(|(_, leftover)| leftover.class == Class::Absent) {
-            lost.entry(leftover.row[child.to].bytes().unwrap_or_default().to_vec()).or_default().push(at);
+            let key = key_of(child.to.iter().map(|at| leftover.row[*at].bytes()));
+            lost.entry(key.unwrap_or_default()).or_default().push(at);
         }
-        let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
-        let is_alive = |key: &[u8]| if is_content { living.contains(key) } else { !keys.contains(key) };
+        let is_alive = |key: &[u8]| if is_content { living.contains(key) } else { !lost.contains_key(key) };
+        // Rows are picked by one column; of several that is not all.
+        let (first, to) = (child.of[0], child.to[0]);
+        let absent = leftovers.iter().filter(|leftover| leftover.class == Class::Absent);
+        let keys: HashSet<Vec<u8>> =
+            absent.map(|leftover| leftover.row[to].bytes().unwrap_or_default().to_vec()).collect();
         // Those of living messages are looked at only where users do not change them; of a window's neighbours they are counted first.
-        let counted = !child.mutable && window.is_bounded();
+        let counted = !child.mutable && window.is_bounded() && child.of.len() == 1;
         let (mut picked, mut outside) = if counted {
-            Outside::of_children(child.of, &keys, &source.segments(&child.table.source).await?)
+            Outside::of_children(first, &keys, &source.segments(&child.table.source).await?)
         } else {
             Default::default()
         };
-        let number = |key: Option<&[u8]>| zone::integer(key?, false);
+        let number = |key: &[u8]| zone::integer(key, false);
         let mut there: HashSet<Print> = HashSet::new();
         if !child.mutable {
-            let mut columns = vec![child.of];
-            columns.extend(&child.natural);
+            let columns = child.by();
             let select = format!("SELECT {} FROM {} c", child.table.select(&columns, "c"), child.table.quoted());
             live::copy(session, "reading what belongs to live messages", &select, columns.len(), &mut |row| {
-                there.insert(row_print(row[0], row[1..].iter().copied()));
-                outside.live(number(row[0]), None);
+                let (of, natural) = row.split_at(child.of.len());
+                let Some(message) = key_of(of.iter().copied()) else { return Ok(()) };
+                there.insert(row_print(Some(&message), natural.iter().copied()));
+                outside.live(number(&message), None);
                 Ok(())
             })
             .await?;
         }
         for _ in 0..2 {
             let pick = if child.mutable {
-                Pick::Keys { column: child.of, keys: &keys }
+                Pick::Keys { column: first, keys: &keys }
             } else if counted {
                 Pick::Segments(&picked)
             } else {
@@ -87,16 +93,16 @@ pub(super) async fn belongings(
             source
                 .scan(&child.table.source, pick, &mut |cells| {
                     let keep = || cells.iter().map(|cell| cell.keep()).collect::<Row>();
-                    let Some(message) = inline(cells, child.of) else { return Ok(()) };
-                    for at in lost.get(message).into_iter().flatten() {
+                    let Some(message) = child.holder(|at| inline(cells, at)) else { return Ok(()) };
+                    for at in lost.get(&message).into_iter().flatten() {
                         let leftover = &mut leftovers[*at];
                         rows_of(&mut leftover.via, &mut leftover.children, kind).push(keep());
                     }
-                    let print = row_print(Some(message), child.natural.iter().map(|at| inline(cells, *at)));
+                    let print = row_print(Some(&message), child.natural.iter().map(|at| inline(cells, *at)));
                     if there.contains(&print) {
-                        outside.paired(number(Some(message)), None);
-                    } else if !child.mutable && is_alive(message) {
-                        incomplete.messages.insert(Holder { is_content, key: message.to_vec() });
+                        outside.paired(number(&message), None);
+                    } else if !child.mutable && is_alive(&message) {
+                        incomplete.messages.insert(Holder { is_content, key: message });
                         rows_of(&mut incomplete.via, &mut incomplete.children, kind).push(keep());
                     }
                     Ok(())
@@ -205,9 +211,9 @@ async fn hanging_on(
 ) -> Result<HashMap<Vec<u8>, Vec<Row>>, CompareError> {
     let mut found: HashMap<Vec<u8>, Vec<Row>> = HashMap::new();
     if !keys.is_empty() {
-        for mut row in collect(source, &child.table.source, Pick::Keys { column: child.of, keys }).await? {
+        for mut row in collect(source, &child.table.source, Pick::Keys { column: child.of[0], keys }).await? {
             fetch(source, &mut row).await?;
-            let key = row[child.of].bytes().unwrap_or_default().to_vec();
+            let key = child.holder(|at| row[at].bytes()).unwrap_or_default();
             found.entry(key).or_default().push(row);
         }
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::classify::row_print;
 use super::error::CompareError;
-use super::layout::{Layout, layout};
+use super::layout::{Contents, Layout, key_of, layout};
 use super::parents::inline;
 use super::row::Print;
 use super::source::{Pick, SegmentFacts, Source};
@@ -91,22 +91,42 @@ async fn scan(
 
 /// Takes out what the snapshot's own tombstones record.
 async fn buried(source: &dyn Source, layout: &Layout, lost: &mut HashMap<Print, Vec<u8>>) -> Result<(), CompareError> {
+    let message = &layout.message;
     for tombstone in &layout.tombstones {
         let Some(table) = source.facts().table(&tombstone.name) else { continue };
-        let place = |name: &str| table.columns.iter().position(|column| column.name == name);
-        let Some(column) = tombstone.message.as_deref().and_then(place) else { continue };
+        let place = |at: usize| {
+            let name = tombstone.copied(message, at)?;
+            table.columns.iter().position(|column| column.name == name)
+        };
+        let key: Option<Vec<usize>> = message.link.key.iter().map(|at| place(*at)).collect();
+        let Some(key) = key else { continue };
+        let content = message.content.as_ref().filter(|_| tombstone.keeps_content);
         // In the order of the message's own evidence.
-        let evidence: Option<Vec<usize>> = layout
-            .message
-            .evidence
-            .iter()
-            .map(|at| tombstone.evidence.iter().find(|(_, of)| of == at).and_then(|(own, _)| place(own)))
-            .collect();
-        let Some(evidence) = evidence else { continue };
+        let evidence: Vec<(usize, Option<usize>)> = message.evidence.iter().map(|at| (*at, place(*at))).collect();
+        let is_proven =
+            |(at, own): &(usize, Option<usize>)| own.is_some() || content.is_some_and(|one| *at >= one.first);
+        if !evidence.iter().all(is_proven) {
+            continue;
+        }
+        let contents = match content {
+            Some(_) => message.contents(source).await?,
+            None => Contents::default(),
+        };
         let keys: HashSet<Vec<u8>> = lost.values().cloned().collect();
+        let pick = match key[..] {
+            [column] => Pick::Keys { column, keys: &keys },
+            _ => Pick::All,
+        };
+        let of = content.and_then(|content| place(content.of));
         source
-            .scan(table, Pick::Keys { column, keys: &keys }, &mut |cells| {
-                lost.remove(&row_print(inline(cells, column), evidence.iter().map(|at| inline(cells, *at))));
+            .scan(table, pick, &mut |cells| {
+                let Some(key) = key_of(key.iter().map(|at| inline(cells, *at))) else { return Ok(()) };
+                let of = of.and_then(|at| inline(cells, at));
+                let fields = evidence.iter().map(|(at, own)| match own {
+                    Some(own) => inline(cells, *own),
+                    None => contents.field(content?, of?, *at)?.bytes(),
+                });
+                lost.remove(&row_print(Some(&key), fields));
                 Ok(())
             })
             .await?;

@@ -19,7 +19,7 @@ use crate::repository::zone;
 mod changed;
 mod joined;
 mod lay;
-pub use joined::{Contents, Shared};
+pub use joined::{Contents, Shared, sent_key};
 pub use lay::{layout, layout_of_live};
 
 /// A table on both sides.
@@ -90,6 +90,8 @@ pub struct Parent {
     pub evidence: Vec<usize>,
     /// In a mailbox: refers to its owner.
     pub owner: Option<usize>,
+    /// What the names of an account's mailboxes begin with.
+    pub home: Option<String>,
     pub live: Option<String>,
     /// Kept by triggers or computed: never written.
     pub derived: Vec<usize>,
@@ -126,6 +128,10 @@ pub enum Refers {
 pub struct Dictionary {
     pub table: Table,
     pub natural: Vec<usize>,
+    /// Those of them in which upper and lower case are the same.
+    pub lower: Vec<usize>,
+    /// SQL over rows that the server knows by their key.
+    pub fixed: Option<String>,
     /// Other dictionaries that it refers to stand before it. References to messages are set when those are there.
     pub refers: Vec<(usize, Refers)>,
     /// Rows that hang on it: they come back with one that is made anew. Of a living one nobody knows whether its users removed them.
@@ -263,12 +269,13 @@ pub struct Part {
     pub numbered: bool,
 }
 
-/// Content in rows that belong to one message and are shared by none.
+/// Content in rows that belong to one message and are shared by none: parts, or header fields.
 #[derive(Debug, Clone)]
 pub struct Content {
     /// Position in [`Layout::children`].
     pub child: usize,
-    pub bytes: Vec<usize>,
+    /// Those that say something. In place of a reference to a dictionary the value counts.
+    pub columns: Vec<usize>,
 }
 
 /// Rows that belong to a message, or to an account, a mailbox or a dictionary.
@@ -276,9 +283,9 @@ pub struct Content {
 pub struct Child {
     pub table: Table,
     /// Refers to what the row belongs to.
-    pub of: usize,
-    /// The column that it refers to: in [`Message::table`] the key of the link or that of the content, else the parent's key.
-    pub to: usize,
+    pub of: Vec<usize>,
+    /// The columns that it refers to: in [`Message::table`] the key of the link or that of the content, else the parent's key.
+    pub to: Vec<usize>,
     /// What tells the rows of one message apart.
     pub natural: Vec<usize>,
     pub set: BTreeMap<usize, String>,
@@ -289,6 +296,38 @@ pub struct Child {
     pub foreign: Vec<(usize, TableName, String)>,
     /// Users change them, so those of a living message are left alone.
     pub mutable: bool,
+}
+
+impl Child {
+    /// The key of what a row belongs to, as [`key_of`] makes it.
+    pub fn holder<'a>(&self, field: impl Fn(usize) -> Option<&'a [u8]>) -> Option<Vec<u8>> {
+        key_of(self.of.iter().map(|at| field(*at)))
+    }
+
+    /// A condition: the row `alias` belongs to the row `held` of a table, whose key has these columns.
+    pub fn belongs(&self, alias: &str, held: &str, table: &Table, key: &[usize]) -> String {
+        let same = self.of.iter().zip(key);
+        let same = same.map(|(of, to)| format!("{alias}.{} = {held}.{}", self.table.ident(*of), table.ident(*to)));
+        same.collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Columns by which the row of one message is found.
+    pub fn by(&self) -> Vec<usize> {
+        self.of.iter().chain(&self.natural).copied().collect()
+    }
+
+    /// The dictionary that a column refers to.
+    pub fn dictionary(&self, column: usize) -> Option<usize> {
+        self.refers.iter().find_map(|(at, refers)| match refers {
+            Refers::Dictionary(kind) if *at == column => Some(*kind),
+            _ => None,
+        })
+    }
+}
+
+/// A key of several columns as one: their fields one behind the other. Such columns are integers or UUIDs.
+pub fn key_of<'a>(fields: impl Iterator<Item = Option<&'a [u8]>>) -> Option<Vec<u8>> {
+    Some(fields.collect::<Option<Vec<_>>>()?.concat())
 }
 
 #[derive(Debug, Clone)]
@@ -307,11 +346,36 @@ pub struct Tombstone {
     pub uid: Option<String>,
     pub modseq: Option<String>,
     pub message: Option<String>,
+    /// `message` is the content, which stays as long as its tombstone and tells what was deleted.
+    pub keeps_content: bool,
     /// Column of the tombstone, column of the message.
     pub evidence: Vec<(String, usize)>,
     pub at: Option<String>,
     pub set: BTreeMap<String, String>,
     pub written: bool,
+}
+
+impl Tombstone {
+    /// The column that has what a message has in this one.
+    pub fn copied(&self, message: &Message, column: usize) -> Option<&str> {
+        let content = message.content.as_ref().filter(|_| self.keeps_content).map(|content| content.of);
+        let of_key = message.link.key == [column] && !self.keeps_content;
+        let own = match column {
+            _ if column == message.mailbox => &self.mailbox,
+            _ if Some(column) == message.uid => &self.uid,
+            _ if Some(column) == content || of_key => &self.message,
+            _ => &None,
+        };
+        let evidence = || self.evidence.iter().find(|(_, of)| *of == column).map(|(own, _)| &**own);
+        own.as_deref().or_else(evidence)
+    }
+
+    /// What it proves of a message besides key and mailbox.
+    pub fn proves(&self, message: &Message) -> Vec<usize> {
+        let own = self.evidence.iter().map(|(_, of)| *of);
+        let content = message.content.as_ref().filter(|_| self.keeps_content);
+        own.chain(content.into_iter().flat_map(Shared::in_message)).collect()
+    }
 }
 
 /// Rows of messages that are tombstones: a deletion marks them, and they stay for a while.
@@ -400,10 +464,7 @@ impl Layout {
 
     /// What of a message its tombstone records besides its key and its mailbox.
     pub fn buried_evidence(&self) -> Vec<usize> {
-        match self.tombstones.first() {
-            Some(first) => first.evidence.iter().map(|(_, of)| *of).collect(),
-            None => self.message.evidence.clone(),
-        }
+        self.tombstones.first().map_or_else(|| self.message.evidence.clone(), |first| first.proves(&self.message))
     }
 
     /// The values, by dictionary and key, that a message and what belongs to it refer to.
@@ -430,7 +491,7 @@ impl Layout {
 
     /// Do these rows hang on the content, which several links may share?
     pub fn is_shared(&self, child: &Child) -> bool {
-        self.message.content.as_ref().is_some_and(|content| child.to == content.of)
+        self.message.content.as_ref().is_some_and(|content| child.to == [content.of])
     }
 
     /// All kinds of rows that hang on messages: those that name their parts, then the others.

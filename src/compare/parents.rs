@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::classify::{identity, source_print};
 use super::error::CompareError;
-use super::layout::{Child, Layout, Parent, Table};
+use super::layout::{Layout, Parent, Table};
 use super::live;
 use super::named;
 use super::past::Past;
@@ -234,10 +234,10 @@ async fn children(source: &dyn Source, parent: &Parent, all: &mut [Known]) -> Re
         return Ok(());
     }
     let keys: HashSet<Vec<u8>> = lost.keys().cloned().collect();
-    for (kind, Child { table, of, .. }) in parent.children.iter().enumerate() {
-        for mut row in collect(source, &table.source, Pick::Keys { column: *of, keys: &keys }).await? {
+    for (kind, child) in parent.children.iter().enumerate() {
+        for mut row in collect(source, &child.table.source, Pick::Keys { column: child.of[0], keys: &keys }).await? {
             fetch(source, &mut row).await?;
-            if let Some(at) = row[*of].bytes().and_then(|key| lost.get(key)) {
+            if let Some(at) = child.holder(|at| row[at].bytes()).and_then(|key| lost.get(&key)) {
                 all[*at].children[kind].push(row);
             }
         }

@@ -2,12 +2,13 @@
 //!
 //! A tombstone proves a deletion by the key *and* the creation evidence that it recorded; its key alone may have been issued again.
 //! Under another key the mailbox and the evidence must agree: so a restored copy that its user deleted stays deleted, whatever became
-//! of the journal. Each tombstone stands for one message. Memory: those tombstones alone whose evidence a lost row has.
+//! of the journal. Where a tombstone keeps the content, the content is its record. Each tombstone stands for one message. Memory: those
+//! tombstones alone whose evidence a lost row has.
 
 use std::collections::{HashMap, HashSet};
 
 use super::error::CompareError;
-use super::layout::{Layout, Tombstone};
+use super::layout::{Layout, Tombstone, sent_key};
 use super::live;
 use super::past::Past;
 use super::row::{Print, Printer, Reason, Row};
@@ -58,7 +59,8 @@ impl Tombstones {
         let loose: HashSet<Print> = wanted.iter().map(|wanted| wanted.loose).collect();
         let mut found = Self::default();
         // All tables of tombstones must record the same of a message; the first one says what.
-        let tables = layout.tombstones.iter().filter(|table| table.message.is_some() && !table.evidence.is_empty());
+        let tables =
+            layout.tombstones.iter().filter(|one| one.message.is_some() && !one.proves(&layout.message).is_empty());
         let mut selects = tables.map(|table| select(layout, table)).collect::<Result<Vec<_>, _>>()?;
         let evidence = layout.buried_evidence();
         if layout.buried.as_ref().is_some_and(|_| !evidence.is_empty()) {
@@ -101,15 +103,38 @@ impl Tombstones {
     }
 }
 
-fn select(layout: &Layout, table: &Tombstone) -> Result<String, CompareError> {
-    let message = &layout.message.table;
-    let cast = |name: &Option<String>, column: usize| match name {
-        Some(name) => format!("t.{}::{}", sql::identifier(name), wire_type(message, column)),
-        None => format!("NULL::{}", wire_type(message, column)),
+fn select(layout: &Layout, tombstone: &Tombstone) -> Result<String, CompareError> {
+    let message = &layout.message;
+    let content = message.content.as_ref().filter(|_| tombstone.keeps_content);
+    let copied = |at: usize| {
+        let name = tombstone.copied(message, at)?;
+        Some(format!("t.{}::{}", sql::identifier(name), wire_type(&message.table, at)))
     };
-    let mut list = vec![cast(&table.message, message.single_key()?), cast(&table.mailbox, layout.message.mailbox)];
-    list.extend(table.evidence.iter().map(|(own, of)| cast(&Some(own.clone()), *of)));
-    Ok(format!("SELECT {} FROM {} t", list.join(", "), table.name.quoted()))
+    // What the content itself says.
+    let kept = |at: usize| {
+        let content = content?;
+        Some(content.table.expression(at.checked_sub(content.first)?, "c"))
+    };
+    let key = message.table.single_key()?;
+    let sent = if message.link.key.len() > 1 { sent_key(&message.link, copied)? } else { copied(key) };
+    let null = |at: usize| format!("NULL::{}", wire_type(&message.table, at));
+    let mut list = vec![sent.unwrap_or_else(|| null(key))];
+    let proves = tombstone.proves(message);
+    list.extend(
+        std::iter::once(message.mailbox)
+            .chain(proves)
+            .map(|at| copied(at).or_else(|| kept(at)).unwrap_or_else(|| null(at))),
+    );
+    let join = match (content, &tombstone.message) {
+        (Some(content), Some(own)) => format!(
+            "JOIN {} c ON c.{} = t.{}",
+            content.table.quoted(),
+            content.table.ident(content.table.single_key()?),
+            sql::identifier(own)
+        ),
+        _ => String::new(),
+    };
+    Ok(format!("SELECT {} FROM {} t {join}", list.join(", "), tombstone.name.quoted()))
 }
 
 fn wire_type(table: &super::layout::Table, column: usize) -> &str {

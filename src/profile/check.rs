@@ -96,12 +96,16 @@ impl Check<'_> {
             );
         }
         let positions = self.0.part.iter().any(|part| part.via.as_ref().is_some_and(|via| via.position.is_some()));
+        let headers = self.0.child.iter().any(|child| child.header);
         match message.body {
             Body::Spliced { .. } if !positions => {
                 self.refuse(message, "a spliced body needs a [[part]] whose via has a position")
             }
             Body::HeaderAndParts { .. } | Body::PartsOnly { .. } if self.0.part.is_empty() => {
                 self.refuse(message, "a body made of parts needs a [[part]]")
+            }
+            Body::Raw { .. } | Body::Spliced { .. } | Body::HeaderAndParts { .. } | Body::Text { .. } if headers => {
+                self.refuse(message, "a child holds header fields, but the body's assembly is not parts-only")
             }
             Body::Spliced { .. } => Ok(()),
             _ if positions => self.refuse(message, "a part has a position, but the body's assembly is not spliced"),

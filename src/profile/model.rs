@@ -151,6 +151,8 @@ pub struct Mailbox {
     /// The column that refers to the owner.
     pub owner: Option<Columns>,
     pub natural: Columns,
+    /// What the names of an account's mailboxes begin with, `{owner}` being its own name: side folders are made below it.
+    pub home: Option<String>,
     #[serde(default)]
     pub evidence: Columns,
     pub live: Option<String>,
@@ -278,7 +280,7 @@ pub enum Body {
     Spliced { column: String },
     /// A header, and parts behind it in their order.
     HeaderAndParts { header: String },
-    /// Parts alone hold it, and its bytes cannot be had again.
+    /// Parts alone hold it, headers included or in children that say so, and its bytes cannot be had again.
     PartsOnly {
         /// The first part of each mail is its header.
         #[serde(default)]
@@ -378,6 +380,11 @@ pub struct Dictionary {
     pub table: String,
     pub key: Option<Columns>,
     pub natural: Columns,
+    /// Those of them that are unique in lower case.
+    #[serde(default)]
+    pub lower: Columns,
+    /// A predicate: the server knows such rows by their key, so they come back under it or not at all.
+    pub fixed: Option<String>,
     /// Columns that refer back to a message, and are set once that exists.
     #[serde(default)]
     pub cycle: Columns,
@@ -396,7 +403,10 @@ pub struct Child {
     pub columns: Option<Columns>,
     /// What tells the rows of one parent apart; the primary key if left out.
     pub natural: Option<Columns>,
-    /// Users take rows away: what a living message lost of them stays lost.
+    /// Its rows are header fields of the mail and tell two mails apart, where the body's assembly is `parts-only`.
+    #[serde(default)]
+    pub header: bool,
+    /// Users add and remove the rows: those that a living message misses stay away.
     #[serde(default)]
     pub mutable: bool,
     #[serde(default)]
@@ -414,7 +424,8 @@ pub struct Tombstone {
     pub mailbox: Option<Columns>,
     pub uid: Option<String>,
     pub modseq: Option<String>,
-    /// The key of the deleted message. It may have been issued again, so it proves nothing without `evidence`.
+    /// The key of the deleted message, or of its content where that stays with the tombstone and proves what was deleted. It may have been
+    /// issued again, so that of a message proves nothing without `evidence`.
     pub message: Option<Columns>,
     /// Columns of the tombstone and the columns of message or link that they were copied from.
     #[serde(default)]
@@ -423,7 +434,7 @@ pub struct Tombstone {
     /// Set in the tombstones that undoing a restore leaves.
     #[serde(default)]
     pub set: Assignments,
-    /// `never` where a trigger on the table deletes live rows.
+    /// `never` where a row does more than to take the live message away.
     #[serde(default)]
     pub write: TombstoneWrite,
 }

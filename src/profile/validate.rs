@@ -350,6 +350,7 @@ impl Profile {
         {
             roles.push(
                 Role::new("keywords", &keywords.table, self.place(flags))
+                    .key(keywords.of.as_ref())
                     .columns([&keywords.column])
                     .columns(keywords.of.iter().flat_map(|columns| &columns.0)),
             );
@@ -375,6 +376,7 @@ impl Profile {
                 Role::new("dictionary", &dictionary.table, self.place(dictionary))
                     .key(dictionary.key.as_ref())
                     .natural(&dictionary.natural)
+                    .columns(&dictionary.lower.0)
                     .columns(dictionary.cycle.0.iter().chain(dictionary.references.keys())),
             );
         }

@@ -132,7 +132,7 @@ impl Apply {
         }
         while let Some(draft) = next {
             let drafted = at;
-            let batch = Batch::prepare(session, source, plan, &targets, &replay, draft).await?;
+            let batch = Batch::prepare(session, plan, &targets, &replay, draft).await?;
             // The next one is fetched while this one is written.
             let following = self.draft(session, source, &targets, &mut at).await?;
             let fetch = async {

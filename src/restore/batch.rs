@@ -212,7 +212,6 @@ impl<'a> Batch<'a> {
     /// Puts together what the messages are made of.
     pub async fn prepare(
         session: &Session,
-        source: &dyn Source,
         plan: &'a Plan,
         targets: &'a Targets,
         replay: &'a str,
@@ -237,7 +236,7 @@ impl<'a> Batch<'a> {
             }
         }
         let contents = contents::of(plan, chosen.iter().map(|(one, _)| &leftovers[one.leftover]));
-        let contents = contents::prove(session, source, plan, contents).await?;
+        let contents = contents::prove(session, plan, contents, &found).await?;
         let content = |leftover: &Leftover| {
             let key = leftover.row[layout.message.content.as_ref()?.of].bytes()?;
             contents.iter().position(|content| content.before == key)

@@ -1,8 +1,8 @@
 //! Contents that several links may share: one that is still alive is linked to again, and one that is lost is put in once.
 //!
-//! That a living one is the lost mail's is proven by its key with its evidence, and by its parts, each byte of them: keys are issued
-//! again, and two mails may have come in one second and be as long. Without a proof the content is put in once more: that costs space
-//! alone.
+//! That a living one is the lost mail's is proven by its key with its evidence, and by its parts and header fields, each byte of them: keys
+//! are issued again, and two mails may have come in one second and be as long. Without a proof the content is put in once more: that costs
+//! space alone.
 
 use std::collections::HashMap;
 
@@ -15,12 +15,10 @@ use super::error::ReplayError;
 use super::plan::Plan;
 use super::staging::{self, Stage, StagedRow};
 use super::write::{Holder, live_type};
-use crate::compare::Leftover;
-use crate::compare::layout::{Layout, Part};
-use crate::compare::live;
+use crate::compare::content::{self, Stock};
 use crate::compare::predicate::{Array, ask};
-use crate::compare::row::Value;
-use crate::compare::source::Source;
+use crate::compare::row::{LargeValue, Value};
+use crate::compare::{Comparison, Leftover};
 use crate::postgres::PostgresError;
 use crate::postgres::session::Session;
 
@@ -30,7 +28,7 @@ pub(super) struct Content<'a> {
     pub before: &'a [u8],
     /// A message that links to it.
     pub leftover: &'a Leftover,
-    /// What lives under its key has its parts.
+    /// What lives under its key says the same.
     pub is_alive: bool,
 }
 
@@ -54,100 +52,48 @@ pub(super) fn of<'a>(plan: &Plan, leftovers: impl Iterator<Item = &'a Leftover>)
     found
 }
 
-/// Finds out which of them live under their keys, by their parts.
+/// Finds out which of them live under their keys, by what they say. `found` has the large values of their mail.
 pub(super) async fn prove<'a>(
     session: &Session,
-    source: &dyn Source,
     plan: &Plan,
     mut contents: Vec<Content<'a>>,
+    found: &HashMap<LargeValue, Bytes>,
 ) -> Result<Vec<Content<'a>>, ReplayError> {
-    let layout = &plan.comparison.layout;
-    let Some(content) = layout.message.content.as_ref().filter(|_| !contents.is_empty()) else { return Ok(contents) };
+    let comparison = &plan.comparison;
+    let layout = &comparison.layout;
+    let Some(content) = layout.message.content.as_ref().filter(|content| !content.keeps_key()) else {
+        return Ok(contents);
+    };
     let key = content.table.single_key()?;
     let row = |one: &Content<'_>| -> StagedRow {
         let mut row = vec![None; content.table.columns.len()];
         row[key] = Some(Bytes::copy_from_slice(one.before));
         row
     };
-    let rows: Vec<StagedRow> = contents.iter().map(row).collect();
-    let mut same = vec![true; contents.len()];
-    let mut is_proven = vec![layout.parts.is_empty(); contents.len()];
-    for (kind, part) in layout.parts.iter().enumerate() {
+    let stock = Stock { parts: &comparison.parts, dictionaries: &comparison.dictionaries };
+    let chosen = format!(
+        "m.{0} IN (SELECT s.{0}::{1} FROM {2} s)",
+        content.table.ident(key),
+        live_type(&content.table, key),
+        Stage::Content.name().quoted()
+    );
+    for batch in contents.chunks_mut(content::LIVE_BATCH) {
+        let rows: Vec<StagedRow> = batch.iter().map(row).collect();
         let read = async || {
-            staging::fill(session, layout, Stage::Content, &rows).await?;
-            living_parts(session, layout, part).await
+            staging::fill_all(session, layout, &[(Stage::Content, rows.clone())]).await?;
+            Ok(content::live_mails(session, layout, true, &chosen).await?)
         };
-        let mut living = staging::transaction(session, "looking for mail that is still there", read).await?;
-        for (at, one) in contents.iter().enumerate() {
-            let mut ours = Vec::new();
-            for row in &one.leftover.via[kind] {
-                let found = row[part.part].bytes().and_then(|key| plan.comparison.parts[kind].get(key));
-                let order: Vec<Option<Bytes>> = part.order.iter().map(|at| kept(&row[*at])).collect();
-                ours.push((order, found));
-            }
-            let mut theirs = living.remove(one.before).unwrap_or_default();
-            ours.sort_by(|one, other| one.0.cmp(&other.0));
-            theirs.sort();
-            is_proven[at] |= !ours.is_empty();
-            same[at] &= ours.len() == theirs.len();
-            for ((order, part_row), (live_order, bytes)) in ours.into_iter().zip(theirs) {
-                let Some(row) = part_row.filter(|_| order == live_order) else {
-                    same[at] = false;
-                    continue;
-                };
-                for (column, live) in part.bytes.iter().zip(bytes) {
-                    same[at] &= match (&row[*column], live) {
-                        (Value::Null, None) => true,
-                        (Value::Bytes(bytes), Some(live)) => *bytes == live,
-                        (Value::Large(value), Some(live)) => source.is(*value, &live).await?,
-                        _ => false,
-                    };
-                }
-            }
+        let living = staging::transaction(session, "looking for mail that is still there", read).await?;
+        for one in batch {
+            let ours = content::assemble(layout, &Comparison::made(one.leftover), stock, found);
+            one.is_alive = !ours.is_empty() && living.get(one.before).is_some_and(|theirs| *theirs == ours);
         }
-    }
-    for (at, one) in contents.iter_mut().enumerate() {
-        one.is_alive = same[at] && is_proven[at];
     }
     Ok(contents)
 }
 
 fn kept(value: &Value) -> Option<Bytes> {
     if let Value::Bytes(bytes) = value { Some(bytes.clone()) } else { None }
-}
-
-/// Order and bytes of the parts that the staged contents have in the live store.
-type Living = HashMap<Vec<u8>, Vec<(Vec<Option<Bytes>>, Vec<Option<Bytes>>)>>;
-
-async fn living_parts(session: &Session, layout: &Layout, part: &Part) -> Result<Living, ReplayError> {
-    let mut living = Living::new();
-    let Some(content) = &layout.message.content else { return Ok(living) };
-    let key = content.table.single_key()?;
-    let via = &part.via.table;
-    let mut columns = vec![format!("s.{}", content.table.ident(key))];
-    columns.extend(part.order.iter().map(|at| via.expression(*at, "v")));
-    columns.extend(part.bytes.iter().map(|at| part.table.expression(*at, "p")));
-    let select = format!(
-        "SELECT {} FROM {} s JOIN {} v ON v.{} = s.{}::{} JOIN {} p ON p.{} = v.{}",
-        columns.join(", "),
-        Stage::Content.name().quoted(),
-        via.quoted(),
-        via.ident(part.via.of),
-        content.table.ident(key),
-        live_type(via, part.via.of),
-        part.table.quoted(),
-        part.table.ident(part.table.single_key()?),
-        via.ident(part.part)
-    );
-    live::copy(session, "looking for mail that is still there", &select, columns.len(), &mut |row| {
-        let keep = |field: &Option<&[u8]>| field.map(Bytes::copy_from_slice);
-        let (order, bytes) = row[1..].split_at(part.order.len());
-        let entry = living.entry(row[0].unwrap_or_default().to_vec()).or_default();
-        entry.push((order.iter().map(keep).collect(), bytes.iter().map(keep).collect()));
-        Ok(())
-    })
-    .await?;
-    Ok(living)
 }
 
 impl Batch<'_> {
@@ -237,7 +183,11 @@ impl Batch<'_> {
             }
             staged_rows.push((Stage::Content, rows));
             let new = self.contents.iter().zip(held).filter(|(_, held)| held.is_new);
-            let new = new.map(|(one, held)| Holder { leftover: one.leftover, key: &held.key, own: None });
+            let new = new.map(|(one, held)| Holder {
+                leftover: one.leftover,
+                key: std::slice::from_ref(&held.key),
+                own: None,
+            });
             let new: Vec<Holder<'_>> = new.collect();
             staged_rows.extend(self.belonging(true, &new));
         }

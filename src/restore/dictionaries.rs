@@ -183,22 +183,30 @@ pub(super) async fn settle(
             return Err(ReplayError::NoNewKey { table: table.label(), column: table.columns[key].name.clone() });
         }
         let set = messages(dictionary).map(|at| (at, "NULL".to_owned())).collect();
-        let mut insert = staging::insert(table, &set, if issued { &table.key } else { &[] });
+        // What the server knows by its key comes under it, and the rest under fresh ones.
+        let fixed = dictionary.fixed.as_ref().map(|sql| format!("(SELECT ({sql}) IS TRUE FROM (SELECT s.*) q)"));
+        let fresh = (issued, fixed.as_ref().map_or("true".to_owned(), |fixed| format!("NOT {fixed}")));
+        let ways: Vec<(bool, String)> = fixed.map(|fixed| (false, fixed)).into_iter().chain([fresh]).collect();
         // In the order of their old keys, so that two who restore the same wait for each other and do not lock each other out.
         // The snapshot may have a value twice where nothing makes it unique.
-        let natural: Vec<String> = dictionary.natural.iter().map(|at| table.ident(*at)).collect();
-        insert.conflict = " ON CONFLICT DO NOTHING";
-        let rows = format!(
-            "(SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {})",
-            staging::NUMBER,
-            natural = natural.join(", ")
-        );
-        let missing = format!("NOT EXISTS (SELECT FROM {live} l WHERE {same})");
-        let sql =
-            insert.sql(table, &rows, &missing, staging::NUMBER) + &format!(" RETURNING {}::text", table.ident(key));
-        let failed = || PostgresError::server("restoring what mail refers to");
-        let made = session.client().query(&sql, &[]).await.map_err(failed())?;
-        let made: Vec<&str> = made.iter().map(|row| row.get(0)).collect();
+        let natural: Vec<String> =
+            dictionary.natural.iter().map(|at| folded(dictionary, *at, table.ident(*at))).collect();
+        let mut made: Vec<String> = Vec::new();
+        for (is_fresh, which) in ways {
+            let mut insert = staging::insert(table, &set, if is_fresh { &table.key } else { &[] });
+            insert.conflict = " ON CONFLICT DO NOTHING";
+            let rows = format!(
+                "(SELECT DISTINCT ON ({natural}) * FROM {stage} ORDER BY {natural}, {})",
+                staging::NUMBER,
+                natural = natural.join(", ")
+            );
+            let missing = format!("NOT EXISTS (SELECT FROM {live} l WHERE {same}) AND {which}");
+            let sql =
+                insert.sql(table, &rows, &missing, staging::NUMBER) + &format!(" RETURNING {}::text", table.ident(key));
+            let failed = PostgresError::server("restoring what mail refers to");
+            let rows = session.client().query(&sql, &[]).await.map_err(failed)?;
+            made.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        }
         let sql = format!("SELECT count(*) FROM {stage} s WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same})");
         let failed = || PostgresError::server("looking for what mail refers to");
         let missing: i64 = session.client().query_one(&sql, &[]).await.map_err(failed())?.get(0);
@@ -219,7 +227,7 @@ pub(super) async fn settle(
         for (at, child) in dictionary.children.iter().enumerate().filter(|_| !made.is_empty()) {
             let stage = Stage::Under { dictionary: kind, kind: at };
             let made: Vec<String> = made.iter().map(|key| sql::literal(key)).collect();
-            let under = format!("s.{}::text IN ({})", child.table.ident(child.of), made.join(", "));
+            let under = format!("s.{}::text IN ({})", child.table.ident(child.of[0]), made.join(", "));
             leave_out(session, child, stage, &under, &mut left).await?;
             let insert = staging::insert(&child.table, &child.set, &child.issued);
             insert.all(session, "restoring what hangs on what mail refers to", &child.table, stage, &under).await?;
@@ -231,8 +239,8 @@ pub(super) async fn settle(
             |at: &usize| child.refers.iter().any(|(of, refers)| of == at && matches!(refers, Refers::Dictionary(_)));
         if child.natural.iter().any(led) {
             let stage = Stage::of(layout, kind).name().quoted();
-            let same = std::iter::once(&child.of).chain(&child.natural);
-            let same: Vec<String> = same.map(|at| format!("e.{0} = r.{0}", child.table.ident(*at))).collect();
+            let same: Vec<String> =
+                child.by().into_iter().map(|at| format!("e.{0} = r.{0}", child.table.ident(at))).collect();
             let sql = format!(
                 "DELETE FROM {stage} r USING {stage} e WHERE e.{number} < r.{number} AND {}",
                 same.join(" AND "),
@@ -279,9 +287,30 @@ fn same(dictionary: &Dictionary, rows: &BTreeMap<Vec<u8>, StagedRow>) -> String 
         // An index serves `=` alone.
         let null = rows.values().any(|row| row[*at].is_none());
         let equals = if null { "IS NOT DISTINCT FROM" } else { "=" };
-        format!("l.{0} {equals} s.{0}::{1}", table.ident(*at), live_type(table, *at))
+        let (ident, kind) = (table.ident(*at), live_type(table, *at));
+        let [live, staged] =
+            [format!("l.{ident}"), format!("s.{ident}::{kind}")].map(|one| folded(dictionary, *at, one));
+        format!("{live} {equals} {staged}")
     });
     same.collect::<Vec<_>>().join(" AND ")
+}
+
+/// SQL for the key of the value that says this, which is made if it is not there. One column tells the values apart.
+pub(super) async fn value(session: &Session, dictionary: &Dictionary, said: &str) -> Result<String, ReplayError> {
+    let table = &dictionary.table;
+    let (live, key, at) = (table.quoted(), table.ident(table.single_key()?), dictionary.natural[0]);
+    let (ident, literal) = (table.ident(at), sql::literal(said));
+    let [column, wanted] = [format!("l.{ident}"), literal.clone()].map(|one| folded(dictionary, at, one));
+    let insert = format!(
+        "INSERT INTO {live} ({ident}) SELECT {literal} WHERE NOT EXISTS (SELECT FROM {live} l WHERE {column} = {wanted}) ON CONFLICT DO NOTHING"
+    );
+    session.execute("marking restored mail", &insert).await?;
+    Ok(format!("(SELECT l.{key} FROM {live} l WHERE {column} = {wanted} ORDER BY l.{key} LIMIT 1)"))
+}
+
+/// A column by which values are told apart, as SQL.
+fn folded(dictionary: &Dictionary, at: usize, column: String) -> String {
+    if dictionary.lower.contains(&at) { format!("lower({column})") } else { column }
 }
 
 pub(super) fn snapshot_type(table: &Table, column: usize) -> &str {
@@ -310,6 +339,6 @@ pub(super) fn referring(layout: &Layout, to: Refers) -> Vec<(Stage, &Table, usiz
         .collect();
     // What hangs on a value refers to it.
     let own = under.filter(|(_, dictionary, _)| to == Refers::Dictionary(*dictionary));
-    found.extend(own.map(|(stage, _, child)| (stage, &child.table, child.of)));
+    found.extend(own.map(|(stage, _, child)| (stage, &child.table, child.of[0])));
     found
 }

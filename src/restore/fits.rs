@@ -28,7 +28,7 @@ pub async fn fits(plan: &Plan, source: &dyn Source) -> Result<(), ReplayError> {
         given.into_iter().flatten().chain(message.set.keys().copied()).chain(message.regenerate.iter().copied());
     check(source, &message.table, &given.collect::<Vec<_>>(), lost().map(|one| &one.row)).await?;
     let given = |child: &Child| -> Vec<usize> {
-        std::iter::once(child.of).chain(child.set.keys().copied()).chain(child.issued.iter().copied()).collect()
+        child.of.iter().chain(child.set.keys()).chain(&child.issued).copied().collect()
     };
     for (kind, part) in layout.parts.iter().enumerate() {
         let rows = lost().flat_map(|one| &one.via[kind]).chain(&comparison.incomplete.via[kind]);

@@ -43,7 +43,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
         }
     }
     for at in &plan.owners {
-        let lost = Lost { at: *at, is_mailbox: false, prefix: "" };
+        let lost = Lost { at: *at, is_mailbox: false, aside: false };
         if let Some(target) = put(replay, lost, None).await? {
             owners.insert(*at, target.key);
         }
@@ -61,7 +61,6 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
             targets.insert((at, false), target);
         }
     }
-    let prefix = format!("{}/", plan.folder);
     let lost = plan.mailboxes.iter().map(|at| (*at, false)).chain(plan.aside.iter().map(|at| (*at, true)));
     for (at, aside) in lost {
         let owner = match parents.mailboxes[at].owner {
@@ -71,7 +70,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
                 None => continue,
             },
         };
-        let lost = Lost { at, is_mailbox: true, prefix: if aside { &prefix } else { "" } };
+        let lost = Lost { at, is_mailbox: true, aside };
         if let Some(target) = put(replay, lost, owner).await? {
             targets.insert((at, aside), target);
         }
@@ -88,17 +87,18 @@ struct Replay<'a> {
 
 /// An account or mailbox that is to be made.
 #[derive(Clone, Copy)]
-struct Lost<'a> {
+struct Lost {
     /// Its position among the snapshot's.
     at: usize,
     is_mailbox: bool,
-    prefix: &'a str,
+    /// A side folder is.
+    aside: bool,
 }
 
 /// Inserts the row of a parent unless one of its name is there; `None` when that is not to be used.
-async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
+async fn put(replay: Replay<'_>, lost: Lost, owner: Option<&Bytes>) -> Result<Option<Target>, ReplayError> {
     let Replay { session, plan, id } = replay;
-    let Lost { at: lost, is_mailbox, prefix } = lost;
+    let Lost { at: lost, is_mailbox, aside } = lost;
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
     let Some(parent) = layout.parent(is_mailbox) else { return Ok(None) };
     let known = if is_mailbox { &parents.mailboxes[lost] } else { &parents.owners[lost] };
@@ -115,7 +115,7 @@ async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Resul
         session.execute("restoring", "SELECT pg_advisory_xact_lock(hashtextextended('restante parents', 0))").await?;
         let mut row: StagedRow = known.row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
         // A name is its key, or a number drawn at random that is never issued again. What the store fills is.
-        let proves = parent.natural.contains(&key) || prefix.is_empty() && parent.evidence.contains(&key);
+        let proves = parent.natural.contains(&key) || !aside && parent.evidence.contains(&key);
         let is_own = proves && !table.filled(key);
         if !is_own {
             let Some((new_key, _)) = staging::new_keys(session, table, 1).await?.pop() else { return Ok(None) };
@@ -125,9 +125,9 @@ async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Resul
             row[column] = Some(owner.clone());
         }
         let named = parent.natural.iter().copied().find(|at| Some(*at) != parent.owner);
-        if let Some(at) = named.filter(|_| !prefix.is_empty()) {
-            let name = row[at].clone().unwrap_or_default();
-            row[at] = Some([prefix.as_bytes(), &name].concat().into());
+        if let Some(at) = named.filter(|_| aside) {
+            let Some(name) = plan.beside(lost, row[at].as_deref().unwrap_or_default()) else { return Ok(None) };
+            row[at] = Some(name.into());
         }
         staging::fill(session, layout, stage, std::slice::from_ref(&row)).await?;
 
@@ -139,7 +139,7 @@ async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Resul
             let next = format!("greatest(s.{ident} + 1, extract(epoch FROM now())::int8)");
             set.insert(column, if is_own { drawn } else { next });
         }
-        if !prefix.is_empty() {
+        if aside {
             // A folder of its own, not a copy of the old one: its creation is now.
             for at in &parent.evidence {
                 if table.columns[*at].live.as_ref().is_some_and(|live| live.default.is_some()) {
@@ -198,12 +198,12 @@ async fn put(replay: Replay<'_>, lost: Lost<'_>, owner: Option<&Bytes>) -> Resul
             hang(session, plan, lost, is_mailbox, &target).await?;
         }
         let ours = parent.evidence.iter().zip(&target.evidence).all(|(at, live)| row[*at] == *live);
-        if ours && prefix.is_empty() {
+        if ours && !aside {
             let sql = format!("INSERT INTO {PARENTS} (source, key, replay) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING");
             let made = session.client().execute(&sql, &[&&known.source.0[..], &target.key_text, &id]).await;
             made.map_err(PostgresError::server("writing the journal of replays"))?;
         }
-        Ok((shown && (ours || !prefix.is_empty())).then_some(target))
+        Ok((shown && (ours || aside)).then_some(target))
     })
     .await
 }
@@ -218,7 +218,7 @@ async fn hang(session: &Session, plan: &Plan, at: usize, is_mailbox: bool, targe
         for row in &known.children[kind] {
             let mut row: StagedRow = row.iter().map(|value| value.bytes().map(Bytes::copy_from_slice)).collect();
             lead_to_parents(parents, &child.refers, is_mailbox.then_some((at, target)), &mut row);
-            row[child.of] = Some(target.key.clone());
+            row[child.of[0]] = Some(target.key.clone());
             rows.push(row);
         }
         let stage = Stage::Hanging { mailbox: is_mailbox, kind };

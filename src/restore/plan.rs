@@ -230,7 +230,16 @@ impl Plan {
     /// The name of the mailbox that mail goes into.
     pub fn folder_of(&self, mailbox: usize, aside: bool) -> String {
         let (_, name) = self.comparison.parents.label(mailbox);
-        if aside { format!("{}/{name}", self.folder) } else { name }
+        let beside = self.beside(mailbox, name.as_bytes()).filter(|_| aside);
+        beside.map_or(name, |beside| String::from_utf8_lossy(&beside).into_owned())
+    }
+
+    /// The name of a mailbox's side folder; `None`: there is no place for one.
+    pub(super) fn beside(&self, mailbox: usize, name: &[u8]) -> Option<Vec<u8>> {
+        let (account, _) = self.comparison.parents.label(mailbox);
+        let home = self.comparison.layout.mailbox.home.as_deref().unwrap_or_default().replace("{owner}", &account);
+        let rest = name.strip_prefix(home.as_bytes())?;
+        Some([home.as_bytes(), self.folder.as_bytes(), b"/", rest].concat())
     }
 
     pub fn new(comparison: Comparison, options: &PlanOptions) -> Self {

@@ -72,8 +72,8 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&H
     let of = |rows: &[Row], child: &Child| -> Vec<Row> {
         let is_content = layout.is_shared(child);
         let held = |row: &&Row| {
-            let key = row[child.of].bytes().unwrap_or_default();
-            messages.binary_search_by(|one| (one.is_content, &one.key[..]).cmp(&(is_content, key))).is_ok()
+            let key = child.holder(|at| row[at].bytes()).unwrap_or_default();
+            messages.binary_search_by(|one| (one.is_content, &one.key).cmp(&(is_content, &key))).is_ok()
         };
         rows.iter().filter(held).cloned().collect()
     };
@@ -126,12 +126,9 @@ async fn one(session: &Session, source: &dyn Source, plan: &Plan, messages: &[&H
         let mut written = 0;
         let message = &layout.message.table;
         for (kind, child) in layout.belonging().enumerate() {
-            let (stage, key) = (Stage::of(layout, kind), message.ident(child.to));
-            let alive = format!(
-                "EXISTS (SELECT FROM {} m WHERE m.{key} = s.{})",
-                message.quoted(),
-                child.table.ident(child.of)
-            );
+            let stage = Stage::of(layout, kind);
+            let belongs = child.belongs("s", "m", message, &child.to);
+            let alive = format!("EXISTS (SELECT FROM {} m WHERE {belongs})", message.quoted());
             if let Some(part) = layout.parts.get(kind).filter(|part| !part.numbered) {
                 let needed = format!(
                     "EXISTS (SELECT FROM {} v WHERE v.{} = s.{})",
@@ -159,12 +156,11 @@ async fn lock(session: &Session, plan: &Plan) -> Result<(), ReplayError> {
     let mut mailboxes = BTreeSet::new();
     for (kind, child) in layout.belonging().enumerate() {
         let select = format!(
-            "SELECT DISTINCT m.{}::text FROM {} s JOIN {} m ON m.{} = s.{}",
+            "SELECT DISTINCT m.{}::text FROM {} s JOIN {} m ON {}",
             message.table.ident(message.mailbox),
             Stage::of(layout, kind).name().quoted(),
             message.table.quoted(),
-            message.table.ident(child.to),
-            child.table.ident(child.of)
+            child.belongs("s", "m", &message.table, &child.to)
         );
         live::copy(session, "looking for mailboxes", &select, 1, &mut |row| {
             mailboxes.insert(String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned());

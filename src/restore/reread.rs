@@ -42,10 +42,9 @@ impl Batch<'_> {
             let stage = Stage::of(layout, kind);
             let content = if let Stage::Via(kind) = stage { vec![layout.parts[kind].part] } else { Vec::new() };
             let stage = stage.name().quoted();
-            let by: Vec<usize> = std::iter::once(child.of).chain(child.natural.iter().copied()).collect();
             let expected: Vec<usize> = child.set.keys().chain(&child.issued).copied().collect();
-            let held = is_held(layout, child, "s")?;
-            differences(session, &child.table, &stage, &by, &expected, &content, &held, &mut changed).await?;
+            let held = is_held(layout, child, "s");
+            differences(session, &child.table, &stage, &child.by(), &expected, &content, &held, &mut changed).await?;
         }
         Ok(changed)
     }

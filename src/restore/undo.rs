@@ -56,10 +56,9 @@ pub(super) fn state(layout: &Layout) -> Result<String, ReplayError> {
     for child in layout.belonging() {
         let own = row(&child.table, "c", &[], &[]);
         fields.push(format!(
-            "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE c.{} = m.{})",
+            "(SELECT string_agg({own}, ',' ORDER BY {own}) FROM {} c WHERE {})",
             child.table.quoted(),
-            child.table.ident(child.of),
-            message.ident(child.to)
+            child.belongs("c", "m", message, &child.to)
         ));
     }
     Ok(format!("encode(sha256(convert_to(ROW({})::text, 'UTF8')), 'hex')", fields.join(", ")))
@@ -259,8 +258,8 @@ async fn delete(session: &Session, layout: &Layout, keys: &[&str]) -> Result<(),
         session.execute("undoing", &sql).await?;
     }
     for child in layout.belonging().filter(|child| !layout.is_shared(child)) {
-        let sql = format!("DELETE FROM {} WHERE {} IN ({list})", child.table.quoted(), child.table.ident(child.of));
-        session.execute("undoing", &sql).await?;
+        let theirs = message.keys_in(&child.table, &child.of, "c", keys)?;
+        session.execute("undoing", &format!("DELETE FROM {} c WHERE {theirs}", child.table.quoted())).await?;
     }
     let sql = format!("DELETE FROM {} m WHERE {}", message.link.quoted(), message.one_of("m", keys)?);
     session.execute("undoing", &sql).await?;
@@ -268,7 +267,7 @@ async fn delete(session: &Session, layout: &Layout, keys: &[&str]) -> Result<(),
         // What hangs on the rows that name the parts goes before them.
         for child in layout.children.iter().chain(layout.parts.iter().map(|part| &part.via)) {
             if layout.is_shared(child) {
-                let (table, condition) = (child.table.quoted(), linked(&child.table.ident(child.of)));
+                let (table, condition) = (child.table.quoted(), linked(&child.table.ident(child.of[0])));
                 session.execute("undoing", &format!("DELETE FROM {table} m WHERE {condition}")).await?;
             }
         }
@@ -327,6 +326,22 @@ async fn bury(
     let ident = table.ident(key);
     let condition = message.one_of("m", keys)?;
     let modseq = modseq(layout, locked);
+    // Before the tombstones are there: a trigger on them may remove the message.
+    let mut prints = BTreeMap::new();
+    let mut fields = vec![key];
+    fields.extend(layout.buried_evidence());
+    let select = format!(
+        "SELECT {}, {} FROM {} m WHERE {condition}",
+        message.key_text("m"),
+        table.select(&fields, "m"),
+        table.quoted()
+    );
+    live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
+        let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
+        prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());
+        Ok(())
+    })
+    .await?;
     for tombstone in layout.tombstones.iter().filter(|tombstone| tombstone.written) {
         let mut columns: Vec<(String, String)> = Vec::new();
         let mut copy = |own: &Option<String>, value: Option<String>| {
@@ -337,7 +352,9 @@ async fn bury(
         copy(&tombstone.mailbox, Some(format!("m.{}", table.ident(message.mailbox))));
         copy(&tombstone.uid, message.uid.map(|at| format!("m.{}", table.ident(at))));
         copy(&tombstone.modseq, Some(modseq.clone()));
-        copy(&tombstone.message, Some(format!("m.{ident}")));
+        let content = message.content.as_ref().filter(|_| tombstone.keeps_content);
+        let of = content.map_or(ident.clone(), |content| table.ident(content.of));
+        copy(&tombstone.message, Some(format!("m.{of}")));
         copy(&tombstone.at, Some("now()".to_owned()));
         for (own, of) in &tombstone.evidence {
             copy(&Some(own.clone()), Some(format!("m.{}", table.ident(*of))));
@@ -364,20 +381,5 @@ async fn bury(
         let sql = format!("UPDATE {} m SET {} WHERE {condition}", message.link.quoted(), sets.join(", "));
         session.execute("marking what was put back as deleted", &sql).await?;
     }
-    let mut prints = BTreeMap::new();
-    let mut fields = vec![key];
-    fields.extend(layout.buried_evidence());
-    let select = format!(
-        "SELECT {}, {} FROM {} m WHERE {condition}",
-        message.key_text("m"),
-        table.select(&fields, "m"),
-        table.quoted()
-    );
-    live::copy(session, "reading restored mail", &select, 1 + fields.len(), &mut |row| {
-        let text = String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned();
-        prints.insert(text, row_print(row[1], row[2..].iter().copied()).0.to_vec());
-        Ok(())
-    })
-    .await?;
     Ok(prints)
 }

@@ -22,7 +22,8 @@ use crate::postgres::sql;
 /// What rows hang on: a message or its content, the new key, and the mailbox that it goes into.
 pub(super) struct Holder<'a> {
     pub leftover: &'a Leftover,
-    pub key: &'a Bytes,
+    /// Its fields.
+    pub key: &'a [Bytes],
     pub own: Option<(usize, &'a Target)>,
 }
 
@@ -45,14 +46,11 @@ impl Batch<'_> {
             dictionaries::lead_to_parents(&comparison.parents, &message.refers, own, &mut row);
             rows.push(row);
         }
-        fn holder<'a>((item, key): (&'a Item<'a>, &'a Key)) -> Option<Holder<'a>> {
-            Some(Holder {
-                leftover: item.leftover,
-                key: key.fields.first()?,
-                own: Some((item.one.mailbox, item.target)),
-            })
+        fn holder<'a>((item, key): (&'a Item<'a>, &'a Key)) -> Holder<'a> {
+            Holder { leftover: item.leftover, key: &key.fields, own: Some((item.one.mailbox, item.target)) }
         }
-        let items: Vec<Holder<'_>> = self.items.iter().zip(keys).filter_map(holder).collect();
+        let with_key = self.items.iter().zip(keys).filter(|(_, key)| !key.fields.is_empty());
+        let items: Vec<Holder<'_>> = with_key.map(holder).collect();
         let mut staged = self.belonging(false, &items);
         staged.push((Stage::Message, rows));
         staging::fill_all(session, layout, &staged).await
@@ -101,7 +99,9 @@ impl Batch<'_> {
                 };
                 for row in rows {
                     let mut row = staged(row, &self.found);
-                    row[child.of] = Some((*key).clone());
+                    for (at, field) in child.of.iter().zip(*key) {
+                        row[*at] = Some(field.clone());
+                    }
                     dictionaries::lead_to_parents(&comparison.parents, &child.refers, *own, &mut row);
                     staging.push(row);
                 }
@@ -271,17 +271,17 @@ impl Batch<'_> {
                     Stage::Via(kind).name().quoted(),
                     part.via.table.ident(part.part),
                     part.table.ident(part.table.single_key()?),
-                    is_held(layout, &part.via, "v")?
+                    is_held(layout, &part.via, "v")
                 );
                 insert_parts(session, layout, kind, &needed).await?;
             }
             let insert = staging::insert(&part.via.table, &part.via.set, &[]);
-            let held = format!("{} AND {}", is_held(layout, &part.via, "s")?, is_new(layout, &part.via));
+            let held = format!("{} AND {}", is_held(layout, &part.via, "s"), is_new(layout, &part.via));
             insert.all(session, "restoring the parts of mail", &part.via.table, Stage::Via(kind), &held).await?;
         }
         for (kind, child) in layout.children.iter().enumerate() {
             let insert = staging::insert(&child.table, &child.set, &child.issued);
-            let held = format!("{} AND {}", is_held(layout, child, "s")?, is_new(layout, child));
+            let held = format!("{} AND {}", is_held(layout, child, "s"), is_new(layout, child));
             leave_out(session, child, Stage::Child(kind), &held, &mut left_rows).await?;
             insert.all(session, "restoring what belongs to mail", &child.table, Stage::Child(kind), &held).await?;
         }
@@ -289,13 +289,18 @@ impl Batch<'_> {
             layout.keyword.as_ref().and_then(|keyword| Some((keyword, keyword.restored.as_ref()?)))
         {
             let child = &layout.children[keyword.child];
-            let key = message.link.ident(message.link.single_key()?);
+            let value = match child.dictionary(keyword.column) {
+                Some(kind) => dictionaries::value(session, &layout.dictionaries[kind], restored).await?,
+                None => sql::literal(restored),
+            };
+            let of = child.of.iter().map(|at| child.table.ident(*at)).collect::<Vec<_>>().join(", ");
+            let key = child.to.iter().map(|at| format!("m.{}", message.link.ident(*at))).collect::<Vec<_>>().join(", ");
             let sql = format!(
-                "INSERT INTO {} ({}, {}) SELECT m.{key}, {} FROM {stage} m ON CONFLICT DO NOTHING",
-                child.table.quoted(),
-                child.table.ident(child.of),
-                child.table.ident(keyword.column),
-                sql::literal(restored)
+                "INSERT INTO {table} ({of}, {column}) SELECT {key}, {value} FROM {stage} m \
+                 WHERE NOT EXISTS (SELECT FROM {table} c WHERE {} AND c.{column} = {value}) ON CONFLICT DO NOTHING",
+                child.belongs("c", "m", &message.link, &child.to),
+                table = child.table.quoted(),
+                column = child.table.ident(keyword.column),
             );
             session.execute("marking restored mail", &sql).await?;
         }
@@ -330,27 +335,27 @@ pub(super) async fn leave_out(
 }
 
 /// A condition over staged rows: the message or content that they hang on is staged.
-pub(super) fn is_held(layout: &Layout, child: &Child, alias: &str) -> Result<String, ReplayError> {
-    let (stage, key) = match &layout.message.content {
-        Some(content) if layout.is_shared(child) => (Stage::Content, content.table.ident(content.table.single_key()?)),
-        _ => (Stage::Message, layout.message.link.ident(child.to)),
+pub(super) fn is_held(layout: &Layout, child: &Child, alias: &str) -> String {
+    let (stage, table, key) = match &layout.message.content {
+        Some(content) if layout.is_shared(child) => (Stage::Content, &content.table, &content.table.key),
+        _ => (Stage::Message, &layout.message.link, &child.to),
     };
-    let (stage, of) = (stage.name().quoted(), child.table.ident(child.of));
-    Ok(format!("EXISTS (SELECT FROM {stage} m WHERE m.{key} = {alias}.{of})"))
+    let (stage, belongs) = (stage.name().quoted(), child.belongs(alias, "m", table, key));
+    format!("EXISTS (SELECT FROM {stage} m WHERE {belongs})")
 }
 
 /// A condition over staged rows `s`: the live store has none that is the same.
 pub(super) fn is_missing(child: &Child) -> String {
     // An index serves `=` alone.
     let natural = child.natural.iter().map(|at| format!("c.{0} IS NOT DISTINCT FROM s.{0}", child.table.ident(*at)));
-    let of = child.table.ident(child.of);
-    let same: Vec<String> = std::iter::once(format!("c.{of} = s.{of}")).chain(natural).collect();
+    let of = child.of.iter().map(|at| format!("c.{0} = s.{0}", child.table.ident(*at)));
+    let same: Vec<String> = of.chain(natural).collect();
     format!("NOT EXISTS (SELECT FROM {} c WHERE {})", child.table.quoted(), same.join(" AND "))
 }
 
 /// The same, where there can be any: what hangs on a content that comes back under its own key.
 fn is_new(layout: &Layout, child: &Child) -> String {
-    let content = layout.message.content.as_ref().filter(|content| content.keeps_key() && child.to == content.of);
+    let content = layout.message.content.as_ref().filter(|content| content.keeps_key() && layout.is_shared(child));
     content.map_or("true".to_owned(), |_| is_missing(child))
 }
 

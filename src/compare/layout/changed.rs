@@ -156,7 +156,7 @@ pub(super) fn align(layout: &mut Layout) {
     for (dictionary, own) in layout.dictionaries.iter_mut().zip(&of_values) {
         dictionary.refers.iter().for_each(|(at, refers)| widen(&mut dictionary.table, *at, to(refers)));
         for child in &mut dictionary.children {
-            widen(&mut child.table, child.of, own);
+            child.of.iter().for_each(|at| widen(&mut child.table, *at, own));
             child.refers.iter().for_each(|(at, refers)| widen(&mut child.table, *at, to(refers)));
         }
     }
@@ -164,12 +164,13 @@ pub(super) fn align(layout: &mut Layout) {
     let hanging = hanging.chain(layout.mailbox.children.iter_mut().map(|child| (child, &of_mailbox)));
     let of_messages = layout.parts.iter_mut().map(|part| &mut part.via).chain(&mut layout.children);
     let types: Vec<String> = message.table.columns.iter().map(|column| column.type_name.clone()).collect();
+    let hanging = hanging.map(|(child, of)| (child, vec![of]));
     let of_messages = of_messages.map(|child| {
-        let of = &types[child.to];
+        let of = child.to.iter().map(|at| &types[*at]).collect();
         (child, of)
     });
-    for (child, of) in hanging.chain(of_messages) {
-        widen(&mut child.table, child.of, of);
+    for (child, types) in hanging.chain(of_messages) {
+        child.of.iter().zip(types).for_each(|(at, of)| widen(&mut child.table, *at, of));
         child.refers.iter().for_each(|(at, refers)| widen(&mut child.table, *at, to(refers)));
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::{Column, LiveColumn, Message, Refers, Table};
+use super::{Column, LiveColumn, Message, Refers, Table, key_of};
 use crate::compare::error::CompareError;
 use crate::compare::row::{Cell, Row, Value};
 use crate::compare::source::{Pick, RowSink, Source, SourceColumn};
@@ -38,6 +38,11 @@ impl Shared {
         live.is_some_and(|live| live.type_name == "uuid")
     }
 
+    /// Positions in the joined table of the columns that prove which content it is.
+    pub fn in_message(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.of).chain(self.evidence.iter().map(|at| self.first + at))
+    }
+
     /// The content's own row out of a joined one.
     pub fn row<'a>(&self, joined: &'a [Value]) -> &'a [Value] {
         &joined[self.first..self.first + self.table.columns.len()]
@@ -58,6 +63,16 @@ fn sent(table: &Table, column: usize) -> Result<(&'static str, usize), CompareEr
             Err(CompareError::NotYet { what: "links have keys of several columns, and not all are integers or UUIDs" })
         }
     }
+}
+
+/// SQL for the key of a link of which `field` gives the columns; `None`: it lacks one.
+pub fn sent_key(link: &Table, field: impl Fn(usize) -> Option<String>) -> Result<Option<String>, CompareError> {
+    let mut fields = Vec::with_capacity(link.key.len());
+    for at in &link.key {
+        let Some(field) = field(*at) else { return Ok(None) };
+        fields.push(format!("{}({field})", sent(link, *at)?.0));
+    }
+    Ok(Some(fields.join(" || ")))
 }
 
 /// Both tables as one. A column of the content whose name the link has too gets another one.
@@ -83,9 +98,8 @@ pub(super) fn joined(link: &Table, content: &Table, of: usize) -> Result<Table, 
         .map(|(name, _)| format!("c.{} AS {}", sql::identifier(name), sql::identifier(&renamed[&**name])));
     let mut key_column = None;
     if link.key.len() > 1 {
-        let fields = link.key.iter().map(|at| Ok(format!("{}({})", sent(link, *at)?.0, link.expression(*at, "l"))));
-        let fields = fields.collect::<Result<Vec<_>, CompareError>>()?;
-        key_column = Some(format!("{} AS {}", fields.join(" || "), sql::identifier(KEY)));
+        let key = sent_key(link, |at| Some(link.expression(at, "l")))?;
+        key_column = key.map(|key| format!("{key} AS {}", sql::identifier(KEY)));
     }
     table.from = Some(format!(
         "(SELECT {} FROM {} l JOIN {} c ON c.{key} = l.{})",
@@ -120,6 +134,14 @@ pub struct Contents {
     columns: Vec<usize>,
     /// Those columns, by key.
     rows: HashMap<Vec<u8>, Row>,
+}
+
+impl Contents {
+    /// A narrow column of the content that has this key: `at` as in the joined table.
+    pub fn field(&self, content: &Shared, key: &[u8], at: usize) -> Option<&Value> {
+        let place = self.columns.iter().position(|column| content.first + column == at)?;
+        Some(&self.rows.get(key)?[place])
+    }
 }
 
 impl Message {
@@ -161,8 +183,8 @@ impl Message {
             .scan(&self.link.source, pick, &mut |cells| {
                 let found = cells[content.of].bytes().and_then(|key| contents.rows.get(key));
                 let Some(found) = found else { return Ok(()) };
-                let fields = self.link.key.iter().map(|at| cells[*at].bytes().unwrap_or_default());
-                let key = (self.link.key.len() > 1).then(|| fields.collect::<Vec<_>>().concat());
+                let fields = self.link.key.iter().map(|at| cells[*at].bytes());
+                let key = (self.link.key.len() > 1).then(|| key_of(fields).unwrap_or_default());
                 let mut joined = cells.to_vec();
                 joined.resize(content.first + content.table.columns.len(), Cell::Null);
                 for (at, value) in contents.columns.iter().zip(found) {
@@ -184,7 +206,18 @@ impl Message {
 
     /// A condition over a live row or a link: it has one of these keys. An index over the key serves it.
     pub fn one_of(&self, alias: &str, keys: &[&str]) -> Result<String, CompareError> {
-        let idents: Vec<String> = self.link.key.iter().map(|at| format!("{alias}.{}", self.link.ident(*at))).collect();
+        self.keys_in(&self.link, &self.link.key, alias, keys)
+    }
+
+    /// The same over a row whose `columns` refer to a link.
+    pub fn keys_in(
+        &self,
+        table: &Table,
+        columns: &[usize],
+        alias: &str,
+        keys: &[&str],
+    ) -> Result<String, CompareError> {
+        let idents: Vec<String> = columns.iter().map(|at| format!("{alias}.{}", table.ident(*at))).collect();
         let mut values = Vec::with_capacity(keys.len());
         for key in keys {
             if let [_] = self.link.key[..] {

@@ -15,6 +15,7 @@ use crate::postgres::catalog::{self, Catalog, TableName};
 use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, SoftReferences};
 use crate::repository::manifest::{StoreIdentity, Wire};
 
+mod children;
 mod dictionaries;
 mod unique;
 
@@ -34,7 +35,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     }
     let mut dictionaries = dictionaries::lay(&mut lay)?;
     if let Some(owner) = &mut owner {
-        let refers = lay.refers(&owner.table, &SoftReferences::new(), usize::MAX)?;
+        let refers = lay.refers(&owner.table, &SoftReferences::new(), &[])?;
         let named = refers.into_iter().filter_map(|(at, refers)| match refers {
             Refers::Dictionary(kind) if owner.natural.contains(&at) => Some((at, kind)),
             _ => None,
@@ -48,30 +49,41 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let (mut children, mut contents) = (Vec::new(), Vec::new());
     for part in profile.part.iter().filter(|part| part.message.is_some()) {
         let child = lay.own_part(part, &message)?;
-        contents.push(Content { child: children.len(), bytes: lay.columns(&child.table, &part.bytes)? });
+        contents.push(Content { child: children.len(), columns: lay.columns(&child.table, &part.bytes)? });
         children.push(child);
     }
     for child in &profile.child {
         let of = profile.parent_of(child);
         let of_owner = owner.as_ref().is_some_and(|owner| lay.name(of) == owner.table.source.name);
-        let content = message.content.as_ref();
-        if lay.name(of) == message.link.source.name {
-            children.push(lay.child(child, &message.link, message.link.single_key()?)?);
-        } else if let Some(content) = content.filter(|content| lay.name(of) == content.table.source.name) {
-            children.push(lay.child(child, &content.table, content.of)?);
+        let content = message.content.as_ref().filter(|content| lay.name(of) == content.table.source.name);
+        let via = parts.iter().map(|part| &part.via).find(|via| lay.name(of) == via.table.source.name);
+        let hangs_on_mail = if lay.name(of) == message.link.source.name {
+            Some(lay.child(child, &message.link, message.link.key.clone())?)
+        } else if let Some(content) = content {
+            Some(lay.child(child, &content.table, vec![content.of])?)
+        } else if let Some(via) = via {
+            Some(lay.under_via(child, via)?)
+        } else {
+            None
+        };
+        if let Some(laid) = hangs_on_mail {
+            if child.header {
+                let columns = lay.header(&laid, &message, &dictionaries)?;
+                contents.push(Content { child: children.len(), columns });
+            }
+            children.push(laid);
         } else if lay.name(of) == mailbox.table.source.name {
-            let child = lay.child(child, &mailbox.table, mailbox.table.single_key()?)?;
+            let child = lay.child(child, &mailbox.table, mailbox.table.key.clone())?;
             mailbox.children.push(child);
         } else if let Some(owner) = owner.as_mut().filter(|_| of_owner) {
-            let child = lay.child(child, &owner.table, owner.table.single_key()?)?;
+            let child = lay.child(child, &owner.table, owner.table.key.clone())?;
             owner.children.push(child);
-        } else if let Some(at) = dictionaries.iter().position(|one| lay.name(of) == one.table.source.name) {
-            let to = dictionaries[at].table.single_key()?;
-            let child = lay.child(child, &dictionaries[at].table, to)?;
-            dictionaries[at].children.push(child);
+        } else if let Some(one) = dictionaries.iter_mut().find(|one| lay.name(of) == one.table.source.name) {
+            let child = lay.child(child, &one.table, one.table.key.clone())?;
+            one.children.push(child);
         } else {
             return Err(CompareError::NotYet {
-                what: "rows hang on other tables than accounts, mailboxes, messages and dictionaries",
+                what: "rows hang on other tables than accounts, mailboxes, messages, what names their parts, and dictionaries",
             });
         }
     }
@@ -82,20 +94,27 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     let keyword = match profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref()) {
         None => None,
         Some(keywords) => {
-            let table = lay.table(&keywords.table, None)?;
-            let of = lay.reference(&table, keywords.of.as_ref(), &message.link)?;
+            let mut by = keywords.of.clone().unwrap_or_default();
+            by.0.push(keywords.column.clone());
+            let table = lay.keyed(&keywords.table, Some(&by))?;
+            let of = lay.references(&table, keywords.of.as_ref(), &message.link)?;
             let column = lay.column(&table, &keywords.column)?;
             children.push(Child {
                 natural: table.key.clone(),
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: lay.refers(&table, &SoftReferences::new(), of)?,
+                refers: lay.refers(&table, &SoftReferences::new(), &of)?,
                 foreign: Vec::new(),
                 mutable: true,
                 of,
-                to: message.link.single_key()?,
+                to: message.link.key.clone(),
                 table,
             });
+            let marked =
+                children.last().and_then(|child| child.dictionary(column)).filter(|_| keywords.restored.is_some());
+            if marked.is_some_and(|kind| dictionaries[kind].natural.len() != 1) {
+                return Err(CompareError::NotYet { what: "keywords are values that several columns tell apart" });
+            }
             Some(Keyword { child: children.len() - 1, column, restored: keywords.restored.clone() })
         }
     };
@@ -213,6 +232,13 @@ impl Lay<'_> {
         Ok(table)
     }
 
+    /// Where there is no primary key, `natural` stands for it.
+    fn keyed(&self, table: &str, natural: Option<&Columns>) -> Result<Table, CompareError> {
+        let name = self.name(table);
+        let live = self.catalog.table(&name.schema, &name.name);
+        self.table(table, natural.filter(|_| live.is_some_and(|live| live.primary_key().is_none())))
+    }
+
     fn column(&self, table: &Table, name: &str) -> Result<usize, CompareError> {
         let name = self.now(&table.source.name, name);
         let at = table.columns.iter().position(|column| column.name == name).ok_or_else(|| CompareError::NoColumn {
@@ -276,6 +302,33 @@ impl Lay<'_> {
         }
     }
 
+    /// The columns of `table` that refer to the key of `to`, in the order of that.
+    fn references(&self, table: &Table, columns: Option<&Columns>, to: &Table) -> Result<Vec<usize>, CompareError> {
+        if to.key.len() == 1 {
+            return Ok(vec![self.reference(table, columns, to)?]);
+        }
+        let found = match columns {
+            Some(columns) => self.columns(table, columns)?,
+            None => {
+                let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
+                let keys = live.into_iter().flat_map(|live| &live.constraints);
+                let mut keys = keys.filter_map(|one| Some((one, one.references.as_ref()?)));
+                let key = keys.find(|(_, reference)| reference.table == to.source.name);
+                let of = |at: &usize| {
+                    let (own, reference) = key?;
+                    let place = reference.columns.iter().position(|name| *name == to.columns[*at].name)?;
+                    self.column(table, own.columns.get(place)?).ok()
+                };
+                to.key.iter().filter_map(of).collect()
+            }
+        };
+        if found.len() == to.key.len() {
+            return Ok(found);
+        }
+        let column = format!("that refers to all of the key of {}", to.label());
+        Err(CompareError::NoColumn { table: table.label(), column, place: "profile" })
+    }
+
     fn derived(&self, table: &Table) -> Vec<usize> {
         let name = &table.source.name;
         let derived = self.profile.derived.iter().filter(|derived| self.name(&derived.table) == *name);
@@ -284,7 +337,12 @@ impl Lay<'_> {
 
     /// The columns of `table` but `own` that refer to what is `known`: by foreign key, or as the profile says. `own` refers to what the rows
     /// belong to.
-    fn refers(&self, table: &Table, soft: &SoftReferences, own: usize) -> Result<Vec<(usize, Refers)>, CompareError> {
+    fn refers(
+        &self,
+        table: &Table,
+        soft: &SoftReferences,
+        own: &[usize],
+    ) -> Result<Vec<(usize, Refers)>, CompareError> {
         let to = |name: &TableName| self.known.iter().find(|(_, known)| known == name).map(|(refers, _)| *refers);
         let mut found = BTreeMap::new();
         let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
@@ -302,12 +360,12 @@ impl Lay<'_> {
                 found.insert(self.column(table, column)?, refers);
             }
         }
-        found.remove(&own);
+        found.retain(|column, _| !own.contains(column));
         Ok(found.into_iter().collect())
     }
 
     /// What other columns than `own` and these refer to by foreign key, in tables without a role.
-    fn foreign(&self, table: &Table, own: usize, refers: &[(usize, Refers)]) -> Vec<(usize, TableName, String)> {
+    fn foreign(&self, table: &Table, own: &[usize], refers: &[(usize, Refers)]) -> Vec<(usize, TableName, String)> {
         let live = self.catalog.table(&table.source.name.schema, &table.source.name.name);
         let constraints = live.into_iter().flat_map(|live| &live.constraints);
         let single = constraints.filter_map(|constraint| {
@@ -318,7 +376,7 @@ impl Lay<'_> {
             }
             Some((self.column(table, column).ok()?, reference.table.clone(), there.clone()))
         });
-        single.filter(|(at, ..)| *at != own && refers.iter().all(|(known, _)| known != at)).collect()
+        single.filter(|(at, ..)| !own.contains(at) && refers.iter().all(|(known, _)| known != at)).collect()
     }
 
     fn sequence(&self, counter: &profile::Counter) -> Option<TableName> {
@@ -333,6 +391,7 @@ impl Lay<'_> {
             natural: self.columns(&table, &owner.natural)?,
             evidence: self.columns(&table, &owner.evidence)?,
             owner: None,
+            home: None,
             live: owner.live.clone(),
             derived: self.derived(&table),
             uid: None,
@@ -361,6 +420,7 @@ impl Lay<'_> {
             natural: self.columns(&table, &mailbox.natural)?,
             evidence: self.columns(&table, &mailbox.evidence)?,
             owner,
+            home: mailbox.home.clone(),
             live: mailbox.live.clone(),
             derived: self.derived(&table),
             uid: self.optional(&table, mailbox.uid.column.as_ref())?,
@@ -460,11 +520,11 @@ impl Lay<'_> {
                 evidence: self.columns(content, &message.evidence)?,
                 set: self.assignments(content, &message.set)?,
                 regenerate: self.columns(content, &message.regenerate)?,
-                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()), usize::MAX)?,
+                refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()), &[])?,
                 table: content.clone(),
             }),
         };
-        let refers = self.refers(&own, &soft, mailbox)?;
+        let refers = self.refers(&own, &soft, &[mailbox])?;
         Ok(Message {
             mailbox,
             evidence,
@@ -502,7 +562,8 @@ impl Lay<'_> {
         };
         let issued = table.key.iter().copied();
         let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
-        let refers = self.refers(&table, &SoftReferences::new(), of)?;
+        let refers = self.refers(&table, &SoftReferences::new(), &[of])?;
+        let (of, to) = (vec![of], vec![to]);
         Ok(Child { of, to, natural, set: BTreeMap::new(), issued, refers, foreign: Vec::new(), mutable: false, table })
     }
 
@@ -524,12 +585,12 @@ impl Lay<'_> {
             position: self.optional(&link, via.position.as_ref())?,
             numbered: self.numbered(part)?.is_some(),
             via: Child {
-                of,
-                to: message.mail_key()?,
+                of: vec![of],
+                to: vec![message.mail_key()?],
                 natural: self.columns(&link, &via.order)?,
                 set: BTreeMap::new(),
                 issued: Vec::new(),
-                refers: self.refers(&link, &soft, of)?,
+                refers: self.refers(&link, &soft, &[of])?,
                 foreign: Vec::new(),
                 mutable: false,
                 table: link,
@@ -570,24 +631,6 @@ impl Lay<'_> {
         Ok(Some((table, natural)))
     }
 
-    fn child(&self, child: &profile::Child, of: &Table, to: usize) -> Result<Child, CompareError> {
-        let table = self.table(&child.table, None)?;
-        let natural = match &child.natural {
-            Some(natural) => self.columns(&table, natural)?,
-            None => table.key.clone(),
-        };
-        let of = self.reference(&table, child.columns.as_ref(), of)?;
-        let mut set = self.assignments(&table, &child.set)?;
-        if let Some(flags) = self.profile.flags.as_ref().filter(|flags| flags.table.as_ref() == Some(&child.table)) {
-            set.extend(self.assignments(&table, &flags.set)?);
-        }
-        let issued = table.key.iter().copied();
-        let issued = issued.filter(|at| *at != of && !natural.contains(at) && table.filled(*at)).collect();
-        let refers = self.refers(&table, &child.references, of)?;
-        let foreign = self.foreign(&table, of, &refers);
-        Ok(Child { of, to, natural, set, issued, refers, foreign, mutable: child.mutable, table })
-    }
-
     fn buried(&self, one: &profile::Tombstone, predicate: &str, message: &Table) -> Result<Buried, CompareError> {
         Ok(Buried {
             predicate: predicate.to_owned(),
@@ -604,7 +647,10 @@ impl Lay<'_> {
         let now = |column: &String| self.now(&name, column).to_owned();
         let first = |columns: &Option<Columns>| columns.as_ref().and_then(|columns| columns.0.first().map(now));
         let evidence = tombstone.evidence.iter();
+        // What it refers to is what the profile calls the message: where links have a table of their own, the content.
+        let keeps_content = message.content.is_some() && tombstone.message.is_some();
         Ok(Tombstone {
+            keeps_content,
             mailbox: first(&tombstone.mailbox),
             uid: tombstone.uid.as_ref().map(now),
             modseq: tombstone.modseq.as_ref().map(now),

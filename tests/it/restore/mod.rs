@@ -5,6 +5,7 @@
 
 mod changed;
 mod check;
+mod fields;
 mod hard;
 mod history;
 mod links;

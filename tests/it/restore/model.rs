@@ -305,7 +305,6 @@ fn no_history_of_dbmail_loses_doubles_or_resurrects_a_mail() {
 }
 
 #[test]
-#[ignore = "the engine refuses it still"]
 fn no_history_of_archiveopteryx_loses_doubles_or_resurrects_a_mail() {
     of_another("archiveopteryx", 40);
 }

@@ -336,7 +336,14 @@ async fn two_windows_take_a_living_copy_for_the_same_lost_mail() {
 
 #[tokio::test]
 async fn a_snapshot_of_the_damaged_store_is_seen_through() {
-    let store = Store::new().await;
+    seen_through(&Store::new().await).await;
+    // Its tombstones keep the mail that they are for.
+    if let Some(store) = Store::named("archiveopteryx").await {
+        seen_through(&store).await;
+    }
+}
+
+async fn seen_through(store: &Store) {
     let account = store.account("a@example.org").await;
     let inbox = store.mailbox(account, "INBOX", 0).await;
     let mut ids = Vec::new();

@@ -143,8 +143,9 @@ const DBMAIL: Ways = Ways {
 
 /// A mailbox that is made anew is the old row again.
 const ARCHIVEOPTERYX: Ways = Ways {
-    marks: false,
     tombstones_stay: false,
+    deleted_accounts: true,
+    bodies: false,
     mailboxes_told_apart: false,
     saved: false,
     moves_row: false,

@@ -25,8 +25,6 @@ pub(super) fn lay(lay: &mut Lay<'_>) -> Result<Vec<Dictionary>, CompareError> {
         open.extend(lay.numbered(part)?.map(|(table, natural)| (bare(natural, table), SoftReferences::new())));
     }
     let others = lay.known.clone();
-    // Nobody's column yet: no row belongs to a dictionary.
-    let none = usize::MAX;
     let know = |lay: &mut Lay<'_>, all: &[(Dictionary, SoftReferences)]| {
         let names =
             all.iter().enumerate().map(|(at, (one, _))| (Refers::Dictionary(at), one.table.source.name.clone()));
@@ -36,9 +34,9 @@ pub(super) fn lay(lay: &mut Lay<'_>) -> Result<Vec<Dictionary>, CompareError> {
     let mut needs: Vec<(TableName, BTreeSet<TableName>)> = Vec::new();
     for (one, soft) in &open {
         let name = &one.table.source.name;
-        let mut refers = lay.refers(&one.table, soft, none)?;
+        let mut refers = lay.refers(&one.table, soft, &[])?;
         for child in profile.child.iter().filter(|child| lay.name(profile.parent_of(child)) == *name) {
-            let child = lay.child(child, &one.table, one.table.single_key()?)?;
+            let child = lay.child(child, &one.table, one.table.key.clone())?;
             refers.extend(child.refers);
         }
         let named = refers.iter().filter_map(|(_, refers)| match refers {
@@ -59,7 +57,7 @@ pub(super) fn lay(lay: &mut Lay<'_>) -> Result<Vec<Dictionary>, CompareError> {
     know(lay, &done);
     done.into_iter()
         .map(|(mut one, soft)| {
-            one.refers = lay.refers(&one.table, &soft, none)?;
+            one.refers = lay.refers(&one.table, &soft, &[])?;
             Ok(one)
         })
         .collect()
@@ -69,7 +67,9 @@ impl Lay<'_> {
     fn dictionary(&self, dictionary: &profile::Dictionary) -> Result<Dictionary, CompareError> {
         let table = self.table(&dictionary.table, dictionary.key.as_ref())?;
         table.single_key()?;
-        Ok(bare(self.columns(&table, &dictionary.natural)?, table))
+        let lower = self.columns(&table, &dictionary.lower)?;
+        let fixed = dictionary.fixed.clone();
+        Ok(Dictionary { lower, fixed, ..bare(self.columns(&table, &dictionary.natural)?, table) })
     }
 
     fn hashed(&self, part: &profile::Part) -> Result<Dictionary, CompareError> {
@@ -83,5 +83,5 @@ impl Lay<'_> {
 }
 
 fn bare(natural: Vec<usize>, table: Table) -> Dictionary {
-    Dictionary { natural, table, refers: Vec::new(), children: Vec::new() }
+    Dictionary { natural, table, lower: Vec::new(), fixed: None, refers: Vec::new(), children: Vec::new() }
 }

@@ -178,6 +178,7 @@ macro_rules! stores {
 }
 
 stores! {
+    every_hard_case_of_archiveopteryx: "archiveopteryx",
     every_hard_case_of_dbmail: "dbmail",
     every_hard_case_of_hyperkitty: "hyperkitty",
     every_hard_case_of_james: "james",
