@@ -273,11 +273,12 @@ fn no_history_loses_doubles_or_resurrects_a_mail() {
 /// Schema, tables, columns and sequences have hostile names here, and the profile alone says so.
 #[test]
 fn a_store_by_other_names_is_restored_by_its_profile_alone() {
-    run(number("RESTANTE_HISTORIES", 60).min(60), number("RESTANTE_SEED", 1), How::Renamed);
+    run(number("RESTANTE_HISTORIES", 30).min(30), number("RESTANTE_SEED", 1), How::Renamed);
 }
 
 /// The model over the store of another project.
 fn of_another(name: &'static str, many: u64) {
+    let many = if std::env::var_os("RESTANTE_TEST_LONG").is_some() { 10 * many } else { many };
     let (histories, seed) = (number("RESTANTE_HISTORIES", many), number("RESTANTE_SEED", 1));
     if let Some(held) = run(histories, seed, How::Named(name)) {
         table(&format!(" of {name}"), histories, seed, &held);
@@ -286,27 +287,27 @@ fn of_another(name: &'static str, many: u64) {
 
 #[test]
 fn no_history_of_sora_loses_doubles_or_resurrects_a_mail() {
-    of_another("sora", 60);
+    of_another("sora", 30);
 }
 
 #[test]
 fn no_history_of_hyperkitty_loses_doubles_or_resurrects_a_mail() {
-    of_another("hyperkitty", 60);
+    of_another("hyperkitty", 30);
 }
 
 #[test]
 fn no_history_of_james_loses_doubles_or_resurrects_a_mail() {
-    of_another("james", 40);
+    of_another("james", 20);
 }
 
 #[test]
 fn no_history_of_dbmail_loses_doubles_or_resurrects_a_mail() {
-    of_another("dbmail", 40);
+    of_another("dbmail", 20);
 }
 
 #[test]
 fn no_history_of_archiveopteryx_loses_doubles_or_resurrects_a_mail() {
-    of_another("archiveopteryx", 40);
+    of_another("archiveopteryx", 30);
 }
 
 /// Without a restore: what users do and what is lost leaves each store as the model has it, and its rules are kept.
