@@ -4,6 +4,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::exit::Exit;
+use super::output;
 
 /// Print shell completions
 #[derive(Args)]
@@ -14,7 +15,10 @@ pub struct Completions {
 
 impl Completions {
     pub fn run(self) -> anyhow::Result<Exit> {
-        clap_complete::generate(self.shell, &mut super::Cli::command(), "restante", &mut std::io::stdout());
+        // It panics where nobody reads what it writes; into memory it cannot.
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut super::Cli::command(), "restante", &mut script);
+        output::print(String::from_utf8_lossy(&script).trim_end());
         Ok(Exit::Done)
     }
 }

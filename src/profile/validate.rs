@@ -99,11 +99,9 @@ impl Profile {
             }
         }
         self.find_forgotten_tables(catalog, &mut findings);
-        for tombstone in self.tombstone.iter().filter(|one| one.table.is_some()) {
-            if tombstone.message.is_none() {
-                let message = "without `message` this tombstone is not believed, and what it tells of counts as lost";
-                findings.push(Finding::warning(self.place(tombstone), message.to_owned()));
-            }
+        for tombstone in self.tombstone.iter().filter(|one| one.table.is_some() && one.message.is_none()) {
+            let message = "without `message` this tombstone is not believed, and what it tells of counts as lost";
+            findings.push(Finding::warning(self.place(tombstone), message.to_owned()));
         }
         findings
     }
