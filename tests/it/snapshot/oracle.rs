@@ -27,6 +27,8 @@ fn churn(
                 // Blocked behind the snapshot's locks, as it should be.
                 Err(_) => client.batch_execute("ROLLBACK").await.unwrap(),
             }
+            // A table made and dropped every few milliseconds by each of six can hardly be locked at all.
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     })
 }
@@ -96,7 +98,7 @@ async fn a_snapshot_is_what_the_store_was_while_others_truncate_rewrite_swap_att
     let oracle = Oracle::new("", &[]);
     let options = restante::snapshot::SnapshotOptions { pg_dump: oracle.program(), ..options() };
     let mut taken = 0;
-    for _ in 0..20 {
+    for _ in 0..60 {
         let snapshot = match snapshot(&place, &database.dsn_as(&role), &options).await {
             Ok(snapshot) => snapshot,
             // Gave way, or tables came and went too fast: it says so, and the next try is as good.
