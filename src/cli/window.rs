@@ -17,6 +17,7 @@ use crate::compare::layout::Layout;
 use crate::compare::parents::Parents;
 use crate::compare::report::GapReport;
 use crate::compare::row::Print;
+use crate::postgres::session::{Session, SessionOptions};
 use crate::report::accounts::line;
 use crate::report::{self, Told};
 use crate::restore::accounts::Accounts;
@@ -58,6 +59,9 @@ pub struct WindowArgs {
     /// Messages in one transaction
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub batch: usize,
+    /// Sessions that put mail back side by side, each that of other accounts and in the order of `--order`; one where mails have rows in common
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub jobs: u8,
     /// Also print a line for each account that support can send to its user
     #[arg(long)]
     pub per_account: bool,
@@ -214,7 +218,8 @@ impl Restoring<'_> {
             context.confirm("put them back into the live store?")?;
         }
         let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
-        let apply = Apply::new(plan, options);
+        let beside = self.beside(plan.summary().messages).await?;
+        let apply = Apply::new(plan, options).beside(beside);
         let mut report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;
         context.progress.finish();
         context.output.json("replayed", &report)?;
@@ -224,6 +229,22 @@ impl Restoring<'_> {
         let exit = if report.has_findings() { Exit::Findings } else { Exit::Done };
         self.told.push(Told { gap, plan: summary, replay: Some(report) });
         Ok(exit)
+    }
+
+    /// More sessions, as many as the server gives and as there are batches for.
+    async fn beside(&self, messages: u64) -> anyhow::Result<Vec<Session>> {
+        let batches = messages.div_ceil(self.args.batch.max(1) as u64);
+        let mut beside = Vec::new();
+        for _ in 1..batches.min(u64::from(self.args.jobs)) {
+            match Session::connect(&self.context.dsn()?, SessionOptions::default()).await {
+                Ok(session) => beside.push(session),
+                Err(error) => {
+                    self.context.monitor().warn(&format!("going on with {} sessions: {error}", 1 + beside.len()));
+                    break;
+                }
+            }
+        }
+        Ok(beside)
     }
 
     /// Living messages that get columns back.

@@ -1,5 +1,6 @@
 //! Executing a plan: counters, parents, mail newest first, repairs, derived values.
 
+use futures_util::future::try_join_all;
 use serde::Serialize;
 
 use super::accounts::Accounts;
@@ -7,7 +8,7 @@ use super::batch::{self, Batch, Draft, Outcome, Progress};
 use super::error::ReplayError;
 use super::fits::fits;
 use super::parents::Targets;
-use super::plan::Plan;
+use super::plan::{Move, Plan};
 use super::raise::{self, Raised};
 use super::{columns, journal, parents, repair, staging};
 use crate::compare::layout::Layout;
@@ -74,11 +75,17 @@ impl ReplayReport {
 pub struct Apply {
     plan: Plan,
     options: ApplyOptions,
+    beside: Vec<Session>,
 }
 
 impl Apply {
     pub fn new(plan: Plan, options: ApplyOptions) -> Self {
-        Self { plan, options }
+        Self { plan, options, beside: Vec::new() }
+    }
+
+    /// More sessions with the live store, to put mail back side by side. They are not used where mails have rows in common.
+    pub fn beside(self, beside: Vec<Session>) -> Self {
+        Self { beside, ..self }
     }
 
     pub fn plan(&self) -> &Plan {
@@ -124,28 +131,12 @@ impl Apply {
         report.mailboxes = plan.mailboxes.len();
 
         monitor.stage("restoring mail", Unit::Rows, Some(plan.moves.len() as u64));
-        let mut progress = Progress::default();
-        let (mut at, mut done) = (0, 0);
-        let mut next = self.draft(session, source, &targets, &mut at).await?;
-        if let Some(draft) = next {
-            next = Some(draft.fetch(source).await?);
-        }
-        while let Some(draft) = next {
-            let drafted = at;
-            let batch = Batch::prepare(session, plan, &targets, &replay, draft).await?;
-            // The next one is fetched while this one is written.
-            let following = self.draft(session, source, &targets, &mut at).await?;
-            let fetch = async {
-                match following {
-                    Some(draft) => draft.fetch(source).await.map(Some),
-                    None => Ok(None),
-                }
-            };
-            let (written, fetched) = tokio::join!(batch.run(session, &mut progress), fetch);
-            report.mail.add(written?);
-            monitor.advance((drafted - done) as u64);
-            done = drafted;
-            next = fetched?;
+        let sessions: Vec<&Session> = std::iter::once(session).chain(&self.beside).collect();
+        let lanes = plan.lanes(sessions.len());
+        let lanes = lanes.iter().zip(sessions);
+        let lanes = lanes.map(|(moves, session)| self.lane(session, source, &targets, &replay, moves, monitor));
+        for outcome in try_join_all(lanes).await? {
+            report.mail.add(outcome);
         }
         if plan.repair && !plan.comparison.incomplete.messages.is_empty() {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
@@ -161,30 +152,70 @@ impl Apply {
         Ok(report)
     }
 
+    /// Puts these messages back, one transaction after the other.
+    async fn lane(
+        &self,
+        session: &Session,
+        source: &dyn Source,
+        targets: &Targets,
+        replay: &str,
+        moves: &[Move],
+        monitor: &dyn Monitor,
+    ) -> Result<Outcome, ReplayError> {
+        let plan = &self.plan;
+        session.carry(&plan.comparison.facts.encoding);
+        staging::prepare(session, &plan.comparison.layout).await?;
+        let (mut outcome, mut progress) = (Outcome::default(), Progress::default());
+        let (mut at, mut done) = (0, 0);
+        let mut next = self.draft(session, source, targets, moves, &mut at).await?;
+        if let Some(draft) = next {
+            next = Some(draft.fetch(source).await?);
+        }
+        while let Some(draft) = next {
+            let drafted = at;
+            let batch = Batch::prepare(session, plan, targets, replay, draft).await?;
+            // The next one is fetched while this one is written.
+            let following = self.draft(session, source, targets, moves, &mut at).await?;
+            let fetch = async {
+                match following {
+                    Some(draft) => draft.fetch(source).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let (written, fetched) = tokio::join!(batch.run(session, &mut progress), fetch);
+            outcome.add(written?);
+            monitor.advance((drafted - done) as u64);
+            done = drafted;
+            next = fetched?;
+        }
+        Ok(outcome)
+    }
+
     /// The messages from `at` on that one transaction puts back; `at` moves behind them.
     async fn draft<'a>(
         &'a self,
         session: &Session,
         source: &dyn Source,
         targets: &'a Targets,
+        moves: &[Move],
         at: &mut usize,
     ) -> Result<Option<Draft<'a>>, ReplayError> {
         let plan = &self.plan;
         let (from, mut bytes) = (*at, 0);
-        let Some(first) = plan.moves.get(from) else { return Ok(None) };
+        let Some(first) = moves.get(from) else { return Ok(None) };
         let most = self.options.batch_messages.max(1);
-        while *at - from < most && plan.moves.get(*at).is_some_and(|one| one.aside == first.aside) {
-            let together = plan.together(*at);
+        while *at - from < most && moves.get(*at).is_some_and(|one| one.aside == first.aside) {
+            let together = plan.together(moves, *at);
             if *at > from && together <= most && *at - from + together > most {
                 break;
             }
-            bytes += batch::weight(plan, source, plan.moves[*at]).await?;
+            bytes += batch::weight(plan, source, moves[*at]).await?;
             if *at > from && bytes > self.options.batch_bytes {
                 break;
             }
             *at += 1;
         }
-        Ok(Some(Batch::draft(session, source, plan, targets, &plan.moves[from..*at]).await?))
+        Ok(Some(Batch::draft(session, source, plan, targets, &moves[from..*at]).await?))
     }
 }
 

@@ -1,4 +1,4 @@
-//! One transaction: lock the mailboxes, look again, claim, insert, read again.
+//! One transaction: lock the mailboxes, look again, insert, read again, write the journal.
 //!
 //! The rows are staged before the locks are taken, so a mailbox is locked for as long as the inserts take and no longer. Under the
 //! locks nothing is believed that the plan said of the live store: the mailbox must still be that mailbox, no equal mail may have
@@ -296,7 +296,7 @@ impl<'a> Batch<'a> {
             keys = if numbered { self.next_uids(&open, &locked) } else { self.draw(session).await? };
             self.stage(session, &keys, &held).await?;
         }
-        let claimed = self.claim(session, &open, &keys).await?;
+        let claimed = self.unclaimed(session, &open).await?;
         let others = open.iter().filter(|at| !claimed.contains(at));
         others.for_each(|at| outcome.count(self.items[*at].one, Became::ByAnother));
         let before = claimed.clone();
@@ -316,7 +316,7 @@ impl<'a> Batch<'a> {
         let taken = before.iter().filter(|at| !claimed.contains(at));
         taken.for_each(|at| outcome.count(self.items[*at].one, Became::PlaceTaken));
         outcome.changed_columns = self.read_again(session).await?;
-        self.record(session).await?;
+        self.record(session, &claimed, &keys).await?;
         self.answer(session, &claimed, &keys).await?;
         for at in &claimed {
             let item = &self.items[*at];

@@ -38,6 +38,8 @@ pub enum ReplayError {
     FarBehind { sequence: String, missing: i64, least: i64 },
     #[error("no replay {replay:?} is in the journal; `restante replays` lists them")]
     NoSuchReplay { replay: String },
+    #[error("another replay put the same mail back at the same moment; run the command again")]
+    Overtaken,
     #[error(
         "the locks of {what} were not to be had in {attempts} attempts: others keep them; run the command again, it goes on where it stopped"
     )]
@@ -49,6 +51,7 @@ impl ReplayError {
     pub(super) fn is_transient(&self) -> bool {
         let state = match self {
             Self::Postgres(error) | Self::Compare(CompareError::Postgres(error)) => error.sqlstate(),
+            Self::Overtaken => return true,
             _ => None,
         };
         matches!(state, Some("40001" | "40P01" | "55P03"))

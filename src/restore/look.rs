@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::batch::{Batch, Item, Key, Progress, Taken};
+use super::batch::{Batch, Item, Progress, Taken};
 use super::error::ReplayError;
 use super::write::live_type;
 use crate::compare::Comparison;
@@ -127,25 +127,15 @@ impl Batch<'_> {
         content::fingerprint(&comparison.layout, &raw)
     }
 
-    /// Writes the journal; the unique key decides who restores a message.
-    pub(super) async fn claim(
-        &self,
-        session: &Session,
-        open: &[usize],
-        keys: &[Key],
-    ) -> Result<Vec<usize>, ReplayError> {
-        let sources: Vec<&[u8]> = open.iter().map(|at| &self.items[*at].leftover.source.0[..]).collect();
-        let mailboxes: Vec<&str> = open.iter().map(|at| &*self.items[*at].target.key_text).collect();
-        let keys: Vec<&str> = open.iter().map(|at| &*keys[*at].text).collect();
-        let sql = format!(
-            "INSERT INTO {JOURNAL} (source, replay, mailbox, key) \
-             SELECT s, $1, m, k FROM unnest($2::bytea[], $3::text[], $4::text[]) q(s, m, k) ORDER BY s \
-             ON CONFLICT (source, copy) WHERE undone IS NULL DO NOTHING RETURNING source"
-        );
-        let failed = PostgresError::server("writing the journal");
-        let rows = session.client().query(&sql, &[&self.replay, &sources, &mailboxes, &keys]).await.map_err(failed)?;
-        let claimed: HashSet<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
-        Ok(open.iter().copied().filter(|at| claimed.contains(&self.items[*at].leftover.source.0[..])).collect())
+    /// Of these, those that no replay has put back. One that another session puts back at this moment is met when the journal is written.
+    pub(super) async fn unclaimed(&self, session: &Session, open: &[usize]) -> Result<Vec<usize>, ReplayError> {
+        let source = |at: &usize| &self.items[*at].leftover.source.0[..];
+        let sources: Vec<&[u8]> = open.iter().map(source).collect();
+        let sql = format!("SELECT source FROM {JOURNAL} WHERE source = ANY($1) AND undone IS NULL");
+        let failed = PostgresError::server("asking the journal");
+        let rows = session.client().query(&sql, &[&sources]).await.map_err(failed)?;
+        let claimed: HashSet<&[u8]> = rows.iter().map(|row| row.get(0)).collect();
+        Ok(open.iter().copied().filter(|at| !claimed.contains(source(at))).collect())
     }
 }
 

@@ -18,7 +18,7 @@
 //! | `raise` | counters first: no id, UID or MODSEQ is issued twice |
 //! | `parents` | accounts and mailboxes that were lost, and side folders |
 //! | [`apply`] | batches, retries, derived values, hooks |
-//! | `batch` | one transaction: lock, look again (`look`), claim, insert (`write`), read again (`reread`), commit |
+//! | `batch` | one transaction: lock, look again (`look`), insert (`write`), read again and write the journal (`reread`), commit |
 //! | `contents` | mail that several links share |
 //! | `alive` | parts that the live store still has are taken from there |
 //! | `columns` | columns of living messages that a wrong UPDATE changed |

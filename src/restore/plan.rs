@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::clients::clients;
+use super::dictionaries::referring;
 use crate::compare::columns::Differing;
 use crate::compare::counters::{MailboxCounter, SequenceCounter};
 use crate::compare::layout::{Parent, Refers};
@@ -160,12 +161,32 @@ impl Plan {
         self.links.by_key.get(key).copied()
     }
 
-    /// How many moves from this one on should not be torn apart.
-    pub(super) fn together(&self, at: usize) -> usize {
+    /// How many of `moves` from this one on should not be torn apart.
+    pub(super) fn together(&self, moves: &[Move], at: usize) -> usize {
         let of = |one: &Move| group(&self.comparison, one).filter(|_| self.comparison.layout.deferred);
-        let own = of(&self.moves[at]);
-        let begins = own.is_some() && (at == 0 || of(&self.moves[at - 1]) != own);
-        if begins { self.moves[at..].iter().take_while(|one| of(one) == own).count() } else { 1 }
+        let own = of(&moves[at]);
+        let begins = own.is_some() && (at == 0 || of(&moves[at - 1]) != own);
+        if begins { moves[at..].iter().take_while(|one| of(one) == own).count() } else { 1 }
+    }
+
+    /// The moves in at most so many lanes that can be put back side by side: each account's mail in one of them, in order.
+    /// Where mails refer to each other, or to rows that others refer to as well, one lane alone knows what the batches before it did.
+    pub(super) fn lanes(&self, most: usize) -> Vec<Vec<Move>> {
+        let layout = &self.comparison.layout;
+        let is_apart = layout.message.content.is_none()
+            && layout.dictionaries.is_empty()
+            && referring(layout, Refers::Message).is_empty();
+        if !is_apart || most < 2 {
+            return vec![self.moves.clone()];
+        }
+        let mailboxes = &self.comparison.parents.mailboxes;
+        let mut lanes = vec![Vec::new(); most];
+        for one in &self.moves {
+            // What triggers keep of an account is one row.
+            let account = mailboxes[one.mailbox].owner.unwrap_or(one.mailbox);
+            lanes[account % most].push(*one);
+        }
+        lanes
     }
 
     /// The leftovers that refer to the message that has this key in the snapshot.

@@ -7,8 +7,10 @@
 use serde::Serialize;
 
 use super::error::ReplayError;
+use super::look::lock_mailboxes;
 use super::plan::Plan;
 use super::staging::{settings, transaction};
+use super::write::live_type;
 use crate::compare::counters::MailboxCounter;
 use crate::compare::parents::Fate;
 use crate::failpoint;
@@ -37,68 +39,88 @@ pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, Repl
         catch_up(session, &sequence.name.quoted(), sequence.least).await?;
         raised.sequences.push(sequence.name.to_string());
     }
-    let layout = &plan.comparison.layout.mailbox;
     let live = &plan.comparison.parents.live_mailboxes;
     let mut counters = plan.counters.clone();
     // The one order in which everybody locks mailboxes.
     counters.sort_by(|one, other| live[one.live].key.cmp(&live[other.live].key));
     for batch in counters.chunks(MAILBOXES) {
-        let (mailboxes, uidvalidity) = transaction(session, "the mailboxes' counters", async || {
-            settings(session, &plan.comparison.layout).await?;
-            let (mut mailboxes, mut changed) = (0, 0);
-            for counter in batch {
-                let mut sets = Vec::new();
-                for (column, least) in [(layout.uid, counter.uid), (layout.modseq, counter.modseq)] {
-                    if let (Some(column), Some(least)) = (column, least) {
-                        let column = layout.table.ident(column);
-                        sets.push(format!("{column} = greatest(coalesce({column}, 0), {least})"));
-                    }
-                }
-                let collision = collision(plan, counter);
-                if let Some((column, before, again)) = &collision {
-                    // Once, whoever comes first.
-                    sets.push(format!(
-                        "{column} = CASE WHEN {column} = {before} AND {again} THEN greatest({column} + 1, extract(epoch FROM now())::int8) ELSE {column} END"
-                    ));
-                }
-                if sets.is_empty() {
-                    continue;
-                }
-                let returning = collision.map_or("false".to_owned(), |(column, before, _)| format!("{column} <> {before}"));
-                let update = format!(
-                    "UPDATE {} SET {} WHERE {} = {} RETURNING {returning}",
-                    layout.table.quoted(),
-                    sets.join(", "),
-                    layout.table.ident(layout.table.single_key()?),
-                    sql::literal(&live[counter.live].key_text)
-                );
-                let failed = PostgresError::server("raising counters");
-                let row = session.client().query_opt(&update, &[]).await.map_err(failed)?;
-                changed += u64::from(row.is_some_and(|row| row.get(0)));
-                mailboxes += 1;
-            }
-            Ok((mailboxes, changed))
-        })
-        .await?;
+        let work = async || raise_mailboxes(session, plan, batch).await;
+        let (mailboxes, uidvalidity) = transaction(session, "the mailboxes' counters", work).await?;
         raised.mailboxes += mailboxes;
         raised.uidvalidity += uidvalidity;
     }
     Ok(raised)
 }
 
-/// The column of UIDVALIDITY, what it was, and SQL that tells whether a UID was issued twice under it: before the comparison, or since by mail
-/// that came to counters that are low still.
-fn collision(plan: &Plan, counter: &MailboxCounter) -> Option<(String, i64, String)> {
+/// How many were raised, and how many of them have a new UIDVALIDITY.
+async fn raise_mailboxes(
+    session: &Session,
+    plan: &Plan,
+    counters: &[MailboxCounter],
+) -> Result<(u64, u64), ReplayError> {
+    let (layout, live) = (&plan.comparison.layout.mailbox, &plan.comparison.parents.live_mailboxes);
+    settings(session, &plan.comparison.layout).await?;
+    let keys: Vec<&str> = counters.iter().map(|counter| &*live[counter.live].key_text).collect();
+    lock_mailboxes(session, &plan.comparison.layout, keys.iter().copied().collect()).await?;
+    let (mut sets, mut returning) = (Vec::new(), "false".to_owned());
+    for (column, least) in [(layout.uid, "restante_uid"), (layout.modseq, "restante_modseq")] {
+        if let Some(column) = column {
+            let column = layout.table.ident(column);
+            // NULL is less than any number.
+            sets.push(format!("{column} = greatest(b.{column}, {least})"));
+        }
+    }
+    if let Some(column) = layout.uidvalidity {
+        let (column, uid) = (layout.table.ident(column), layout.uid.map(|uid| layout.table.ident(uid)));
+        let again = uid.map_or("true".to_owned(), |uid| format!("(restante_low IS NULL OR b.{uid} > restante_low)"));
+        // Once, whoever comes first.
+        sets.push(format!(
+            "{column} = CASE WHEN b.{column} = restante_before AND {again} THEN greatest(b.{column} + 1, extract(epoch FROM now())::int8) \
+             ELSE b.{column} END"
+        ));
+        returning = format!("b.{column} <> restante_before");
+    }
+    if sets.is_empty() {
+        return Ok((0, 0));
+    }
+    let collisions: Vec<Option<Collision>> = counters.iter().map(|counter| collision(plan, counter)).collect();
+    let key = layout.table.single_key()?;
+    let sql = format!(
+        "UPDATE {} b SET {} FROM unnest($1::text[], $2::int8[], $3::int8[], $4::int8[], $5::int8[]) \
+         q(restante_key, restante_uid, restante_modseq, restante_before, restante_low) WHERE b.{} = restante_key::{} RETURNING {returning}",
+        layout.table.quoted(),
+        sets.join(", "),
+        layout.table.ident(key),
+        live_type(&layout.table, key),
+    );
+    let uids: Vec<Option<i64>> = counters.iter().map(|counter| counter.uid).collect();
+    let modseqs: Vec<Option<i64>> = counters.iter().map(|counter| counter.modseq).collect();
+    let before: Vec<Option<i64>> = collisions.iter().map(|one| Some(one.as_ref()?.before)).collect();
+    let low: Vec<Option<i64>> = collisions.iter().map(|one| one.as_ref()?.low).collect();
+    let failed = PostgresError::server("raising counters");
+    let rows = session.client().query(&sql, &[&keys, &uids, &modseqs, &before, &low]).await.map_err(failed)?;
+    let changed = rows.iter().filter(|row| row.get::<_, Option<bool>>(0) == Some(true)).count();
+    Ok((rows.len() as u64, changed as u64))
+}
+
+/// A UID was issued twice under this UIDVALIDITY.
+struct Collision {
+    before: i64,
+    /// Only if the counter has left this since, by mail that came while it was low still.
+    low: Option<i64>,
+}
+
+fn collision(plan: &Plan, counter: &MailboxCounter) -> Option<Collision> {
     let layout = &plan.comparison.layout.mailbox;
     let parents = &plan.comparison.parents;
-    let column = layout.table.ident(layout.uidvalidity?);
+    layout.uidvalidity?;
     if let Some(before) = counter.collided {
-        return Some((column, before, "true".to_owned()));
+        return Some(Collision { before, low: None });
     }
     let now = &parents.live_mailboxes[counter.live];
     let then = parents.mailboxes.iter().find(|mailbox| mailbox.fate == Fate::Alive(counter.live))?;
     let is_low = now.uid? < then.uid? && now.uidvalidity == then.uidvalidity;
-    is_low.then_some((column, then.uidvalidity?, format!("{} > {}", layout.table.ident(layout.uid?), now.uid?)))
+    is_low.then_some(Collision { before: then.uidvalidity?, low: now.uid })
 }
 
 async fn catch_up(session: &Session, sequence: &str, least: i64) -> Result<(), ReplayError> {

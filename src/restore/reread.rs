@@ -1,8 +1,8 @@
-//! Reading restored rows again, column by column, and completing the journal.
+//! Reading restored rows again, column by column, and writing the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::batch::Batch;
+use super::batch::{Batch, Item, Key};
 use super::error::ReplayError;
 use super::staging::Stage;
 use super::write::{is_held, live_type};
@@ -49,43 +49,52 @@ impl Batch<'_> {
         Ok(changed)
     }
 
-    /// Completes the journal: the new UID, the print of the row as it is now, and the state that undoing asks for.
-    pub(super) async fn record(&self, session: &Session) -> Result<(), ReplayError> {
+    /// Writes the journal: the new UID, the print of the row as it is now, and the state that undoing asks for. Its unique key decides
+    /// who restores a message.
+    pub(super) async fn record(&self, session: &Session, placed: &[usize], keys: &[Key]) -> Result<(), ReplayError> {
         let layout = &self.plan.comparison.layout;
         let message = &layout.message;
         let mut columns = vec![message.table.single_key()?];
         columns.extend(&message.evidence);
         let uid = message.uid.map_or("NULL::int8".to_owned(), |at| format!("m.{}::int8", message.table.ident(at)));
         let same = message.link.key.iter().map(|at| format!("m.{0} = s.{0}", message.link.ident(*at)));
-        let rows = format!(
-            "{} m JOIN {} s ON {}",
+        let select = format!(
+            "SELECT {}, {}, {uid}, {} FROM {} m JOIN {} s ON {}",
+            message.key_text("m"),
+            super::undo::state(layout)?,
+            message.table.select(&columns, "m"),
             message.table.quoted(),
             Stage::Message.name().quoted(),
             same.collect::<Vec<_>>().join(" AND ")
         );
-        let select =
-            format!("SELECT {}, {uid}, {} FROM {rows}", message.key_text("m"), message.table.select(&columns, "m"));
-        let (mut keys, mut uids, mut prints) = (Vec::new(), Vec::new(), Vec::new());
-        live::copy(session, "reading restored mail", &select, 2 + columns.len(), &mut |row| {
-            keys.push(String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned());
-            uids.push(row[1].and_then(|bytes| zone::integer(bytes, false)));
-            prints.push(row_print(row[2], row[3..].iter().copied()).0.to_vec());
+        let items: HashMap<&str, &Item<'_>> = placed.iter().map(|at| (&*keys[*at].text, &self.items[*at])).collect();
+        let (mut sources, mut mailboxes, mut own, mut uids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut prints, mut states) = (Vec::new(), Vec::new());
+        live::copy(session, "reading restored mail", &select, 3 + columns.len(), &mut |row| {
+            let text = |at: usize| String::from_utf8_lossy(row[at].unwrap_or_default()).into_owned();
+            let key = text(0);
+            let Some(item) = items.get(&*key) else { return Ok(()) };
+            sources.push(&item.leftover.source.0[..]);
+            mailboxes.push(&*item.target.key_text);
+            own.push(key);
+            states.push(text(1));
+            uids.push(row[2].and_then(|bytes| zone::integer(bytes, false)));
+            prints.push(row_print(row[3], row[4..].iter().copied()).0.to_vec());
             Ok(())
         })
         .await?;
-        // Computed once for each row, and the journal is entered by its unique key: else the planner is free to do either again and again.
         let sql = format!(
-            "WITH q AS MATERIALIZED (SELECT {} AS k, {} AS state FROM {rows}) \
-             UPDATE {JOURNAL} j SET uid = v.u, restored = v.r, state = q.state \
-             FROM q JOIN unnest($2::text[], $3::int8[], $4::bytea[]) v(k, u, r) ON v.k = q.k \
-             WHERE j.source = ANY($5) AND j.key = q.k AND j.replay = $1 AND j.undone IS NULL",
-            message.key_text("m"),
-            super::undo::state(layout)?
+            "INSERT INTO {JOURNAL} (source, replay, mailbox, key, uid, restored, state) \
+             SELECT s, $1, m, k, u, r, t FROM unnest($2::bytea[], $3::text[], $4::text[], $5::int8[], $6::bytea[], $7::text[]) q(s, m, k, u, r, t) \
+             ORDER BY s ON CONFLICT (source, copy) WHERE undone IS NULL DO NOTHING"
         );
-        let sources: Vec<&[u8]> = self.items.iter().map(|item| &item.leftover.source.0[..]).collect();
-        let failed = PostgresError::server("completing the journal");
-        session.client().execute(&sql, &[&self.replay, &keys, &uids, &prints, &sources]).await.map_err(failed)?;
-        Ok(())
+        let failed = PostgresError::server("writing the journal");
+        let written = session
+            .client()
+            .execute(&sql, &[&self.replay, &sources, &mailboxes, &own, &uids, &prints, &states])
+            .await
+            .map_err(failed)?;
+        if written == placed.len() as u64 { Ok(()) } else { Err(ReplayError::Overtaken) }
     }
 }
 

@@ -10,7 +10,6 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use super::error::ReplayError;
 use crate::compare::layout::{Layout, LiveColumn, Table};
 use crate::failpoint;
-use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
 use crate::postgres::copy::CopyInWriter;
 use crate::postgres::session::Session;
@@ -273,14 +272,12 @@ pub(super) async fn new_keys(
 /// deadlock with us. The search path is the store's, because its triggers may name tables without a schema, with the system's
 /// names in front and temporary ones at the end; our own statements name every schema.
 pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
-    let ask = "SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::int8";
-    let failed = PostgresError::server("asking for the deadlock timeout");
-    let deadlock: i64 = session.client().query_one(ask, &[]).await.map_err(failed)?.get(0);
-    let timeout = (deadlock / 2).clamp(10, 5000);
-    let path = search_path(layout);
-    Ok(session
-        .execute("setting up a transaction", &format!("SET LOCAL lock_timeout = {timeout}; SET LOCAL {path}"))
-        .await?)
+    let timeout = "extract(epoch FROM current_setting('deadlock_timeout')::interval) * 500";
+    let sql = format!(
+        "SELECT set_config('lock_timeout', least(greatest({timeout}, 10), 5000)::int8::text, true); SET LOCAL {}",
+        search_path(layout)
+    );
+    Ok(session.execute("setting up a transaction", &sql).await?)
 }
 
 pub(super) fn search_path(layout: &Layout) -> String {

@@ -13,7 +13,6 @@ use super::parents::Target;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::layout::{Child, Layout, Table};
-use crate::compare::past::JOURNAL;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
 use crate::postgres::session::Session;
@@ -253,15 +252,6 @@ impl Batch<'_> {
         insert.all(session, "restoring mail", &message.link, Stage::Message, "true").await?;
         let left = self.without_place(session).await?;
         let (left, placed): (Vec<usize>, Vec<usize>) = claimed.into_iter().partition(|at| left.contains(&(*at as i64)));
-        if !left.is_empty() {
-            let keys: Vec<&str> = left.iter().map(|at| &*keys[*at].text).collect();
-            // The claim is given back.
-            let sql = format!(
-                "UPDATE {JOURNAL} SET undone = clock_timestamp() WHERE replay = $1 AND key = ANY($2) AND undone IS NULL"
-            );
-            let failed = PostgresError::server("restoring mail");
-            session.client().execute(&sql, &[&self.replay, &keys]).await.map_err(failed)?;
-        }
         self.settle_answers(session, &left, keys).await?;
         dictionaries::close(session, layout, entries).await?;
         for (kind, part) in layout.parts.iter().enumerate() {

@@ -161,12 +161,22 @@ async fn accounts_of_a_file_come_first_and_an_unknown_one_stops_all() {
 
     // Keys ascend as mail is put back. Its accounts in their order, then the rest, each with the newest first.
     std::fs::write(&file, "# paying\n b@example.org\r\na@example.org\n").unwrap();
-    scene.text(0, &["--yes", "--batch=1", &order]).await;
-    let mut found = store.found().await;
-    found.sort_by_key(|one| one.id);
-    let order: Vec<u32> = found.iter().map(|one| one.content.unwrap().0).collect();
-    assert_eq!(order, [11, 10, 1, 0, 21, 20]);
-    store.check_counters().await;
+    let put_back = async |jobs: &str| -> Vec<u32> {
+        scene.text(0, &["--yes", "--batch=1", jobs, &order]).await;
+        let mut found = store.found().await;
+        found.sort_by_key(|one| one.id);
+        store.check_counters().await;
+        found.iter().map(|one| one.content.unwrap().0).collect()
+    };
+    assert_eq!(put_back("--jobs=1").await, [11, 10, 1, 0, 21, 20]);
+    // Side by side each session keeps the order of its own accounts: a and c are one's, b the other's.
+    let restored: Vec<i64> = store.found().await.iter().map(|one| one.id).collect();
+    store.lose(&restored, &[], true).await;
+    store.client.batch_execute("DELETE FROM restante.journal").await.unwrap();
+    let side_by_side = put_back("--jobs=2").await;
+    let of = |own: &[u32]| side_by_side.iter().copied().filter(|one| own.contains(one)).collect::<Vec<_>>();
+    assert_eq!((of(&[1, 0, 21, 20]), of(&[11, 10])), (vec![1, 0, 21, 20], vec![11, 10]));
+    assert_eq!(side_by_side.len(), 6);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
