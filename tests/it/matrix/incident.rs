@@ -195,9 +195,20 @@ impl Place<'_> {
         command
     }
 
+    /// The same with one session, so that its points come in one order, and nothing is kept between two of them by another.
+    pub fn in_order(&self, what: Replaying) -> Command {
+        let mut command = self.command(what);
+        if what == Replaying::Restore {
+            command.arg("--jobs=1");
+        }
+        command
+    }
+
+    /// With a failpoint, in order.
     pub async fn run(&self, what: Replaying, failpoint: Option<&str>) -> Ended {
         let mut command = self.command(what);
         if let Some(failpoint) = failpoint {
+            command = self.in_order(what);
             command.env("RESTANTE_FAILPOINT", failpoint);
         }
         Ended::of(command.spawn().unwrap()).await

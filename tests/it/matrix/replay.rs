@@ -28,7 +28,7 @@ async fn points(incident: &Incident, what: Replaying) -> (Vec<Point>, String) {
     let place = incident.copy(what).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("points");
-    let ended = Ended::of(noting(&place, what, &file).spawn().unwrap()).await;
+    let ended = Ended::of(noting(place.in_order(what), &file).spawn().unwrap()).await;
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let kept = place.kept().await;
     place.store.database.drop().await;
@@ -42,8 +42,7 @@ async fn points(incident: &Incident, what: Replaying) -> (Vec<Point>, String) {
 }
 
 /// The command, writing down the points that it passes.
-fn noting(place: &Place<'_>, what: Replaying, file: &Path) -> tokio::process::Command {
-    let mut command = place.command(what);
+fn noting(mut command: tokio::process::Command, file: &Path) -> tokio::process::Command {
     command.env("RESTANTE_FAILPOINTS_PASSED", file);
     command
 }
@@ -105,7 +104,7 @@ async fn is_killed(incident: &Incident, what: Replaying, after: usize, pause: Du
     let place = incident.copy(what).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("points");
-    let mut child = noting(&place, what, &file).spawn().unwrap();
+    let mut child = noting(place.command(what), &file).spawn().unwrap();
     // On a thread of its own: the runtime's clock knows no less than a millisecond.
     let child = tokio::task::spawn_blocking(move || {
         let passed = || std::fs::read(&file).map_or(0, |text| text.iter().filter(|byte| **byte == b'\n').count());
