@@ -133,6 +133,10 @@ impl Apply {
         monitor.stage("restoring mail", Unit::Rows, Some(plan.moves.len() as u64));
         let sessions: Vec<&Session> = std::iter::once(session).chain(&self.beside).collect();
         let lanes = plan.lanes(sessions.len());
+        for session in sessions.iter().take(lanes.len()).skip(1) {
+            session.carry(&plan.comparison.facts.encoding);
+            staging::prepare(session, layout).await?;
+        }
         let lanes = lanes.iter().zip(sessions);
         let lanes = lanes.map(|(moves, session)| self.lane(session, source, &targets, &replay, moves, monitor));
         for outcome in try_join_all(lanes).await? {
@@ -163,8 +167,6 @@ impl Apply {
         monitor: &dyn Monitor,
     ) -> Result<Outcome, ReplayError> {
         let plan = &self.plan;
-        session.carry(&plan.comparison.facts.encoding);
-        staging::prepare(session, &plan.comparison.layout).await?;
         let (mut outcome, mut progress) = (Outcome::default(), Progress::default());
         let (mut at, mut done) = (0, 0);
         let mut next = self.draft(session, source, targets, moves, &mut at).await?;
