@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::context::Context;
 use super::exit::UsageError;
+use crate::compare::parents::Parents;
 use crate::compare::source::{RepositorySource, Source};
 use crate::compare::{self, CompareError, Comparison, Window, choose, fit};
 use crate::postgres::catalog::{self, Catalog};
@@ -96,6 +97,14 @@ impl Chosen {
     pub async fn open(repository: &Repository, snapshot: &Snapshot) -> anyhow::Result<Self> {
         let source = RepositorySource::open(SnapshotReader::open(repository, snapshot).await?).await?;
         Ok(Self { snapshot: snapshot.clone(), source })
+    }
+}
+
+/// A name that was typed wrong must not look like mail that is not lost.
+pub fn known(parents: &Parents, accounts: &[String], mailboxes: &[String]) -> anyhow::Result<()> {
+    match parents.unknown(accounts, mailboxes) {
+        said if said.is_empty() => Ok(()),
+        said => Err(UsageError(said.join("\n")).into()),
     }
 }
 

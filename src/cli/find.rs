@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::comparing::{Comparing, Live};
+use super::comparing::{Comparing, Live, known};
 use super::context::Context;
 use super::exit::{Exit, UsageError};
 use super::gap::shortened;
@@ -54,6 +54,7 @@ impl Find {
         let live = Live::open(context, self.comparing.profile.as_deref(), &self.comparing.renamed).await?;
         let chosen = self.comparing.choose(context, &live, self.snapshot.as_deref()).await?;
         let comparison = self.comparing.compare(&live, &chosen, wanted.window).await?;
+        known(&comparison.parents, &wanted.accounts, &wanted.mailboxes)?;
         let mut all = Vec::new();
         find::find(&chosen.source, &comparison, &wanted, &mut |found| all.push(found)).await?;
         context.progress.finish();

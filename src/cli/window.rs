@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::again;
-use super::comparing::{Chosen, Comparing, Live};
+use super::comparing::{Chosen, Comparing, Live, known};
 use super::context::Context;
 use super::exit::{Exit, UsageError};
 use super::gap;
@@ -115,11 +115,8 @@ fn first(order: &Order, parents: &Parents) -> anyhow::Result<Vec<String>> {
     let lines = text.lines().map(str::trim).enumerate();
     let mut accounts = Vec::new();
     for (at, account) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
-        if !parents.has_account(account) {
-            let place = format!("{}, line {}", file.display(), at + 1);
-            return Err(
-                UsageError(format!("{place}: neither the snapshot nor the store has an account {account:?}")).into()
-            );
+        if let Some(why) = parents.unknown(&[account.to_owned()], &[]).first() {
+            return Err(UsageError(format!("{}, line {}: {why}", file.display(), at + 1)).into());
         }
         accounts.push(account.to_owned());
     }
@@ -135,6 +132,7 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: &[String]) ->
         told: Vec::new(),
         dealt_with: HashSet::new(),
         accounts: Accounts::default(),
+        unknown: None,
     };
     let mut exit = Exit::Done;
     if args.union {
@@ -168,12 +166,21 @@ struct Restoring<'a> {
     told: Vec<Told>,
     dealt_with: HashSet<Print>,
     accounts: Accounts,
+    /// What is said of names that none of the snapshots so far has.
+    unknown: Option<Vec<String>>,
 }
 
 impl Restoring<'_> {
     async fn one(&mut self, chosen: Chosen) -> anyhow::Result<Exit> {
         let (args, context, live) = (self.args, self.context, self.live);
         let comparison = args.comparing.compare(live, &chosen, args.comparing.window()).await?;
+        if args.union {
+            let mut unknown = comparison.parents.unknown(&args.account, &args.mailbox);
+            unknown.retain(|said| self.unknown.as_ref().is_none_or(|before| before.contains(said)));
+            self.unknown = Some(unknown);
+        } else {
+            known(&comparison.parents, &args.account, &args.mailbox)?;
+        }
         if args.union && args.doubtful.is_none() && !comparison.layout.records_deletions() {
             let why = "this store does not record what its users delete, so older snapshots bring that back as well: \
                        say what to do with it, `--doubtful restore`, `side-folder` or `skip`";
@@ -273,6 +280,9 @@ impl Restoring<'_> {
     fn sum(&self) -> anyhow::Result<()> {
         let planned: u64 = self.told.iter().map(|told| told.plan.messages).sum();
         let restored: u64 = self.told.iter().flat_map(|told| &told.replay).map(|replay| replay.mail.restored).sum();
+        if let Some(said) = self.unknown.as_ref().filter(|said| !said.is_empty()) {
+            return Err(UsageError(said.join("\n")).into());
+        }
         let output = &self.context.output;
         let snapshots: Vec<&str> = self.told.iter().map(|told| &*told.gap.snapshot).collect();
         output

@@ -4,7 +4,7 @@
 //! must not land in a stranger's mailbox. A mailbox that was renamed is found by key and evidence together, or where it has none by
 //! key and the mail that still lies in it; of one that a replay made, the journal knows the new key. Memory: all rows of both tables, from both sides.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -19,6 +19,9 @@ use super::row::{Cell, Print, Row, Value};
 use super::source::{Pick, Source, collect};
 use crate::postgres::session::Session;
 use crate::repository::zone;
+
+/// Between the values of several columns that make one name.
+const SEPARATOR: &str = " / ";
 
 /// What became of an account or mailbox of the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,9 +170,24 @@ impl Parents {
         }
     }
 
-    /// Is there an account of this name, in the snapshot or now?
-    pub fn has_account(&self, label: &str) -> bool {
-        self.owners.iter().any(|one| one.label == label) || self.live_owners.iter().any(|one| one.label == label)
+    /// Says of each account and mailbox that there is none of this name, neither in the snapshot nor now. Hostile text.
+    pub fn unknown(&self, accounts: &[String], mailboxes: &[String]) -> Vec<String> {
+        let mut said = Vec::new();
+        for (what, wanted, then, now) in [
+            ("an account", accounts, &self.owners, &self.live_owners),
+            ("a mailbox", mailboxes, &self.mailboxes, &self.live_mailboxes),
+        ] {
+            let then = then.iter().map(|one| &*one.label);
+            let labels: BTreeSet<&str> = then.chain(now.iter().map(|one| &*one.label)).collect();
+            for name in wanted.iter().filter(|name| !labels.contains(&***name)) {
+                let near =
+                    labels.iter().filter(|label| label.split(SEPARATOR).any(|part| part.eq_ignore_ascii_case(name)));
+                let near: Vec<String> = near.take(3).map(|label| format!("{label:?}")).collect();
+                let hint = if near.is_empty() { String::new() } else { format!(", but {}", near.join(", ")) };
+                said.push(format!("neither the snapshot nor the store has {what} {name:?}{hint}"));
+            }
+        }
+        said
     }
 
     /// Account and name, for people. Hostile text.
@@ -344,7 +362,7 @@ async fn live(session: &Session, parent: &Parent) -> Result<Vec<LiveParent>, Com
 fn label(parent: &Parent, field: impl Fn(usize) -> Option<Vec<u8>>) -> String {
     let names = parent.natural.iter().filter(|at| Some(**at) != parent.owner);
     let names: Vec<String> = names.map(|at| shown(&parent.table, *at, field(*at).as_deref())).collect();
-    names.join(" / ")
+    names.join(SEPARATOR)
 }
 
 /// A field for people: text as it is, numbers as numbers, anything else as digits.

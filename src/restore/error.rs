@@ -38,6 +38,8 @@ pub enum ReplayError {
     FarBehind { sequence: String, missing: i64, least: i64 },
     #[error("no replay {replay:?} is in the journal; `restante replays` lists them")]
     NoSuchReplay { replay: String },
+    #[error("the store has no mailbox of these names now (their mail is gone with them): {names}")]
+    NoSuchMailboxes { names: String },
     #[error("another replay put the same mail back at the same moment; run the command again")]
     Overtaken,
     #[error(
@@ -63,6 +65,6 @@ impl ReplayError {
     }
 
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NoSuchReplay { .. })
+        matches!(self, Self::NoSuchReplay { .. } | Self::NoSuchMailboxes { .. })
     }
 }

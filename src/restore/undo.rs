@@ -151,6 +151,10 @@ async fn mailboxes(
     );
     let failed = PostgresError::server("looking for the mailboxes");
     let rows = session.client().query(&sql, &[&options.accounts, &options.mailboxes]).await.map_err(failed)?;
+    if rows.is_empty() {
+        let names = options.accounts.iter().chain(&options.mailboxes).map(|name| format!("{name:?}"));
+        return Err(ReplayError::NoSuchMailboxes { names: names.collect::<Vec<_>>().join(", ") });
+    }
     Ok(Some(rows.iter().map(|row| row.get(0)).collect()))
 }
 

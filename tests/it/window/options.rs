@@ -135,6 +135,43 @@ async fn each_account_is_told_how_many_when_where_and_what_is_missing_and_why() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_nobody_has_is_an_error_and_no_empty_answer() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let id = store.deliver(inbox, Content(1), 10, 0).await;
+    scene.snapshot().await;
+    scene.snapshot().await;
+    store.lose(&[id], &[], true).await;
+
+    let unknown = |said: &str, name: &str| said.contains("neither the snapshot nor the store") && said.contains(name);
+    for (arguments, name) in [
+        (
+            &["restore", "--yes", "--account", "A@example.org"][..],
+            "an account \"A@example.org\", but \"a@example.org\"",
+        ),
+        (
+            &["restore", "--yes", "--account", "a@example.org", "--mailbox", "Inbox"],
+            "a mailbox \"Inbox\", but \"INBOX\"",
+        ),
+        (&["restore", "-n", "--account", "b@example.org"], "an account \"b@example.org\""),
+        (&["restore", "--yes", "--union", "--account", "b@example.org"], "an account \"b@example.org\""),
+        (&["find", "--account", "b@example.org"], "an account \"b@example.org\""),
+        (&["find", "--mailbox", "Sent"], "a mailbox \"Sent\""),
+    ] {
+        let said = scene.run(2, arguments).await;
+        assert!(unknown(&said, name), "{arguments:?}: {said}");
+    }
+    assert!(scene.found().await.is_empty());
+    let done = scene.json(0, &["--yes", "--account", "a@example.org", "--mailbox", "INBOX"], "replayed").await;
+    let replay = done[0]["replay"].as_str().unwrap();
+    let said = scene.run(5, &["undo", replay, "--yes", "--account", "b@example.org"]).await;
+    assert!(said.contains("no mailbox of these names") && said.contains("\"b@example.org\""), "{said}");
+    assert_eq!(scene.found().await["INBOX"], [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_of_a_file_come_first_and_an_unknown_one_stops_all() {
     let scene = Scene::new().await;
     let store = &scene.store;
