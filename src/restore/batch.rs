@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::alive::alive;
-use super::contents::{self, Content};
+use super::contents::{self, Content, State};
 use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::{Locked, lock_mailboxes};
@@ -282,8 +282,10 @@ impl<'a> Batch<'a> {
         let locked = self.lock(session).await?;
         let mut outcome = self.skipped.clone();
         let mut open: Vec<usize> = Vec::with_capacity(self.items.len());
+        let taken = |item: &Item<'_>| item.content.is_some_and(|at| self.contents[at].state == State::Taken);
         for (at, item) in self.items.iter().enumerate() {
             match locked.get(&item.target.key) {
+                _ if taken(item) => outcome.count(item.one, Became::PlaceTaken),
                 Some(mailbox) if mailbox.shown && mailbox.evidence == item.target.evidence => open.push(at),
                 _ => outcome.count(item.one, Became::NoMailbox),
             }

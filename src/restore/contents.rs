@@ -2,7 +2,8 @@
 //!
 //! That a living one is the lost mail's is proven by its key with its evidence, and by its parts and header fields, each byte of them: keys
 //! are issued again, and two mails may have come in one second and be as long. Without a proof the content is put in once more: that costs
-//! space alone.
+//! space alone. Where contents have something unique besides their key, as the hash of their bytes, one that came again under another key is
+//! found by it and proven by its bytes; if these differ, the mail has no place.
 
 use std::collections::HashMap;
 
@@ -16,6 +17,8 @@ use super::plan::Plan;
 use super::staging::{self, Stage, StagedRow};
 use super::write::{Holder, live_type};
 use crate::compare::content::{self, Stock};
+use crate::compare::layout::{Shared, Unique};
+use crate::compare::live;
 use crate::compare::predicate::{Array, ask};
 use crate::compare::row::{LargeValue, Value};
 use crate::compare::{Comparison, Leftover};
@@ -28,8 +31,20 @@ pub(super) struct Content<'a> {
     pub before: &'a [u8],
     /// A message that links to it.
     pub leftover: &'a Leftover,
+    pub state: State,
+}
+
+/// What the live store has of a content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing that is known to be it.
+    Gone,
     /// What lives under its key says the same.
-    pub is_alive: bool,
+    Alive,
+    /// It came again, under this key.
+    CameAgain(Bytes),
+    /// Another one has what only one can have.
+    Taken,
 }
 
 /// Under which key a content is, or will be.
@@ -46,13 +61,13 @@ pub(super) fn of<'a>(plan: &Plan, leftovers: impl Iterator<Item = &'a Leftover>)
     for leftover in leftovers {
         let before = leftover.row[content.of].bytes().unwrap_or_default();
         if !found.iter().any(|one| one.before == before) {
-            found.push(Content { before, leftover, is_alive: false });
+            found.push(Content { before, leftover, state: State::Gone });
         }
     }
     found
 }
 
-/// Finds out which of them live under their keys, by what they say. `found` has the large values of their mail.
+/// Finds out which of them live, under their keys or others, by what they say. `found` has the large values of their mail.
 pub(super) async fn prove<'a>(
     session: &Session,
     plan: &Plan,
@@ -61,35 +76,73 @@ pub(super) async fn prove<'a>(
 ) -> Result<Vec<Content<'a>>, ReplayError> {
     let comparison = &plan.comparison;
     let layout = &comparison.layout;
-    let Some(content) = layout.message.content.as_ref().filter(|content| !content.keeps_key()) else {
+    let Some(content) = &layout.message.content else { return Ok(contents) };
+    // Under a UUID lies what always lay there.
+    let own = !content.keeps_key();
+    if !own && content.unique.is_empty() {
         return Ok(contents);
-    };
+    }
     let key = content.table.single_key()?;
     let row = |one: &Content<'_>| -> StagedRow {
         let mut row = vec![None; content.table.columns.len()];
+        let fields = content.row(&one.leftover.row);
+        for at in content.unique.iter().flat_map(|unique| &unique.columns) {
+            row[*at] = kept(&fields[*at]);
+        }
+        dictionaries::lead_to_parents(&comparison.parents, &content.refers, None, &mut row);
         row[key] = Some(Bytes::copy_from_slice(one.before));
         row
     };
     let stock = Stock { parts: &comparison.parts, dictionaries: &comparison.dictionaries };
-    let chosen = format!(
-        "m.{0} IN (SELECT s.{0}::{1} FROM {2} s)",
-        content.table.ident(key),
-        live_type(&content.table, key),
-        Stage::Content.name().quoted()
-    );
+    let again = came_again(content);
+    let stage = Stage::Content.name().quoted();
+    let (ident, live) = (content.table.ident(key), live_type(&content.table, key));
+    let lost = own.then(|| format!("SELECT s.{ident}::{live} FROM {stage} s"));
+    let keys = again.iter().map(|from| format!("SELECT c.{ident} {from}"));
+    let keys: Vec<String> = lost.into_iter().chain(keys).collect();
+    let chosen = format!("m.{ident} IN ({})", keys.join(" UNION "));
     for batch in contents.chunks_mut(content::LIVE_BATCH) {
         let rows: Vec<StagedRow> = batch.iter().map(row).collect();
         let read = async || {
             staging::fill_all(session, layout, &[(Stage::Content, rows.clone())]).await?;
-            Ok(content::live_mails(session, layout, true, &chosen).await?)
+            let mut others: HashMap<Vec<u8>, Bytes> = HashMap::new();
+            for from in &again {
+                let select = format!("SELECT s.{ident}, {} {from}", content.table.expression(key, "c"));
+                live::copy(session, "looking for mail that came again", &select, 2, &mut |row| {
+                    let [before, now] = [0, 1].map(|at| row[at].unwrap_or_default());
+                    others.insert(before.to_vec(), Bytes::copy_from_slice(now));
+                    Ok(())
+                })
+                .await?;
+            }
+            Ok((others, content::live_mails(session, layout, true, &chosen).await?))
         };
-        let living = staging::transaction(session, "looking for mail that is still there", read).await?;
+        let (others, living) = staging::transaction(session, "looking for mail that is still there", read).await?;
         for one in batch {
             let ours = content::assemble(layout, &Comparison::made(one.leftover), stock, found);
-            one.is_alive = !ours.is_empty() && living.get(one.before).is_some_and(|theirs| *theirs == ours);
+            let same = |key: &[u8]| living.get(key).is_some_and(|theirs| *theirs == ours);
+            one.state = match others.get(one.before) {
+                _ if own && !ours.is_empty() && same(one.before) => State::Alive,
+                // Nothing is unique but what it had already.
+                Some(now) if !own && **now == *one.before => State::Gone,
+                Some(now) if same(now) => State::CameAgain(now.clone()),
+                Some(_) => State::Taken,
+                None => State::Gone,
+            };
         }
     }
     Ok(contents)
+}
+
+/// For each unique key SQL that joins staged contents `s` with living ones `c` that have the same.
+fn came_again(content: &Shared) -> Vec<String> {
+    let (table, stage) = (&content.table, Stage::Content.name().quoted());
+    let same = |at: &usize| format!("c.{0} = s.{0}::{1}", table.ident(*at), live_type(table, *at));
+    let join = |unique: &Unique| {
+        let same: Vec<String> = unique.columns.iter().map(same).collect();
+        format!("FROM {stage} s JOIN {} c ON {}", table.quoted(), same.join(" AND "))
+    };
+    content.unique.iter().map(join).collect()
 }
 
 fn kept(value: &Value) -> Option<Bytes> {
@@ -103,8 +156,11 @@ impl Batch<'_> {
         let table = &content.table;
         let key = table.single_key()?;
         let known = |one: &Content<'_>| {
-            let own = || one.is_alive.then(|| Bytes::copy_from_slice(one.before));
-            progress.contents.get(one.before).cloned().or_else(own)
+            progress.contents.get(one.before).cloned().or_else(|| match &one.state {
+                State::Alive => Some(Bytes::copy_from_slice(one.before)),
+                State::CameAgain(key) => Some(key.clone()),
+                State::Gone | State::Taken => None,
+            })
         };
         let mut held: Vec<Option<Bytes>> = self.contents.iter().map(known).collect();
         let is_own = content.keeps_key();
@@ -143,15 +199,17 @@ impl Batch<'_> {
         let rows = ask(session, "locking mail that is still there", &sql, &values).await?;
         let there: HashMap<i64, bool> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let is_there = |at: usize| there.get(&(at as i64 + 1)).copied();
+        let came_again = |at: usize| matches!(self.contents[at].state, State::CameAgain(_));
         for (at, key) in held.iter_mut().enumerate() {
-            let usable = is_there(at).unwrap_or(is_own);
+            // Its bytes are its evidence.
+            let usable = is_there(at).map_or(is_own && !came_again(at), |same| same || came_again(at));
             key.take_if(|_| !usable);
         }
         let lacking = held.iter().filter(|key| key.is_none()).count();
         let mut fresh = staging::new_keys(session, table, lacking).await?.into_iter();
         let held = held.into_iter().enumerate().map(|(at, key)| match key {
             // Of one that is there under its own key something may be missing.
-            Some(key) => Held { key, is_new: is_own || is_there(at).is_none() },
+            Some(key) => Held { key, is_new: !came_again(at) && (is_own || is_there(at).is_none()) },
             None => Held { key: fresh.next().map(|(key, _)| key).unwrap_or_default(), is_new: true },
         });
         Ok(held.collect())

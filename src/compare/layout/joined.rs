@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::{Column, LiveColumn, Message, Refers, Table, key_of};
+use super::{Column, LiveColumn, Message, Refers, Table, Unique, key_of};
 use crate::compare::error::CompareError;
 use crate::compare::row::{Cell, Row, Value};
 use crate::compare::source::{Pick, RowSink, Source, SourceColumn};
@@ -29,6 +29,8 @@ pub struct Shared {
     pub regenerate: Vec<usize>,
     /// As [`Message::refers`], but of the content's own table.
     pub refers: Vec<(usize, Refers)>,
+    /// What no two contents have in common: by it one that came again is found, whatever its key.
+    pub unique: Vec<Unique>,
 }
 
 impl Shared {

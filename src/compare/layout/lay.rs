@@ -44,6 +44,9 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
     }
     let mut message = lay.message()?;
     message.unique = unique::of_messages(catalog, &message);
+    if let Some(content) = &mut message.content {
+        content.unique = unique::of_contents(catalog, content);
+    }
     let parts = profile.part.iter().filter(|part| part.via.is_some());
     let parts = parts.map(|part| lay.part(part, &message)).collect::<Result<Vec<_>, _>>()?;
     let (mut children, mut contents) = (Vec::new(), Vec::new());
@@ -521,6 +524,7 @@ impl Lay<'_> {
                 set: self.assignments(content, &message.set)?,
                 regenerate: self.columns(content, &message.regenerate)?,
                 refers: self.refers(content, &std::mem::replace(&mut soft, link.references.clone()), &[])?,
+                unique: Vec::new(),
                 table: content.clone(),
             }),
         };

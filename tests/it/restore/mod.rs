@@ -14,6 +14,7 @@ mod memory;
 mod model;
 mod naive;
 pub mod names;
+mod plain;
 mod references;
 mod scripted;
 pub mod store;

@@ -518,7 +518,7 @@ impl Store {
     }
 }
 
-async fn connect(database: &TestDatabase, role: &str) -> Session {
+pub async fn connect(database: &TestDatabase, role: &str) -> Session {
     let dsn = Dsn::parse(&database.dsn_as(role), &Default::default()).unwrap();
     Session::connect(&dsn, SessionOptions::default()).await.unwrap()
 }

@@ -1,6 +1,6 @@
 //! What no two rows of a table may have in common.
 
-use crate::compare::layout::{Message, Table, Unique};
+use crate::compare::layout::{Message, Refers, Shared, Table, Unique};
 use crate::postgres::catalog::{Catalog, ConstraintKind};
 
 /// Unique keys and indexes over plain columns that the snapshot has, the primary key left out.
@@ -38,4 +38,18 @@ pub(super) fn of_messages(catalog: &Catalog, message: &Message) -> Vec<Unique> {
             || message.refers.iter().any(|(column, _)| column == at)
     };
     keys(catalog, &message.link).into_iter().filter(|one| !one.columns.iter().any(anew)).collect()
+}
+
+/// Those of contents by which one that came again can be found: all their columns come back as they were, but for account and mailbox.
+pub(super) fn of_contents(catalog: &Catalog, content: &Shared) -> Vec<Unique> {
+    let leads = |refers: &Refers| matches!(refers, Refers::Owner | Refers::Mailbox);
+    let anew = |at: &usize| {
+        content.table.key.contains(at)
+            || content.set.contains_key(at)
+            || content.regenerate.contains(at)
+            || content.table.columns[*at].live.is_none()
+            || content.refers.iter().any(|(column, refers)| column == at && !leads(refers))
+    };
+    let keys = keys(catalog, &content.table).into_iter();
+    keys.filter(|one| one.predicate.is_none() && !one.columns.iter().any(anew)).collect()
 }
