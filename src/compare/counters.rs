@@ -16,11 +16,13 @@ use super::source::Facts;
 use crate::postgres::catalog::{Catalog, ColumnName, Sequence, TableName};
 use crate::repository::zone;
 
-/// The highest UID and MODSEQ that were seen.
+/// The highest UID and MODSEQ that rows of a mailbox have, and the highest UID on either side.
 #[derive(Debug, Clone, Copy, Default)]
-struct Highest {
-    uid: i64,
-    modseq: i64,
+pub struct Highest {
+    pub uid: i64,
+    pub modseq: i64,
+    pub uid_then: i64,
+    pub uid_now: i64,
 }
 
 #[derive(Debug, Default)]
@@ -109,11 +111,11 @@ impl Counters {
     }
 
     pub(super) fn live_row(&mut self, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
-        self.see(mailbox, uid, modseq);
+        self.see(mailbox, uid, modseq, |seen| &mut seen.uid_now);
     }
 
     pub(super) fn snapshot_row(&mut self, key: Option<&[u8]>, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
-        self.see(mailbox, uid, modseq);
+        self.see(mailbox, uid, modseq, |seen| &mut seen.uid_then);
         self.snapshot_key(key.and_then(|key| zone::integer(key, false)));
     }
 
@@ -131,7 +133,18 @@ impl Counters {
         }
     }
 
-    fn see(&mut self, mailbox: &[u8], uid: Option<i64>, modseq: Option<i64>) {
+    /// By the live key of the mailbox.
+    pub fn highest(&self, mailbox: &[u8]) -> Highest {
+        self.seen.get(mailbox).copied().unwrap_or_default()
+    }
+
+    fn see(
+        &mut self,
+        mailbox: &[u8],
+        uid: Option<i64>,
+        modseq: Option<i64>,
+        own: impl FnOnce(&mut Highest) -> &mut i64,
+    ) {
         self.at_least(Numbers::Uids, uid.unwrap_or(0));
         self.at_least(Numbers::Modseqs, modseq.unwrap_or(0));
         if !self.seen.contains_key(mailbox) {
@@ -140,6 +153,8 @@ impl Counters {
         if let Some(seen) = self.seen.get_mut(mailbox) {
             seen.uid = seen.uid.max(uid.unwrap_or(0));
             seen.modseq = seen.modseq.max(modseq.unwrap_or(0));
+            let own = own(seen);
+            *own = (*own).max(uid.unwrap_or(0));
         }
     }
 
@@ -150,14 +165,19 @@ impl Counters {
             .iter()
             .filter_map(|mailbox| match mailbox.fate {
                 Fate::Alive(at) => {
-                    Some((&parents.live_mailboxes[at].key[..], (at, mailbox.uid?, mailbox.uidvalidity?)))
+                    let key = &parents.live_mailboxes[at].key[..];
+                    let next = match layout.uid_by_rows {
+                        true => self.highest(key).uid_then + 1,
+                        false => mailbox.uid? + i64::from(!layout.uid_is_next),
+                    };
+                    Some((key, (at, next, mailbox.uidvalidity?)))
                 }
                 _ => None,
             })
             .collect();
         for one in live.iter().filter(|one| !one.taken) {
             let Some((at, next, uidvalidity)) = issued.get(&one.mailbox[..]) else { continue };
-            let again = one.uid.is_some_and(|uid| uid < *next + i64::from(!layout.uid_is_next));
+            let again = one.uid.is_some_and(|uid| uid < *next);
             // Once changed, it need not change again.
             if again && parents.live_mailboxes[*at].uidvalidity == Some(*uidvalidity) {
                 self.collisions.insert(*at, *uidvalidity);
@@ -171,7 +191,7 @@ impl Counters {
         for mailbox in &parents.mailboxes {
             let Fate::Alive(at) = mailbox.fate else { continue };
             let live = &parents.live_mailboxes[at];
-            let seen = self.seen.get(&live.key).copied().unwrap_or_default();
+            let seen = self.highest(&live.key);
             let least = |column: Option<usize>, before: Option<i64>, now: Option<i64>, seen: i64, next: bool| {
                 column?;
                 let least = before.unwrap_or(0).max(seen + i64::from(next && seen > 0));

@@ -102,6 +102,9 @@ pub struct Parent {
     /// The columns hold the numbers that come next, not those issued last.
     pub uid_is_next: bool,
     pub modseq_is_next: bool,
+    /// Nothing counts them: the next one is above the highest that a row of the mailbox has.
+    pub uid_by_rows: bool,
+    pub modseq_by_rows: bool,
     /// Set whenever mail is put in.
     pub set: BTreeMap<usize, String>,
     /// Set in a row that was lost and is made anew.

@@ -52,6 +52,10 @@ impl Check<'_> {
         if validity.key && validity.column.is_some() {
             return self.refuse(mailbox, "uidvalidity is a column or the key of the mailbox, not both");
         }
+        if validity.column.as_ref().is_some_and(|column| mailbox.evidence.0.contains(column)) {
+            let message = "uidvalidity is no evidence of a mailbox: a restore changes it where a UID was issued twice";
+            return self.refuse(mailbox, message);
+        }
         if mailbox.uid.kind != CounterKind::None && !validity.key && validity.column.is_none() {
             return self
                 .refuse(mailbox, "a mailbox with UIDs has a uidvalidity: name its column, or say { key = true }");

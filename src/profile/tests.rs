@@ -106,6 +106,7 @@ fn what_does_not_fit_together_is_refused() {
         ("uid = \"uid\"\nmodseq = \"modseq\"\n\n[flags]", "modseq = \"modseq\"\n\n[flags]", "give both or neither"),
         ("uidvalidity = { column = \"uidvalidity\" }", "", "has a uidvalidity"),
         ("column = \"uidvalidity\" }", "column = \"uidvalidity\", key = true }", "not both"),
+        ("column = \"uidvalidity\"", "column = \"created_at\"", "is no evidence of a mailbox"),
         ("owner = \"account_id\"", "", "name the column that refers to them"),
         ("natural = [\"account_id\", \"name\"]", "natural = []", "natural key"),
         ("mailbox = \"mailbox_id\"", "mailbox = \"mailbox_id\"\nmessage = \"id\"", "no message to refer to"),

@@ -142,6 +142,7 @@ impl Apply {
         for outcome in try_join_all(lanes).await? {
             report.mail.add(outcome);
         }
+        report.counters.uidvalidity += report.mail.uidvalidity;
         if plan.repair && !plan.comparison.incomplete.messages.is_empty() {
             report.repaired_messages = plan.comparison.incomplete.messages.len();
             report.repaired_rows = repair::repair(session, source, plan).await?;

@@ -15,15 +15,19 @@ use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::{Locked, lock_mailboxes};
 use super::parents::{Target, Targets};
-use super::plan::{Move, Plan};
+use super::plan::{Move, Plan, spent};
 use super::staging::{self, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::content::bytes_of;
 use crate::compare::layout::Part;
+use crate::compare::parents::Fate;
 use crate::compare::row::{LargeValue, Value};
 use crate::compare::source::Source;
 use crate::postgres::session::Session;
 use crate::repository::zone;
+
+/// UIDs that a further attempt leaves to mail that is delivered meanwhile, where nobody locks a mailbox to draw one.
+const MARGIN: i64 = 100;
 
 /// What became of the messages of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -37,6 +41,9 @@ pub struct Outcome {
     pub no_mailbox: u64,
     /// Another mail has what a unique key gives to one alone.
     pub place_taken: u64,
+    /// Mailboxes that got a new UIDVALIDITY, because a UID was issued twice before the first mail was back.
+    #[serde(skip)]
+    pub uidvalidity: u64,
     /// Rows that belong to these messages and stay out, by table: what they refer to is gone.
     pub left_rows: BTreeMap<String, u64>,
     /// Columns that the store changed while the row was written, with the number of rows.
@@ -74,6 +81,7 @@ impl Outcome {
         self.by_another += other.by_another;
         self.no_mailbox += other.no_mailbox;
         self.place_taken += other.place_taken;
+        self.uidvalidity += other.uidvalidity;
         for (column, rows) in other.changed_columns {
             *self.changed_columns.entry(column).or_default() += rows;
         }
@@ -254,7 +262,11 @@ impl<'a> Batch<'a> {
         if self.items.is_empty() {
             return Ok(self.skipped);
         }
-        let work = async || self.attempt(session, progress).await;
+        let mut attempts = 0;
+        let work = async || {
+            attempts += 1;
+            self.attempt(session, progress, attempts).await
+        };
         let (outcome, newly) = staging::transaction(session, "restoring mail", work).await?;
         progress.taken.extend(newly.taken);
         progress.contents.extend(newly.contents);
@@ -264,7 +276,12 @@ impl<'a> Batch<'a> {
         Ok(outcome)
     }
 
-    async fn attempt(&self, session: &Session, progress: &Progress) -> Result<(Outcome, Progress), ReplayError> {
+    async fn attempt(
+        &self,
+        session: &Session,
+        progress: &Progress,
+        attempt: i64,
+    ) -> Result<(Outcome, Progress), ReplayError> {
         let layout = &self.plan.comparison.layout;
         staging::settings(session, layout).await?;
         let held = self.hold_contents(session, progress).await?;
@@ -279,7 +296,7 @@ impl<'a> Batch<'a> {
             self.stage(session, &keys, &held).await?;
         }
 
-        let locked = self.lock(session).await?;
+        let locked = self.lock(session, attempt).await?;
         let mut outcome = self.skipped.clone();
         let mut open: Vec<usize> = Vec::with_capacity(self.items.len());
         let taken = |item: &Item<'_>| item.content.is_some_and(|at| self.contents[at].state == State::Taken);
@@ -305,6 +322,7 @@ impl<'a> Batch<'a> {
         if claimed.is_empty() {
             return Ok((outcome, newly));
         }
+        outcome.uidvalidity = locked.values().filter(|state| state.collided.is_some()).count() as u64;
         newly.uids = self.number(session, if numbered { &open } else { &claimed }, &claimed, &locked).await?;
         // Of those alone that come back: the mailbox of another one's thread may be gone.
         let named = claimed.iter().map(|at| self.items[*at].leftover);
@@ -330,8 +348,37 @@ impl<'a> Batch<'a> {
         Ok((outcome, newly))
     }
 
-    async fn lock(&self, session: &Session) -> Result<HashMap<Bytes, Locked>, ReplayError> {
+    async fn lock(&self, session: &Session, attempt: i64) -> Result<HashMap<Bytes, Locked>, ReplayError> {
         let keys: BTreeSet<&str> = self.items.iter().map(|item| &*item.target.key_text).collect();
-        lock_mailboxes(session, &self.plan.comparison.layout, keys).await
+        let mut locked = lock_mailboxes(session, &self.plan.comparison.layout, keys).await?;
+        self.leave_spent(&mut locked, (attempt - 1) * MARGIN);
+        Ok(locked)
+    }
+
+    /// Where rows alone say which number comes next, those that lost mail had are issued again until mail lies above them.
+    /// `margin` is for those who take the next one at this moment.
+    fn leave_spent(&self, locked: &mut HashMap<Bytes, Locked>, margin: i64) {
+        let comparison = &self.plan.comparison;
+        let (mailbox, parents) = (&comparison.layout.mailbox, &comparison.parents);
+        if !mailbox.uid_by_rows && !mailbox.modseq_by_rows {
+            return;
+        }
+        for (key, state) in locked {
+            let spent = spent(comparison, key);
+            let is_low = spent.uid_now < spent.uid_then && state.uid < spent.uid;
+            if mailbox.uid_by_rows && is_low && state.uid > spent.uid_now {
+                let before = parents
+                    .mailboxes
+                    .iter()
+                    .find(|one| matches!(one.fate, Fate::Alive(at) if parents.live_mailboxes[at].key == *key));
+                state.collided = before.and_then(|one| one.uidvalidity);
+            }
+            if mailbox.uid_by_rows {
+                state.uid = state.uid.max(spent.uid) + margin;
+            }
+            if mailbox.modseq_by_rows {
+                state.modseq = state.modseq.max(spent.modseq);
+            }
+        }
     }
 }

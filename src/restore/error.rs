@@ -43,6 +43,14 @@ pub enum ReplayError {
     #[error("another replay put the same mail back at the same moment; run the command again")]
     Overtaken,
     #[error(
+        "another mail got the UID of a restored one at the same moment; run the command again, it goes on where it stopped"
+    )]
+    UidTaken,
+    #[error(
+        "another mail got what is unique to the content of a restored one at the same moment; run the command again, it goes on where it stopped"
+    )]
+    ContentTaken,
+    #[error(
         "the locks of {what} were not to be had in {attempts} attempts: others keep them; run the command again, it goes on where it stopped"
     )]
     Busy { what: &'static str, attempts: u32 },
@@ -53,10 +61,15 @@ impl ReplayError {
     pub(super) fn is_transient(&self) -> bool {
         let state = match self {
             Self::Postgres(error) | Self::Compare(CompareError::Postgres(error)) => error.sqlstate(),
-            Self::Overtaken => return true,
+            Self::Overtaken | Self::UidTaken => return true,
             _ => None,
         };
         matches!(state, Some("40001" | "40P01" | "55P03"))
+    }
+
+    /// Is a value there already that must be there once?
+    pub(super) fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Postgres(error) if error.sqlstate() == Some("23505"))
     }
 
     /// Is it refused for the sake of safety?

@@ -40,7 +40,8 @@ impl Batch<'_> {
         let key = live_type(table, layout.message.mailbox);
         // New mail has new UIDs: the counters were raised before. Those that this replay has given out are no news, and without
         // leaving them out each batch would read again what all before it put in.
-        let uid = layout.message.uid.filter(|_| layout.mailbox.uid.is_some());
+        let tells = layout.mailbox.uid.is_some() || layout.mailbox.uid_by_rows;
+        let uid = layout.message.uid.filter(|_| tells);
         let places = by_mailbox.iter().flat_map(|(mailbox, items)| {
             let target = self.items[items[0]].target;
             let own = progress.uids.get(*mailbox).filter(|_| uid.is_some());
@@ -63,7 +64,7 @@ impl Batch<'_> {
         );
         let select = live_select(layout, &from)?;
         // Where no counter of the mailbox tells what is new, the comparison does.
-        let known = self.plan.comparison.live.iter().filter(|_| layout.mailbox.uid.is_none());
+        let known = self.plan.comparison.live.iter().filter(|_| !tells);
         let known: HashSet<_> = known.map(|message| message.identity).collect();
         let mut news = Vec::new();
         live::copy(session, "looking for new mail", &select, live_fields(layout), &mut |row| {
@@ -159,6 +160,8 @@ pub(super) struct Locked {
     /// Of the mailbox's counter, or the highest that a row has.
     pub uid: i64,
     pub modseq: i64,
+    /// The UIDVALIDITY that a UID was issued under twice while nothing could stop it.
+    pub collided: Option<i64>,
     pub shown: bool,
     pub evidence: Vec<Option<Bytes>>,
 }
@@ -171,32 +174,33 @@ pub(super) async fn lock_mailboxes(
 ) -> Result<HashMap<Bytes, Locked>, ReplayError> {
     let mailbox = &layout.mailbox;
     let key = mailbox.table.single_key()?;
-    let number = |at: Option<usize>| {
-        at.map_or("0::int8".to_owned(), |at| format!("coalesce(b.{}, 0)::int8", mailbox.table.ident(at)))
-    };
     let link = &layout.message.link;
-    let uid = match layout.message.uid.filter(|_| mailbox.uid.is_none()) {
-        Some(uid) => format!(
+    let number = |counter: Option<usize>, of_rows: Option<usize>| match (counter, of_rows) {
+        (Some(at), _) => format!("coalesce(b.{}, 0)::int8", mailbox.table.ident(at)),
+        (None, Some(at)) => format!(
             "coalesce((SELECT max(l.{}) FROM {} l WHERE l.{} = b.{}), 0)::int8",
-            link.ident(uid),
+            link.ident(at),
             link.quoted(),
             link.ident(layout.message.mailbox),
             mailbox.table.ident(key)
         ),
-        None => number(mailbox.uid),
+        (None, None) => "0::int8".to_owned(),
     };
+    // Who refers to a mailbox waits for the stronger one, so nothing comes in. Where he may hold the UID that we take, that would be a deadlock.
+    let strength = if mailbox.uid_by_rows { "NO KEY UPDATE" } else { "UPDATE" };
     let list: Vec<String> = keys.into_iter().map(sql::literal).collect();
     let mut columns = vec![key];
     columns.extend(&mailbox.evidence);
     let select = format!(
-        "SELECT b.{0}::text, {1}, {2}, ({3}) IS TRUE, {4} FROM {5} b WHERE b.{0} IN ({6}) ORDER BY b.{0} FOR UPDATE",
+        "SELECT b.{0}::text, {1}, {2}, ({3}) IS TRUE, {4} FROM {5} b WHERE b.{0} IN ({6}) ORDER BY b.{0} FOR {7}",
         mailbox.table.ident(key),
-        uid,
-        number(mailbox.modseq),
+        number(mailbox.uid, layout.message.uid),
+        number(mailbox.modseq, layout.message.modseq.filter(|_| mailbox.modseq_by_rows)),
         mailbox.live.as_deref().unwrap_or("true"),
         mailbox.table.select(&columns, "b"),
         mailbox.table.quoted(),
-        list.join(", ")
+        list.join(", "),
+        strength
     );
     let mut locked = HashMap::new();
     live::copy(session, "locking mailboxes", &select, 4 + columns.len(), &mut |row| {
@@ -206,6 +210,7 @@ pub(super) async fn lock_mailboxes(
             key_text: String::from_utf8_lossy(row[0].unwrap_or_default()).into_owned(),
             uid: number(1),
             modseq: number(2),
+            collided: None,
             shown: row[3] == Some(&[1]),
             evidence: row[5..].iter().map(keep).collect(),
         };

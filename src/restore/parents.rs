@@ -55,7 +55,10 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
                 key: live.key.clone(),
                 key_text: live.key_text.clone(),
                 owner: parents.target_owner(at).map(|owner| owner.key.clone()),
-                new_from: live.uid.unwrap_or(0) + i64::from(!layout.mailbox.uid_is_next),
+                new_from: match layout.mailbox.uid_by_rows {
+                    true => plan.comparison.counters.highest(&live.key).uid_now + 1,
+                    false => live.uid.unwrap_or(0) + i64::from(!layout.mailbox.uid_is_next),
+                },
                 evidence: live.evidence.clone(),
             };
             targets.insert((at, false), target);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::clients::clients;
 use super::dictionaries::referring;
 use crate::compare::columns::Differing;
-use crate::compare::counters::{MailboxCounter, SequenceCounter};
+use crate::compare::counters::{Highest, MailboxCounter, SequenceCounter};
 use crate::compare::layout::{Parent, Refers};
 use crate::compare::parents::{Fate, LiveParent};
 use crate::compare::row::Print;
@@ -394,6 +394,14 @@ fn group<'a>(comparison: &'a Comparison, one: &Move) -> Option<(usize, &'a [u8])
         }
         _ => None,
     })
+}
+
+/// What no row may be given any more in a mailbox that nothing counts for but its rows.
+pub(super) fn spent(comparison: &Comparison, mailbox: &[u8]) -> Highest {
+    let mut spent = comparison.counters.highest(mailbox);
+    let skip = |highest: i64| if highest > 0 { highest + SKIPPED } else { 0 };
+    (spent.uid, spent.modseq) = (skip(spent.uid), skip(spent.modseq));
+    spent
 }
 
 /// A mailbox that lost mail may also have lost mail that came after the snapshot, and with it its counters. Those UIDs are in no snapshot

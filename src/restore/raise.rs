@@ -52,6 +52,13 @@ pub(super) async fn raise(session: &Session, plan: &Plan) -> Result<Raised, Repl
     Ok(raised)
 }
 
+/// SQL for the UIDVALIDITY of a mailbox `b`: another one if it is `before` still and `condition` holds.
+pub(super) fn another_uidvalidity(column: &str, before: &str, condition: &str) -> String {
+    format!(
+        "CASE WHEN b.{column} = {before} AND {condition} THEN greatest(b.{column} + 1, extract(epoch FROM now())::int8) ELSE b.{column} END"
+    )
+}
+
 /// How many were raised, and how many of them have a new UIDVALIDITY.
 async fn raise_mailboxes(
     session: &Session,
@@ -74,10 +81,7 @@ async fn raise_mailboxes(
         let (column, uid) = (layout.table.ident(column), layout.uid.map(|uid| layout.table.ident(uid)));
         let again = uid.map_or("true".to_owned(), |uid| format!("(restante_low IS NULL OR b.{uid} > restante_low)"));
         // Once, whoever comes first.
-        sets.push(format!(
-            "{column} = CASE WHEN b.{column} = restante_before AND {again} THEN greatest(b.{column} + 1, extract(epoch FROM now())::int8) \
-             ELSE b.{column} END"
-        ));
+        sets.push(format!("{column} = {}", another_uidvalidity(&column, "restante_before", &again)));
         returning = format!("b.{column} <> restante_before");
     }
     if sets.is_empty() {

@@ -10,6 +10,7 @@ use super::dictionaries::{self, Entries};
 use super::error::ReplayError;
 use super::look::Locked;
 use super::parents::Target;
+use super::raise;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::layout::{Child, Layout, Table};
@@ -165,7 +166,7 @@ impl Batch<'_> {
             );
             session.client().execute(&update, &[&numbers, &uids, &modseqs]).await.map_err(failed())?;
         }
-        let (mut keys, mut uids, mut modseqs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut keys, mut uids, mut modseqs, mut collided) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut given = HashMap::new();
         for (key, count) in counts {
             let Some(state) = locked.get(key) else { continue };
@@ -174,25 +175,51 @@ impl Batch<'_> {
             keys.push(&*state.key_text);
             uids.push(state.uid + count);
             modseqs.push(state.modseq + 1);
+            collided.push(state.collided);
         }
         let counters = [(mailbox.uid, "restante_uid"), (mailbox.modseq, "restante_modseq")].into_iter();
         let counters = counters.filter_map(|(at, value)| Some(format!("{} = {value}", mailbox.table.ident(at?))));
         let set = mailbox.set.iter().map(|(at, sql)| format!("{} = ({sql})", mailbox.table.ident(*at)));
-        let sets: Vec<String> = counters.chain(set).collect();
+        let validity = mailbox.uidvalidity.filter(|_| mailbox.uid_by_rows).map(|at| {
+            let column = mailbox.table.ident(at);
+            format!("{column} = {}", raise::another_uidvalidity(&column, "restante_collided", "true"))
+        });
+        let sets: Vec<String> = counters.chain(set).chain(validity).collect();
         if !sets.is_empty() {
             let key = mailbox.table.single_key()?;
             let update = format!(
-                "UPDATE {} SET {} FROM unnest($1::text[], $2::int8[], $3::int8[]) q(restante_key, restante_uid, restante_modseq) \
-                 WHERE {} = restante_key::{}",
+                "UPDATE {} b SET {} FROM unnest($1::text[], $2::int8[], $3::int8[], $4::int8[]) \
+                 q(restante_key, restante_uid, restante_modseq, restante_collided) WHERE b.{} = restante_key::{}",
                 mailbox.table.quoted(),
                 sets.join(", "),
                 mailbox.table.ident(key),
                 live_type(&mailbox.table, key)
             );
             let failed = PostgresError::server("counting restored mail");
-            session.client().execute(&update, &[&keys, &uids, &modseqs]).await.map_err(failed)?;
+            session.client().execute(&update, &[&keys, &uids, &modseqs, &collided]).await.map_err(failed)?;
         }
         Ok(given)
+    }
+
+    /// Who takes the highest UID of the rows without the mailbox's lock may have taken one of ours.
+    async fn uids_are_ours(&self, session: &Session) -> Result<(), ReplayError> {
+        let message = &self.plan.comparison.layout.message;
+        let Some(uid) = message.uid else { return Ok(()) };
+        let same = |at: &usize| format!("m.{0} = s.{0}::{1}", message.link.ident(*at), live_type(&message.link, *at));
+        let key: Vec<String> = message.link.key.iter().map(same).collect();
+        let sql = format!(
+            "SELECT EXISTS (SELECT FROM {} s JOIN {} m ON {} AND {} WHERE NOT ({}))",
+            Stage::Message.name().quoted(),
+            message.link.quoted(),
+            same(&message.mailbox),
+            same(&uid),
+            key.join(" AND ")
+        );
+        let failed = PostgresError::server("restoring mail");
+        match session.client().query_one(&sql, &[]).await.map_err(failed)?.get(0) {
+            true => Err(ReplayError::UidTaken),
+            false => Ok(()),
+        }
     }
 
     /// Takes out of the staging table what could not be put in, with contents that nobody links to then; their numbers.
@@ -242,14 +269,26 @@ impl Batch<'_> {
             if content.keeps_key() {
                 insert.conflict = " ON CONFLICT DO NOTHING";
             }
-            insert.all(session, "restoring mail", &content.table, Stage::Content, "true").await?;
+            let put = insert.all(session, "restoring mail", &content.table, Stage::Content, "true").await;
+            put.map_err(|error| if error.is_duplicate() { ReplayError::ContentTaken } else { error })?;
         }
         let mut set = message.set.clone();
         set.extend(self.answers_within_the_batch()?);
         let mut insert = staging::insert(&message.link, &set, &message.regenerate);
-        // Another mail may have what a unique key gives to one alone.
-        insert.conflict = " ON CONFLICT DO NOTHING";
-        insert.all(session, "restoring mail", &message.link, Stage::Message, "true").await?;
+        let is_key = message.uid.is_some_and(|at| message.link.key.contains(&at));
+        let by_rows = layout.mailbox.uid_by_rows;
+        if by_rows && is_key {
+            // The row of another mail would pass for ours.
+            let put = insert.all(session, "restoring mail", &message.link, Stage::Message, "true").await;
+            put.map_err(|error| if error.is_duplicate() { ReplayError::UidTaken } else { error })?;
+        } else {
+            // Another mail may have what a unique key gives to one alone.
+            insert.conflict = " ON CONFLICT DO NOTHING";
+            insert.all(session, "restoring mail", &message.link, Stage::Message, "true").await?;
+            if by_rows {
+                self.uids_are_ours(session).await?;
+            }
+        }
         let left = self.without_place(session).await?;
         let (left, placed): (Vec<usize>, Vec<usize>) = claimed.into_iter().partition(|at| left.contains(&(*at as i64)));
         self.settle_answers(session, &left, keys).await?;

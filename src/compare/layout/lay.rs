@@ -402,6 +402,8 @@ impl Lay<'_> {
             uidvalidity: None,
             uid_is_next: false,
             modseq_is_next: false,
+            uid_by_rows: false,
+            modseq_by_rows: false,
             set: BTreeMap::new(),
             made: self.assignments(&table, &owner.made)?,
             children: Vec::new(),
@@ -412,10 +414,6 @@ impl Lay<'_> {
 
     fn mailbox(&self) -> Result<Parent, CompareError> {
         let mailbox = &self.profile.mailbox;
-        let by_rows = |counter: &profile::Counter| counter.kind == CounterKind::MaxOverRows;
-        if by_rows(&mailbox.uid) || by_rows(&mailbox.modseq) {
-            return Err(CompareError::NotYet { what: "UIDs or MODSEQs go on from the highest one that a row has" });
-        }
         let table = self.table(&mailbox.table, mailbox.key.as_ref())?;
         table.single_key()?;
         let owner = mailbox.owner.as_ref().map(|owner| self.single(&table, owner, "a reference")).transpose()?;
@@ -431,6 +429,8 @@ impl Lay<'_> {
             uidvalidity: self.optional(&table, mailbox.uidvalidity.column.as_ref())?,
             uid_is_next: mailbox.uid.kind == CounterKind::Next,
             modseq_is_next: mailbox.modseq.kind == CounterKind::Next,
+            uid_by_rows: mailbox.uid.kind == CounterKind::MaxOverRows,
+            modseq_by_rows: mailbox.modseq.kind == CounterKind::MaxOverRows,
             set: self.assignments(&table, &mailbox.set)?,
             made: self.assignments(&table, &mailbox.made)?,
             children: Vec::new(),

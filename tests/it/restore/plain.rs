@@ -1,18 +1,22 @@
 //! Stores with schemas of their own, each as small as what it is made for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use restante::compare;
 use restante::monitor::Silent;
 use restante::postgres::session::Session;
 use restante::profile::Profile;
 use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayError, ReplayReport};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::memory::MemorySource;
 use super::store::{Store, connect};
 use crate::server::TestDatabase;
 
 struct Plain {
-    _database: TestDatabase,
+    database: TestDatabase,
     client: Client,
     session: Session,
     profile: Profile,
@@ -25,7 +29,7 @@ impl Plain {
         client.batch_execute(schema).await.unwrap_or_else(|error| panic!("{schema}: {error:?}"));
         let session = connect(&database, "postgres").await;
         let profile = Profile::parse("plain", profile).unwrap_or_else(|error| panic!("{error}"));
-        Self { _database: database, client, session, profile }
+        Self { database, client, session, profile }
     }
 
     async fn say(&self, sql: &str) {
@@ -86,7 +90,6 @@ const SHARED: &str = r#"
     table = "boxes"
     owner = "person"
     natural = ["person", "name"]
-    evidence = ["uidvalidity"]
     uid = { kind = "next", column = "uidnext" }
     uidvalidity = { column = "uidvalidity" }
     [link]
@@ -138,4 +141,118 @@ async fn bytes_that_only_claim_to_be_the_same_take_the_place_and_nothing_else_is
     assert_eq!((report.mail.restored, report.mail.place_taken), (1, 1), "{report:?}");
     assert!(report.has_findings());
     assert_eq!(plain.ask(SEEN).await, ["Archive wrong", "INBOX one"]);
+}
+
+/// No mailbox counts: who delivers takes the number above the highest, without a lock. `KEYS` are those of the links.
+fn by_rows(keys: &str) -> Vec<String> {
+    let schema = format!(
+        "{PEOPLE} ALTER TABLE boxes DROP COLUMN uidnext;
+        CREATE TABLE objects (id bigserial PRIMARY KEY, data bytea NOT NULL, size int GENERATED ALWAYS AS (octet_length(data)) STORED,
+            stored timestamptz NOT NULL DEFAULT clock_timestamp());
+        CREATE TABLE letters (box int NOT NULL REFERENCES boxes, uid int NOT NULL, modseq bigint NOT NULL,
+            object bigint NOT NULL REFERENCES objects, arrived timestamptz NOT NULL DEFAULT clock_timestamp(), {keys});
+        CREATE FUNCTION deliver(b int, mail text, at timestamptz) RETURNS int LANGUAGE sql AS $$
+            WITH o AS (INSERT INTO objects (data) VALUES (mail::bytea) RETURNING id)
+            INSERT INTO letters (box, uid, modseq, object, arrived)
+            SELECT b, (SELECT coalesce(max(uid), 0) + 1 FROM letters WHERE box = b),
+                (SELECT coalesce(max(modseq), 0) + 1 FROM letters WHERE box = b), o.id, at FROM o RETURNING uid $$;
+        SELECT deliver(1, 'mail ' || n, timestamptz '2026-01-01 00:00Z' + n * interval '1 minute') FROM generate_series(1, 5) n;
+        SELECT deliver(2, 'mail ' || n, timestamptz '2026-01-01 00:00Z' + n * interval '1 minute') FROM generate_series(6, 9) n;"
+    );
+    let counted = r#"uid = { kind = "next", column = "uidnext" }"#;
+    let rows = r#"uid = { kind = "max-over-rows" }
+    modseq = { kind = "max-over-rows" }"#;
+    let profile = SHARED.replace(counted, rows).replace("uid = \"uid\"", "uid = \"uid\"\n    modseq = \"modseq\"");
+    let profile = profile.replace("evidence = [\"stored\"]", "evidence = [\"stored\"]\n    size = \"size\"");
+    vec![schema, format!("{OWNER}{profile}")]
+}
+
+const KEYS: [&str; 2] = ["id bigserial PRIMARY KEY, UNIQUE (box, uid)", "PRIMARY KEY (box, uid)"];
+
+/// Mailbox, UIDVALIDITY as it was or not, UID and bytes; the restored ones are above all that were issued.
+const NUMBERED: &str = "SELECT concat_ws(' ', b.name, b.uidvalidity = 76 + b.id, CASE WHEN l.uid > 10000 THEN 'above' ELSE l.uid::text END,
+                               CASE WHEN l.modseq > 10000 THEN 'above' ELSE l.modseq::text END, encode(o.data, 'escape'))
+                        FROM letters l JOIN boxes b ON b.id = box JOIN objects o ON o.id = object ORDER BY b.name, l.uid";
+
+#[tokio::test]
+async fn where_rows_alone_count_no_uid_is_issued_again_and_uidvalidity_changes_where_one_was() {
+    for keys in KEYS {
+        let made = by_rows(keys);
+        let plain = Plain::new(&made[0], &made[1]).await;
+        let snapshot = plain.snapshot().await;
+        plain.say("DELETE FROM letters WHERE box = 1 AND uid > 3 OR box = 2 AND uid > 2").await;
+        // The first of them was issued before.
+        plain.say("SELECT deliver(1, 'new', '2026-01-01 01:00Z')").await;
+        let compared = compare::compare(&plain.session, &snapshot, &plain.profile, &Default::default()).await.unwrap();
+        assert_eq!(compared.counters.low(&compared.layout.mailbox, &compared.parents).len(), 1, "{keys}");
+        let report = plain.restore(&snapshot).await.unwrap_or_else(|error| panic!("{keys}: {error}"));
+        assert_eq!((report.mail.restored, report.counters.uidvalidity), (4, 1), "{keys}: {report:?}");
+        plain.say("SELECT deliver(2, 'next', '2026-01-01 02:00Z')").await;
+        let archive = ["Archive t 1 1 mail 6", "Archive t 2 2 mail 7", "Archive t above above mail 8"];
+        let inbox = ["INBOX f 1 1 mail 1", "INBOX f 2 2 mail 2", "INBOX f 3 3 mail 3", "INBOX f 4 4 new"];
+        let rest = ["INBOX f above above mail 4", "INBOX f above above mail 5"];
+        let more = ["Archive t above above mail 9", "Archive t above above next"];
+        let wanted = [&archive[..], &more, &inbox, &rest].concat();
+        assert_eq!(plain.ask(NUMBERED).await, wanted, "{keys}");
+        assert_eq!(plain.restore(&snapshot).await.unwrap().replay, None, "{keys}");
+    }
+}
+
+#[tokio::test]
+async fn a_uid_that_rows_issue_again_before_the_first_mail_is_back_changes_uidvalidity_too() {
+    for keys in KEYS {
+        let made = by_rows(keys);
+        let plain = Plain::new(&made[0], &made[1]).await;
+        let snapshot = plain.snapshot().await;
+        plain.say("DELETE FROM letters WHERE uid > 2").await;
+        let comparison =
+            compare::compare(&plain.session, &snapshot, &plain.profile, &Default::default()).await.unwrap();
+        let plan = Plan::new(comparison, &PlanOptions::default());
+        plain.say("SELECT deliver(2, 'new', '2026-01-01 01:00Z')").await;
+        let options = ApplyOptions { batch_messages: 1, ..Default::default() };
+        let report = Apply::new(plan, options).run(&plain.session, &snapshot, &plain.profile, &Silent).await.unwrap();
+        assert_eq!((report.mail.restored, report.counters.uidvalidity), (5, 1), "{keys}: {report:?}");
+        let boxes = "SELECT concat_ws(' ', name, uidvalidity = 76 + id) FROM boxes ORDER BY name";
+        assert_eq!(plain.ask(boxes).await, ["Archive f", "INBOX t"], "{keys}");
+        assert_eq!(plain.restore(&snapshot).await.unwrap().replay, None, "{keys}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_the_highest_uid_without_a_lock_takes_no_mails_place() {
+    for keys in KEYS {
+        let made = by_rows(keys);
+        let plain = Plain::new(&made[0], &made[1]).await;
+        plain.say("SELECT deliver(1, 'mail ' || n, timestamptz '2026-01-01 01:00Z' + n * interval '1 second') FROM generate_series(100, 119) n").await;
+        let snapshot = plain.snapshot().await;
+        plain.say("DELETE FROM letters WHERE uid > 2").await;
+        let comparison =
+            compare::compare(&plain.session, &snapshot, &plain.profile, &Default::default()).await.unwrap();
+        let plan = Plan::new(comparison, &PlanOptions::default());
+        let courier = plain.database.superuser().await;
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = done.clone();
+        let delivering = tokio::spawn(async move {
+            let (mut delivered, mut met) = (0, 0);
+            while !stop.load(Ordering::Relaxed) {
+                let mail = "SELECT deliver(1, 'new', clock_timestamp()), pg_sleep(0.002)";
+                match courier.batch_execute(mail).await {
+                    Ok(()) => delivered += 1,
+                    Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => met += 1,
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            (delivered, met)
+        });
+        let options = ApplyOptions { batch_messages: 1, ..Default::default() };
+        let report = Apply::new(plan, options).run(&plain.session, &snapshot, &plain.profile, &Silent).await;
+        done.store(true, Ordering::Relaxed);
+        let (delivered, met) = delivering.await.unwrap();
+        let report = report.unwrap_or_else(|error| panic!("{keys}: {error}"));
+        println!("{keys}: {delivered} delivered, {met} met a mail of ours");
+        assert_eq!((report.mail.restored, report.mail.place_taken), (25, 0), "{keys}: {report:?}");
+        let mail = "SELECT concat(count(*), ' ', count(DISTINCT (box, uid))) FROM letters";
+        let all = 29 + delivered;
+        assert_eq!(plain.ask(mail).await, [format!("{all} {all}")], "{keys}");
+    }
 }
