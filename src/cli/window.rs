@@ -22,7 +22,7 @@ use crate::report::accounts::line;
 use crate::report::{self, Told};
 use crate::restore::accounts::Accounts;
 use crate::restore::plan::Summary;
-use crate::restore::{Apply, ApplyOptions, Doubtful, Plan, PlanOptions, ReplayReport, fits};
+use crate::restore::{Apply, ApplyOptions, Doubtful, Limits, Plan, PlanOptions, ReplayReport, fits};
 
 #[derive(Args, Debug, Clone)]
 pub struct WindowArgs {
@@ -62,6 +62,12 @@ pub struct WindowArgs {
     /// Sessions that put mail back side by side, each that of other accounts and in the order of `--order`; one where mails have rows in common
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     pub jobs: u8,
+    /// Wait while a standby has this much WAL still to store, or a replication slot this little left; `off`: for none
+    #[arg(long, value_name = "SIZE", value_parser = limit, default_value = "256MiB")]
+    pub max_lag: Limit,
+    /// WAL that each session may write in a second
+    #[arg(long, value_name = "SIZE", value_parser = limit, default_value = "off")]
+    pub max_wal_rate: Limit,
     /// Also print a line for each account that support can send to its user
     #[arg(long)]
     pub per_account: bool,
@@ -106,6 +112,18 @@ fn folder(text: &str) -> Result<String, String> {
     let wrong =
         text.trim().is_empty() || text.starts_with('/') || text.ends_with('/') || text.contains(char::is_control);
     if wrong { Err("it is no name of a folder".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// Bytes, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit(Option<u64>);
+
+fn limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "off" => Ok(Limit(None)),
+        "0" => Err("write a size, for example 256MiB, or off".to_owned()),
+        text => units::parse_size(text).map(|size| Limit(Some(size))),
+    }
 }
 
 /// The accounts that come first. Blank lines and those that begin with `#` say nothing.
@@ -224,7 +242,8 @@ impl Restoring<'_> {
         if self.told.is_empty() && (!plan.is_empty() || derives || args.union) {
             context.confirm("put them back into the live store?")?;
         }
-        let options = ApplyOptions { batch_messages: args.batch, ..Default::default() };
+        let limits = Limits { lag: args.max_lag.0, rate: args.max_wal_rate.0 };
+        let options = ApplyOptions { batch_messages: args.batch, limits, ..Default::default() };
         let beside = self.beside(plan.summary().messages).await?;
         let apply = Apply::new(plan, options).beside(beside);
         let mut report = apply.run(&live.session, &chosen.source, &live.profile, &*context.monitor()).await?;

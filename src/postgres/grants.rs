@@ -66,6 +66,8 @@ pub fn sql(purpose: Purpose, grants: &GrantsFor<'_>) -> String {
         }
         Purpose::Restore => {
             lines.push(format!("GRANT TEMPORARY ON DATABASE {} TO {role};", identifier(grants.database)));
+            let see = "-- optional, so that a restore waits for standbys; the role then sees what other sessions run:";
+            lines.push(format!("{see} GRANT pg_read_all_stats TO {role};").replace(['\n', '\r'], " "));
             lines.push(format!("CREATE SCHEMA IF NOT EXISTS {own};"));
             lines.push(format!("GRANT USAGE ON SCHEMA {own} TO {role};"));
             if !grants.journal.trim().is_empty() {

@@ -1,5 +1,7 @@
 //! Executing a plan: counters, parents, mail newest first, repairs, derived values.
 
+use std::sync::atomic::AtomicBool;
+
 use futures_util::future::try_join_all;
 use serde::Serialize;
 
@@ -10,6 +12,7 @@ use super::fits::fits;
 use super::parents::Targets;
 use super::plan::{Move, Plan};
 use super::raise::{self, Raised};
+use super::throttle::{Limits, Throttle};
 use super::{columns, journal, parents, repair, staging};
 use crate::compare::layout::Layout;
 use crate::compare::source::Source;
@@ -23,12 +26,13 @@ pub struct ApplyOptions {
     /// Messages and bytes in one transaction; a larger message has one of its own.
     pub batch_messages: usize,
     pub batch_bytes: u64,
+    pub limits: Limits,
 }
 
 impl Default for ApplyOptions {
     fn default() -> Self {
         // Long enough that commits do not count, short enough that a delivery waits for milliseconds.
-        Self { batch_messages: 200, batch_bytes: 8 << 20 }
+        Self { batch_messages: 200, batch_bytes: 8 << 20, limits: Limits::default() }
     }
 }
 
@@ -76,11 +80,13 @@ pub struct Apply {
     plan: Plan,
     options: ApplyOptions,
     beside: Vec<Session>,
+    /// That standbys cannot be seen was said.
+    told: AtomicBool,
 }
 
 impl Apply {
     pub fn new(plan: Plan, options: ApplyOptions) -> Self {
-        Self { plan, options, beside: Vec::new() }
+        Self { plan, options, beside: Vec::new(), told: AtomicBool::new(false) }
     }
 
     /// More sessions with the live store, to put mail back side by side. They are not used where mails have rows in common.
@@ -174,7 +180,9 @@ impl Apply {
         if let Some(draft) = next {
             next = Some(draft.fetch(source).await?);
         }
+        let mut throttle = Throttle::new(session, self.options.limits, monitor, &self.told);
         while let Some(draft) = next {
+            throttle.wait().await?;
             let drafted = at;
             let batch = Batch::prepare(session, plan, targets, replay, draft).await?;
             // The next one is fetched while this one is written.

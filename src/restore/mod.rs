@@ -26,6 +26,7 @@
 //! | `answers` | references from message to message |
 //! | `repair` | what living messages miss |
 //! | `staging` | rows of the snapshot in temporary tables of the snapshot's types |
+//! | `throttle` | standbys and replication slots are waited for |
 //! | [`accounts`] | what was done, or would be, for each account |
 //! | `clients` | what mail clients will make of it |
 //! | [`journal`] | what was put back, over all replays |
@@ -55,6 +56,7 @@ mod reread;
 pub mod rescue;
 pub mod rights;
 mod staging;
+mod throttle;
 pub mod undo;
 mod write;
 
@@ -62,6 +64,7 @@ pub use apply::{Apply, ApplyOptions, ReplayReport};
 pub use error::ReplayError;
 pub use fits::fits;
 pub use plan::{Doubtful, Plan, PlanOptions};
+pub use throttle::Limits;
 
 use crate::postgres::PostgresError;
 use crate::repository::RepositoryError;

@@ -135,7 +135,7 @@ impl TestServer {
     }
 
     /// The one value that a statement gives to the superuser.
-    fn ask(&self, sql: &str) -> String {
+    pub fn ask(&self, sql: &str) -> String {
         let output = self.command("psql").args(["-XAtc", sql, "-d", &self.superuser_dsn("postgres")]).output().unwrap();
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()

@@ -19,4 +19,5 @@ mod references;
 mod scripted;
 pub mod store;
 mod threads;
+mod throttled;
 mod ways;
