@@ -217,6 +217,66 @@ async fn accounts_of_a_file_come_first_and_an_unknown_one_stops_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sessions_put_mail_back_or_one_where_there_is_no_other_and_one_that_fails_ends_both() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let (mut ids, mut inboxes) = (Vec::new(), Vec::new());
+    for (at, address) in ["a@example.org", "b@example.org"].into_iter().enumerate() {
+        let account = store.account(address).await;
+        let inbox = store.mailbox(account, "INBOX", 0).await;
+        inboxes.push(inbox);
+        for number in 0..6 {
+            ids.push(store.deliver(inbox, Content(10 * at as u32 + number), i64::from(number), 0).await);
+        }
+    }
+    scene.snapshot().await;
+    store.lose(&ids, &[], true).await;
+    // New since, so that a restored row gets it: who wrote it.
+    store.client.batch_execute("ALTER TABLE messages ADD writer int DEFAULT pg_backend_pid()").await.unwrap();
+    let lose_again = async || {
+        let restored: Vec<i64> = store.found().await.iter().map(|one| one.id).collect();
+        store.lose(&restored, &[], true).await;
+        store.client.batch_execute("DELETE FROM restante.journal").await.unwrap();
+    };
+    let writers = "SELECT count(DISTINCT writer), count(*) FROM messages";
+    let writers = async || {
+        let row = store.client.query_one(writers, &[]).await.unwrap();
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    for (jobs, sessions) in [("--jobs=1", 1), ("--jobs=2", 2)] {
+        scene.text(0, &["--yes", "--batch=1", jobs]).await;
+        assert_eq!(writers().await, (sessions, 12), "{jobs}");
+        lose_again().await;
+    }
+
+    let role = scene.dsn.split("user=").nth(1).unwrap().split_whitespace().next().unwrap();
+    store.client.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await.unwrap();
+    let said = scene.text(0, &["--yes", "--batch=1"]).await;
+    assert!(said.contains("going on with 1 sessions"), "{said}");
+    assert_eq!(writers().await, (1, 12));
+    store.client.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await.unwrap();
+    lose_again().await;
+
+    // One session meets what it cannot write; nothing of either is left half done.
+    let refuse = format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this one'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.mailbox_id = {}) EXECUTE FUNCTION refuse()",
+        inboxes[1]
+    );
+    store.client.batch_execute(&refuse).await.unwrap();
+    let said = scene.text(1, &["--yes", "--batch=1"]).await;
+    assert!(said.contains("not this one"), "{said}");
+    let journal = "SELECT count(*) FROM restante.journal j JOIN messages m ON m.id::text = j.key";
+    let journalled: i64 = store.client.query_one(journal, &[]).await.unwrap().get(0);
+    assert_eq!(writers().await.1, journalled);
+    store.client.batch_execute("DROP TRIGGER refuse ON messages").await.unwrap();
+    scene.text(0, &["--yes"]).await;
+    let found = scene.found().await["INBOX"].clone();
+    assert_eq!(found, (0..6).chain(10..16).collect::<Vec<u32>>());
+    store.check_counters().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_mail_goes_into_the_folder_that_is_named() {
     let scene = Scene::new().await;
     let store = &scene.store;
