@@ -374,6 +374,7 @@ fn show(context: &Context, report: &ReplayReport) {
         (mail.no_mailbox, "have no mailbox any more: run `restante gap` again"),
         (mail.place_taken, "stay out: another mail has what only one can have (its place is taken)"),
         (report.left_out, "are doubtful or orphans and were left out"),
+        (report.accounts.over_quota(), "accounts hold more than their quota now (`--per-account` names them)"),
         (report.counters.mailboxes, "mailboxes had their counters raised"),
         (report.counters.uidvalidity, "mailboxes have a new UIDVALIDITY, because a UID had been issued twice"),
     ] {

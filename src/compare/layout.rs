@@ -93,6 +93,8 @@ pub struct Parent {
     /// What the names of an account's mailboxes begin with.
     pub home: Option<String>,
     pub live: Option<String>,
+    /// A predicate: an account holds more than it may.
+    pub over_quota: Option<String>,
     /// Kept by triggers or computed: never written.
     pub derived: Vec<usize>,
     /// Position of UIDNEXT, MODSEQ and UIDVALIDITY, where the mailbox keeps them.

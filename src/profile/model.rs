@@ -138,6 +138,8 @@ pub struct Owner {
     pub evidence: Columns,
     /// The rows that exist for users.
     pub live: Option<String>,
+    /// The accounts that hold more than they may. Mail is put back into them all the same, and it is told.
+    pub over_quota: Option<String>,
     /// Set in an account that was lost and is made anew, under another key.
     #[serde(default)]
     pub made: Assignments,

@@ -39,6 +39,9 @@ pub fn line(account: &str, report: &AccountReport, planned: bool) -> String {
         };
         line += &format!(" {} {verb}: {why}.", messages(*count));
     }
+    if report.over_quota {
+        line += " The account holds more than its quota now: new mail may be refused until some is deleted.";
+    }
     line
 }
 
@@ -68,13 +71,16 @@ mod tests {
             to: at("2014-08-11T09:59:59Z"),
             folders: [("Archive".to_owned(), 1), ("INBOX".to_owned(), 2)].into(),
             not_restored: [(Left::CannotTell, 1), (Left::FolderDeleted, 2)].into(),
+            over_quota: true,
         };
         assert_eq!(
             line("a@example.org", &report, false),
             "\"a@example.org\": 3 messages from 2014-08-10 14:00 UTC to 2014-08-11 09:59 UTC were put back into \"Archive\" (1), \"INBOX\" (2). \
-             1 message was not put back: possibly deleted by you. 2 messages were not put back: in a folder that was deleted."
+             1 message was not put back: possibly deleted by you. 2 messages were not put back: in a folder that was deleted. \
+             The account holds more than its quota now: new mail may be refused until some is deleted."
         );
         report.messages = 0;
+        report.over_quota = false;
         report.not_restored.clear();
         assert_eq!(line("a@example.org", &report, true), "\"a@example.org\": no message will be put back.");
     }

@@ -1,12 +1,15 @@
 //! What a restore did for each account, or would do: what support can tell its user. Counts, names of folders and times; no subjects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::batch::{Became, Outcome};
+use super::error::ReplayError;
 use super::plan::{Left, Plan};
+use crate::postgres::PostgresError;
+use crate::postgres::session::Session;
 
 /// What a restore means to one account.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -20,6 +23,8 @@ pub struct AccountReport {
     pub folders: BTreeMap<String, u64>,
     /// Lost messages that are not put back, and why.
     pub not_restored: BTreeMap<Left, u64>,
+    /// It holds more than it may now, and may get no mail before its user makes room.
+    pub over_quota: bool,
 }
 
 /// By address. Hostile text.
@@ -59,6 +64,7 @@ impl Accounts {
         for (account, report) in other.0 {
             let whole = self.0.entry(account).or_default();
             whole.messages += report.messages;
+            whole.over_quota |= report.over_quota;
             whole.from = [whole.from, report.from].into_iter().flatten().min();
             whole.to = [whole.to, report.to].into_iter().flatten().max();
             report.folders.into_iter().for_each(|(folder, count)| *whole.folders.entry(folder).or_default() += count);
@@ -67,6 +73,31 @@ impl Accounts {
                 .into_iter()
                 .for_each(|(why, count)| *whole.not_restored.entry(why).or_default() += count);
         }
+    }
+
+    /// How many got mail and hold more than they may now.
+    pub fn over_quota(&self) -> u64 {
+        self.0.values().filter(|report| report.over_quota).count() as u64
+    }
+
+    /// Looks which of those that got mail hold more than they may now.
+    pub(super) async fn weigh(&mut self, session: &Session, plan: &Plan) -> Result<(), ReplayError> {
+        let Some(owner) = &plan.comparison.layout.owner else { return Ok(()) };
+        let Some(over) = &owner.over_quota else { return Ok(()) };
+        let key = owner.table.ident(owner.table.single_key()?);
+        let sql = format!("SELECT {key}::text FROM {} WHERE ({over})", owner.table.quoted());
+        let failed = PostgresError::server("looking for accounts over their quota");
+        let rows = session.client().query(&sql, &[]).await.map_err(failed)?;
+        let over: HashSet<&str> = rows.iter().map(|row| row.get(0)).collect();
+        let parents = &plan.comparison.parents;
+        for (at, owner) in parents.owners.iter().enumerate() {
+            if parents.live_of(at).is_some_and(|live| over.contains(&*live.key_text))
+                && let Some(report) = self.0.get_mut(&owner.label).filter(|report| report.messages > 0)
+            {
+                report.over_quota = true;
+            }
+        }
+        Ok(())
     }
 
     fn account(&mut self, plan: &Plan, mailbox: Option<usize>) -> &mut AccountReport {

@@ -125,6 +125,7 @@ impl Apply {
                 journal::end(session, &report.finished).await?;
             }
             report.accounts = Accounts::of(plan, Some(&report.mail));
+            report.accounts.weigh(session, plan).await?;
             return Ok(report);
         }
         let layout = &plan.comparison.layout;
@@ -160,6 +161,7 @@ impl Apply {
         report.replay = Some(replay);
         report.clients = plan.clients(report.mail.restored);
         report.accounts = Accounts::of(plan, Some(&report.mail));
+        report.accounts.weigh(session, plan).await?;
         Ok(report)
     }
 

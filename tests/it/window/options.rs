@@ -217,6 +217,33 @@ async fn accounts_of_a_file_come_first_and_an_unknown_one_stops_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_holds_more_than_it_may_gets_its_mail_and_it_is_told() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let mut ids = Vec::new();
+    for (at, address) in ["a@example.org", "b@example.org", "c@example.org"].into_iter().enumerate() {
+        let account = store.account(address).await;
+        let inbox = store.mailbox(account, "INBOX", 0).await;
+        for number in 0..3 {
+            ids.push(store.deliver(inbox, Content(10 * at as u32 + number), i64::from(number), 0).await);
+        }
+    }
+    scene.snapshot().await;
+    store.lose(&ids[..5], &[], true).await;
+    // Since the snapshot. The last one is full as well, and lost nothing.
+    store.client.batch_execute("UPDATE accounts SET quota_bytes = 1 WHERE address <> 'b@example.org'").await.unwrap();
+    let told = scene.json(0, &["--yes", "--per-account"], "account").await;
+    let told: Vec<_> = told
+        .iter()
+        .map(|one| (one["account"].as_str().unwrap(), one["messages"].as_u64().unwrap(), &one["over_quota"]))
+        .collect();
+    assert_eq!(told, [("a@example.org", 3, &true.into()), ("b@example.org", 2, &false.into())]);
+    let again = scene.text(0, &["--yes", "--per-account"]).await;
+    assert!(again.contains("\"a@example.org\": 3 messages") && again.contains("more than its quota now"), "{again}");
+    assert_eq!(again.matches("more than its quota now").count(), 1, "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_sessions_put_mail_back_or_one_where_there_is_no_other_and_one_that_fails_ends_both() {
     let scene = Scene::new().await;
     let store = &scene.store;
