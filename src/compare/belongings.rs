@@ -2,12 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
+use tokio_postgres::types::ToSql;
+
 use super::classify::{Leftover, row_print};
 use super::content::PartRows;
 use super::error::CompareError;
-use super::layout::{Child, Layout, Refers, Table, key_of};
+use super::layout::{Child, Dictionary, Layout, Refers, Table, key_of};
 use super::live;
 use super::parents::{fetch, inline};
+use super::predicate::{Array, Field, ask};
 use super::row::{Class, Print, Row};
 use super::source::{Pick, Source, collect};
 use super::window::{Outside, Window};
@@ -102,7 +106,6 @@ pub(super) async fn belongings(
                     if there.contains(&print) {
                         outside.paired(number(&message), None);
                     } else if !child.mutable && is_alive(&message) {
-                        incomplete.messages.insert(Holder { is_content, key: message });
                         rows_of(&mut incomplete.via, &mut incomplete.children, kind).push(keep());
                     }
                     Ok(())
@@ -113,8 +116,87 @@ pub(super) async fn belongings(
             }
             picked = outside.unsettled();
         }
+        let missed = rows_of(&mut incomplete.via, &mut incomplete.children, kind);
+        under_new_keys(session, source, layout, child, &there, missed).await?;
+        let holders = missed.iter().filter_map(|row| child.holder(|at| row[at].bytes()));
+        incomplete.messages.extend(holders.map(|key| Holder { is_content, key }));
     }
     Ok(incomplete)
+}
+
+/// Takes out rows that are `there` with shared values that have other keys by now.
+async fn under_new_keys(
+    session: &Session,
+    source: &dyn Source,
+    layout: &Layout,
+    child: &Child,
+    there: &HashSet<Print>,
+    rows: &mut Vec<Row>,
+) -> Result<(), CompareError> {
+    let mut now = HashMap::new();
+    for column in &child.natural {
+        let Some(kind) = child.dictionary(*column) else { continue };
+        let keys = rows.iter().filter_map(|row| Some(row[*column].bytes()?.to_vec())).collect();
+        now.insert(*column, keys_now(session, source, &layout.dictionaries[kind], &keys).await?);
+    }
+    if now.values().any(|keys| !keys.is_empty()) {
+        rows.retain(|row| {
+            let field = |at: &usize| {
+                let before = row[*at].bytes()?;
+                Some(now.get(at).and_then(|keys| keys.get(before)).map_or(before, |key| &key[..]))
+            };
+            let holder = child.holder(|at| row[at].bytes());
+            !there.contains(&row_print(holder.as_deref(), child.natural.iter().map(field)))
+        });
+    }
+    Ok(())
+}
+
+/// The live keys of shared values of the snapshot, by their keys there. Values that refer to others are left out.
+async fn keys_now(
+    session: &Session,
+    source: &dyn Source,
+    dictionary: &Dictionary,
+    keys: &HashSet<Vec<u8>>,
+) -> Result<HashMap<Vec<u8>, Bytes>, CompareError> {
+    let table = &dictionary.table;
+    if keys.is_empty() || dictionary.natural == table.key || !dictionary.refers.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut rows = rows_with(source, table, keys).await?;
+    for row in rows.values_mut() {
+        fetch(source, row).await?;
+    }
+    let rows: Vec<(Vec<u8>, Row)> = rows.into_iter().collect();
+    let (mut arrays, mut names, mut same, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (number, at) in dictionary.natural.iter().enumerate() {
+        let column = &table.columns[*at];
+        let sent = if column.text { "text" } else { &column.type_name };
+        let kind = column.live.as_ref().map_or(sent, |live| &live.type_name);
+        arrays.push(format!("${}::{sent}[]", number + 1));
+        names.push(format!("restante_{number}"));
+        let (theirs, ours) = (format!("d.{}", table.ident(*at)), format!("u.restante_{number}::{kind}"));
+        same.push(match dictionary.lower.contains(at) {
+            true => format!("lower({theirs}) = lower({ours})"),
+            false => format!("{theirs} IS NOT DISTINCT FROM {ours}"),
+        });
+        values.push(Array(rows.iter().map(|(_, row)| row[*at].bytes().map(Bytes::copy_from_slice)).collect()));
+    }
+    let select = format!(
+        "SELECT restante_n, {} FROM unnest({}) WITH ORDINALITY u({}, restante_n) JOIN {} d ON {}",
+        table.expression(table.single_key()?, "d"),
+        arrays.join(", "),
+        names.join(", "),
+        table.quoted(),
+        same.join(" AND ")
+    );
+    let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
+    let found = ask(session, "looking for shared values", &select, &values).await?;
+    let key = |row: &tokio_postgres::Row| {
+        let at = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
+        Some((rows.get(at)?.0.clone(), row.get::<_, Field>(1).0))
+    };
+    Ok(found.iter().filter_map(key).collect())
 }
 
 /// Kinds are counted through: first the links to parts, then the other children.

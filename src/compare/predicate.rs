@@ -4,7 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::types::array_to_sql;
-use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{FromSql, IsNull, Kind, ToSql, Type, to_sql_checked};
 
 use super::error::CompareError;
 use super::layout::Table;
@@ -76,6 +76,19 @@ pub async fn ask(
         Ok(session.client().query(statement, values).await.map_err(PostgresError::server(doing))?)
     };
     session.encoded(doing, select, asked).await
+}
+
+/// A field in PostgreSQL's binary format, of whatever type it is.
+pub struct Field(pub Bytes);
+
+impl<'a> FromSql<'a> for Field {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(Bytes::copy_from_slice(raw)))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
 }
 
 /// Fields in PostgreSQL's binary format, of whatever type the array has.

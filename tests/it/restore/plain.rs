@@ -256,3 +256,55 @@ async fn who_takes_the_highest_uid_without_a_lock_takes_no_mails_place() {
         assert_eq!(plain.ask(mail).await, [format!("{all} {all}")], "{keys}");
     }
 }
+
+const LABELLED: &str = r#"
+    [mailbox]
+    table = "boxes"
+    owner = "person"
+    natural = ["person", "name"]
+    uid = { kind = "next", column = "uidnext" }
+    uidvalidity = { column = "uidvalidity" }
+    [link]
+    mailbox = "box"
+    uid = "uid"
+    [message]
+    table = "letters"
+    clocks = [{ column = "arrived", clock = "saved" }]
+    evidence = ["arrived"]
+    body = { assembly = "raw", column = "data" }
+    [[dictionary]]
+    table = "labels"
+    natural = ["name"]
+    [[child]]
+    table = "labelled"
+    of = "message"
+    natural = ["letter", "label"]
+    "#;
+
+#[tokio::test]
+async fn a_living_mail_whose_label_is_another_row_by_now_misses_nothing() {
+    let schema = format!(
+        "{PEOPLE}
+        CREATE TABLE letters (id bigserial PRIMARY KEY, box int NOT NULL REFERENCES boxes, uid int NOT NULL, data bytea NOT NULL,
+            arrived timestamptz NOT NULL DEFAULT clock_timestamp(), UNIQUE (box, uid));
+        CREATE TABLE labels (id serial PRIMARY KEY, name text NOT NULL UNIQUE);
+        CREATE TABLE labelled (letter bigint REFERENCES letters ON DELETE CASCADE, label int REFERENCES labels ON DELETE CASCADE,
+            PRIMARY KEY (letter, label));
+        INSERT INTO letters (box, uid, data) SELECT 1, n, convert_to('mail ' || n, 'UTF8') FROM generate_series(1, 3) n;
+        UPDATE boxes SET uidnext = 4 WHERE id = 1;
+        INSERT INTO labels (name) VALUES ('work'), ('home');
+        INSERT INTO labelled SELECT l.id, n.id FROM letters l, labels n;"
+    );
+    let plain = Plain::new(&schema, &format!("{OWNER}{LABELLED}")).await;
+    let snapshot = plain.snapshot().await;
+    // A mail is lost with both labels, and what lived under them; users made one anew, and labelled the first mail again.
+    plain.say("DELETE FROM letters WHERE uid = 2; DELETE FROM labels; INSERT INTO labels (name) VALUES ('work')").await;
+    plain.say("INSERT INTO labelled SELECT l.id, n.id FROM letters l, labels n WHERE uid = 1").await;
+    let report = plain.restore(&snapshot).await.unwrap();
+    assert_eq!((report.mail.restored, report.repaired_messages, report.repaired_rows), (1, 2, 3), "{report:?}");
+    let seen = "SELECT concat_ws(' ', encode(l.data, 'escape'), n.name) FROM letters l JOIN labelled ON letter = l.id JOIN labels n ON n.id = label ORDER BY 1";
+    let all = ["mail 1", "mail 2", "mail 3"].map(|mail| [format!("{mail} home"), format!("{mail} work")]).concat();
+    assert_eq!(plain.ask(seen).await, all);
+    let again = plain.restore(&snapshot).await.unwrap();
+    assert_eq!((again.replay, again.repaired_messages), (None, 0));
+}
