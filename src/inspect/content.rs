@@ -362,8 +362,11 @@ impl Drafting<'_> {
             let mut clock = vec![("column", Value::String(column.name.clone())), ("clock", (*kind).into())];
             match column.kind {
                 Kind::Timestamp => {
-                    clock.extend([("type", "timestamp".into()), ("zone", "UTC".into())]);
-                    questions.push(format!("{} has no zone: in which one does the server write it?", column.name));
+                    let zone = store.zone().unwrap_or("UTC");
+                    clock.extend([("type", "timestamp".into()), ("zone", zone.into())]);
+                    let own =
+                        store.zone().map(|zone| format!(" ({zone} is the database's own setting)")).unwrap_or_default();
+                    questions.push(format!("{} has no zone: in which one does the server write it?{own}", column.name));
                 }
                 Kind::Integer => clock.push(("type", "epoch".into())),
                 _ => {}

@@ -17,6 +17,8 @@ pub struct Description {
     pub tables: Vec<Table>,
     pub sequences: Vec<Sequence>,
     pub not_seen: Vec<NotSeen>,
+    /// In which the server writes a time without one, unless a client says otherwise. A snapshot does not tell.
+    pub zone: Option<String>,
 }
 
 /// A table that nothing could be learnt of but what the catalog says.
@@ -261,7 +263,7 @@ impl Description {
             drawn: sequence.owned_by.is_some() || drawn(&sequence.name),
             issued: sequence.value.map(|value| value.last_value - if value.is_called { 0 } else { sequence.increment }),
         });
-        Self { tables: described.collect(), sequences: sequences.collect(), not_seen: Vec::new() }
+        Self { tables: described.collect(), sequences: sequences.collect(), not_seen: Vec::new(), zone: None }
     }
 
     /// Notes what could not be looked at.

@@ -2,6 +2,7 @@
 
 use super::description::{Description, Kind, SAMPLE_ROWS, START_BYTES, Table, Value};
 use crate::compare::{CompareError, live};
+use crate::postgres::PostgresError;
 use crate::postgres::catalog::{self, Catalog};
 use crate::postgres::session::Session;
 use crate::postgres::sql;
@@ -24,6 +25,10 @@ pub async fn describe(session: &Session) -> Result<(Catalog, Description), Compa
         let estimate = if facts.kind == catalog::TableKind::Partitioned { 0 } else { estimate };
         look(session, table, estimate).await?;
     }
+    // As it was before this session set its own.
+    let zone = "SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'";
+    let failed = PostgresError::server("asking for the time zone");
+    description.zone = session.client().query_opt(zone, &[]).await.map_err(failed)?.and_then(|row| row.get(0));
     live::end(session).await?;
     for (table, reason) in missed {
         description.miss(&table, reason);

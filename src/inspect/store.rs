@@ -54,6 +54,12 @@ impl<'a> Store<'a> {
         store
     }
 
+    /// In which the server writes a time without one, where that is known.
+    pub fn zone(&self) -> Option<&'a str> {
+        let zone = self.told.zone.as_deref()?;
+        Some(if zone == "Etc/UTC" { "UTC" } else { zone })
+    }
+
     pub fn table(&self, at: usize) -> &'a Table {
         &self.told.tables[at]
     }

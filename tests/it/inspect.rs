@@ -146,6 +146,18 @@ async fn the_stores_that_nobody_tuned_the_guesses_for() {
 }
 
 #[tokio::test]
+async fn a_time_without_a_zone_gets_that_of_the_database_and_is_asked_for() {
+    let database = filled("dbmail").await.unwrap();
+    database.execute(&format!("ALTER DATABASE {} SET timezone = 'Europe/Berlin'", database.name())).await;
+    let (_, told) = seen(&database).await;
+    let draft = inspect::draft(&told).unwrap();
+    let toml = inspect::toml(&draft, "a test");
+    assert!(toml.contains("zone = \"Europe/Berlin\""), "{toml}");
+    let asked = draft.questions().into_iter().any(|one| one.question.contains("Europe/Berlin is the database's own"));
+    assert!(asked, "{toml}");
+}
+
+#[tokio::test]
 async fn where_names_tell_nothing_structure_and_samples_find_mail_mailbox_owner_body_and_clock() {
     let database = filled("reference").await.unwrap();
     let client = database.superuser().await;
