@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use super::classify::LiveMessage;
 use super::error::CompareError;
 use super::layout::{Body, Child, Content, Dictionary, Layout};
 use super::live;
@@ -252,18 +253,34 @@ fn splice<'a>(body: &[u8], pieces: impl Iterator<Item = (i64, &'a [u8])>) -> Vec
     raw
 }
 
-/// The fingerprints of living mails, by the bytes of their keys. `keys` are the keys as text.
+/// The fingerprints of living mails, by the bytes of their keys. No more of them are in memory at a time than [`LIVE_BATCH`], nor, where the
+/// store tells sizes, than 16 MiB or one.
 pub async fn live_prints(
     session: &Session,
     layout: &Layout,
-    keys: &[&str],
+    mails: &[&LiveMessage],
 ) -> Result<HashMap<Vec<u8>, Fingerprint>, CompareError> {
-    let mut prints = HashMap::with_capacity(keys.len());
-    for batch in keys.chunks(LIVE_BATCH) {
-        let raw = live_mails(session, layout, false, &layout.message.one_of("m", batch)?).await?;
+    let mut prints = HashMap::with_capacity(mails.len());
+    let mut rest = mails;
+    while !rest.is_empty() {
+        let (batch, others) = rest.split_at(few(rest.iter().map(|one| one.size.as_deref())));
+        let keys: Vec<&str> = batch.iter().map(|one| &*one.key_text).collect();
+        let raw = live_mails(session, layout, false, &layout.message.one_of("m", &keys)?).await?;
         prints.extend(raw.into_iter().map(|(key, raw)| (key, fingerprint(layout, &raw))));
+        rest = others;
     }
     Ok(prints)
+}
+
+/// How many of the next mails are read together, by their sizes.
+fn few<'a>(sizes: impl Iterator<Item = Option<&'a [u8]>>) -> usize {
+    let mut bytes = 0;
+    let fits = |size: Option<&[u8]>| {
+        let size = size.and_then(|size| zone::integer(size, false)).unwrap_or(0);
+        bytes += u64::try_from(size).unwrap_or(0);
+        bytes <= FETCH
+    };
+    sizes.take(LIVE_BATCH).map(fits).take_while(|fits| *fits).count().max(1)
 }
 
 /// What [`assemble`] makes of living mails, by the bytes of their keys. `chosen` says of a row `m` which: one of the messages, or of the
@@ -377,6 +394,19 @@ pub async fn live_mails(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_mails_are_read_together_where_they_are_large() {
+        let sizes = |sizes: &[i64]| {
+            let sizes: Vec<[u8; 8]> = sizes.iter().map(|size| size.to_be_bytes()).collect();
+            few(sizes.iter().map(|size| Some(&size[..])))
+        };
+        assert_eq!(sizes(&[1000; 70]), LIVE_BATCH);
+        assert_eq!(sizes(&[6 << 20; 70]), 2);
+        assert_eq!(sizes(&[60 << 20; 70]), 1);
+        assert_eq!(sizes(&[5, 60 << 20]), 1);
+        assert_eq!(few([None; 3].into_iter()), 3);
+    }
 
     #[test]
     fn pieces_go_back_to_their_places() {

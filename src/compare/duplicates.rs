@@ -51,8 +51,8 @@ pub(super) async fn decide(
         near.lost.iter().copied().zip(prints).collect::<HashMap<_, _>>()
     };
     let live_prints = {
-        let keys: Vec<&str> = near.live.iter().map(|at| &*live[*at].key_text).collect();
-        content::live_prints(session, layout, &keys).await?
+        let mails: Vec<&LiveMessage> = near.live.iter().map(|at| &live[*at]).collect();
+        content::live_prints(session, layout, &mails).await?
     };
     // By mailbox first, then by account. What was taken back once has fewer candidates, so it asks before the others.
     let mut bounds: Vec<Option<i64>> = near.lost.iter().map(|at| leftovers[*at].stands_from).collect();

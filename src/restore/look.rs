@@ -99,8 +99,7 @@ impl Batch<'_> {
             message.mailbox == item.target.key && (as_long || message.message_id.as_deref() == id)
         };
         news.retain(|message| open.iter().any(|at| alike(message, &self.items[*at])));
-        let keys: Vec<&str> = news.iter().map(|message| &*message.key_text).collect();
-        let prints = content::live_prints(session, layout, &keys).await?;
+        let prints = content::live_prints(session, layout, &news.iter().collect::<Vec<_>>()).await?;
         let (mut arrived, mut newly) = (HashSet::new(), Taken::new());
         for (mailbox, items) in by_mailbox {
             let items: Vec<usize> =
