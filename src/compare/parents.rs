@@ -314,6 +314,11 @@ async fn proven(
 }
 
 async fn live(session: &Session, parent: &Parent) -> Result<Vec<LiveParent>, CompareError> {
+    if let Some(over) = &parent.over_quota {
+        // Asked when all is done; that the server understands it is known before anything is.
+        let sql = format!("SELECT FROM {} WHERE ({over}) LIMIT 0", parent.table.quoted());
+        session.execute("asking which accounts hold more than they may", &sql).await?;
+    }
     let key = parent.table.single_key()?;
     let mut columns = vec![key];
     columns.extend(&parent.natural);

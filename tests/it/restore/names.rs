@@ -179,7 +179,7 @@ impl Names {
             match (&**key, value) {
                 ("table", value) => *value = self.tables[&table].name.clone().into(),
                 // SQL over the row.
-                ("live", toml::Value::String(text)) => {
+                ("live" | "over_quota", toml::Value::String(text)) => {
                     let words =
                         text.split(' ').map(|word| renamed(word).map_or(word.to_owned(), |new| sql::identifier(&new)));
                     *text = words.collect::<Vec<_>>().join(" ");

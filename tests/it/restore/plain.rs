@@ -308,3 +308,16 @@ async fn a_living_mail_whose_label_is_another_row_by_now_misses_nothing() {
     let again = plain.restore(&snapshot).await.unwrap();
     assert_eq!((again.replay, again.repaired_messages), (None, 0));
 }
+
+#[tokio::test]
+async fn a_predicate_that_the_server_does_not_understand_stops_all_before_anything_is_written() {
+    let profile = format!("{OWNER}{SHARED}")
+        .replace("evidence = [\"made\"]", "evidence = [\"made\"]\n    over_quota = \"used > allowed\"");
+    let plain = Plain::new(&shared("serial"), &profile).await;
+    plain.say("SELECT deliver(1, 'one', '2026-01-01 00:01Z')").await;
+    let snapshot = plain.snapshot().await;
+    plain.say("DELETE FROM letters").await;
+    let error = plain.restore(&snapshot).await.unwrap_err().to_string();
+    assert!(error.contains("hold more than they may") && error.contains("\"used\" does not exist"), "{error}");
+    assert_eq!(plain.ask("SELECT to_regclass('restante.journal')::text IS NULL || ''").await, ["true"]);
+}
