@@ -72,6 +72,10 @@ async fn a_standby_that_does_not_follow_is_waited_for_where_it_can_be_seen() {
     let server = TestServer::dedicated(ServerOptions::default());
     let scene = Scene::new(&server).await;
     let standby = server.standby(ServerOptions::default());
+    // It has said how far it is.
+    while server.ask("SELECT count(flush_lsn) FROM pg_stat_replication") == "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let receiver = standby.ask("SELECT pid FROM pg_stat_wal_receiver");
     let signal = |name: &str| {
         let kill = Command::new("sh").args(["-c", &format!("kill -{name} {receiver}")]).status();
