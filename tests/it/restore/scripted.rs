@@ -249,16 +249,8 @@ async fn living_messages_get_their_lost_parts_back() {
     assert_eq!(store.restore(&snapshot, None).await.replay, None);
 }
 
-#[tokio::test]
-async fn a_role_with_the_printed_grants_and_nothing_else_restores_and_undoes() {
-    let store = Store::new().await;
-    let account = store.account("a@example.org").await;
-    let inbox = store.mailbox(account, "INBOX", 0).await;
-    let folder = store.mailbox(account, "folder", 1).await;
-    let ids = [store.deliver(inbox, Content(3), 5, 0).await, store.deliver(folder, Content(4), 6, 0).await];
-    let snapshot = MemorySource::take(&store.session().await).await;
-    store.lose(&ids, &[folder], true).await;
-
+/// An ordinary role that may do what `grants` prints for a restore, and nothing else.
+pub async fn role_with_the_printed_grants(store: &Store) -> String {
     let role = store.database.ordinary_role().await;
     let session = store.session().await;
     let read = catalog::read(&session).await.unwrap();
@@ -276,7 +268,21 @@ async fn a_role_with_the_printed_grants_and_nothing_else_restores_and_undoes() {
         },
     );
     store.database.execute(&sql).await;
+    role
+}
 
+#[tokio::test]
+async fn a_role_with_the_printed_grants_and_nothing_else_restores_and_undoes() {
+    let store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let folder = store.mailbox(account, "folder", 1).await;
+    let ids = [store.deliver(inbox, Content(3), 5, 0).await, store.deliver(folder, Content(4), 6, 0).await];
+    let snapshot = MemorySource::take(&store.session().await).await;
+    store.lose(&ids, &[folder], true).await;
+
+    let role = role_with_the_printed_grants(&store).await;
+    let live = layout::layout_of_live(&store.profile, &catalog::read(&store.session().await).await.unwrap()).unwrap();
     let session = store.session_as(&role).await;
     let comparison =
         restante::compare::compare(&session, &snapshot, &store.profile, &Default::default()).await.unwrap();

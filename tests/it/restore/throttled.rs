@@ -2,16 +2,26 @@
 
 use std::cell::Cell;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use restante::monitor::Monitor;
 use restante::restore::{Apply, ApplyOptions, Limits, Plan, PlanOptions, ReplayReport};
 
 use super::memory::MemorySource;
+use super::scripted::role_with_the_printed_grants;
 use super::store::{Content, Store};
-use crate::matrix::incident::granted;
-use crate::postgres::support::Heard;
 use crate::server::{ServerOptions, TestServer};
+
+/// Remembers warnings.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Monitor for Heard {
+    fn warn(&self, message: &str) {
+        self.0.lock().unwrap().push(message.to_owned());
+    }
+}
 
 /// A store that lost mail, and its snapshot.
 struct Scene {
@@ -87,8 +97,7 @@ async fn a_standby_that_does_not_follow_is_waited_for_where_it_can_be_seen() {
 
     // An ordinary role sees that there is one, and no more.
     let other = Scene::new(&server).await;
-    let role = granted(&other.store).await;
-    other.store.database.execute(&format!("GRANT CREATE ON DATABASE {} TO {role}", other.store.database.name())).await;
+    let role = role_with_the_printed_grants(&other.store).await;
     assert_eq!(other.restore(&role, Limits { lag: Some(1_000_000), rate: None }).await.mail.restored, 4);
     let said = other.heard.0.lock().unwrap().clone();
     assert!(
