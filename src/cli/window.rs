@@ -396,3 +396,15 @@ fn show(context: &Context, report: &ReplayReport) {
         out.line(format!("replay {replay}; to take it back: {command}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_size_or_off() {
+        assert_eq!(limit("256MiB").unwrap().0, Some(256 << 20));
+        assert_eq!(limit("off").unwrap().0, None);
+        assert!(limit("0").is_err() && limit("much").is_err());
+    }
+}

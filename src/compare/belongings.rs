@@ -11,7 +11,7 @@ use super::error::CompareError;
 use super::layout::{Child, Dictionary, Layout, Refers, Table, key_of};
 use super::live;
 use super::parents::{fetch, inline};
-use super::predicate::{Array, Field, ask};
+use super::predicate::{Array, Field, ask, unnested};
 use super::row::{Class, Print, Row};
 use super::source::{Pick, Source, collect};
 use super::window::{Outside, Window};
@@ -168,28 +168,23 @@ async fn keys_now(
         fetch(source, row).await?;
     }
     let rows: Vec<(Vec<u8>, Row)> = rows.into_iter().collect();
-    let (mut arrays, mut names, mut same, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (number, at) in dictionary.natural.iter().enumerate() {
-        let column = &table.columns[*at];
-        let sent = if column.text { "text" } else { &column.type_name };
-        let kind = column.live.as_ref().map_or(sent, |live| &live.type_name);
-        arrays.push(format!("${}::{sent}[]", number + 1));
-        names.push(format!("restante_{number}"));
-        let (theirs, ours) = (format!("d.{}", table.ident(*at)), format!("u.restante_{number}::{kind}"));
-        same.push(match dictionary.lower.contains(at) {
-            true => format!("lower({theirs}) = lower({ours})"),
-            false => format!("{theirs} IS NOT DISTINCT FROM {ours}"),
-        });
-        values.push(Array(rows.iter().map(|(_, row)| row[*at].bytes().map(Bytes::copy_from_slice)).collect()));
-    }
+    let (from, fields) = unnested(table, &dictionary.natural);
+    let same = dictionary.natural.iter().zip(&fields).map(|(at, field)| {
+        let theirs = format!("d.{}", table.ident(*at));
+        match dictionary.lower.contains(at) {
+            true => format!("lower({theirs}) = lower({field})"),
+            false => format!("{theirs} IS NOT DISTINCT FROM {field}"),
+        }
+    });
     let select = format!(
-        "SELECT restante_n, {} FROM unnest({}) WITH ORDINALITY u({}, restante_n) JOIN {} d ON {}",
+        "SELECT restante_n, {} FROM {from} JOIN {} d ON {}",
         table.expression(table.single_key()?, "d"),
-        arrays.join(", "),
-        names.join(", "),
         table.quoted(),
-        same.join(" AND ")
+        same.collect::<Vec<_>>().join(" AND ")
     );
+    let field = |(_, row): &(Vec<u8>, Row), at: usize| row[at].bytes().map(Bytes::copy_from_slice);
+    let values = dictionary.natural.iter().map(|at| Array(rows.iter().map(|row| field(row, *at)).collect()));
+    let values: Vec<Array> = values.collect();
     let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
     let found = ask(session, "looking for shared values", &select, &values).await?;
     let key = |row: &tokio_postgres::Row| {

@@ -6,7 +6,7 @@ use super::classify::Leftover;
 use super::error::CompareError;
 use super::layout::{Layout, Unique};
 use super::parents::Parents;
-use super::predicate::{Array, ask};
+use super::predicate::{Array, ask, unnested};
 use super::row::{Class, Reason, Value};
 use super::source::Source;
 use crate::postgres::session::Session;
@@ -57,21 +57,12 @@ pub(super) async fn look(
 
 fn select(layout: &Layout, unique: &Unique) -> String {
     let table = &layout.message.table;
-    let (mut arrays, mut names, mut same) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, at) in unique.columns.iter().enumerate() {
-        let column = &table.columns[*at];
-        let sent = if column.text { "text" } else { &column.type_name };
-        let kind = column.live.as_ref().map_or(sent, |live| &live.type_name);
-        arrays.push(format!("${}::{sent}[]", number + 1));
-        names.push(format!("restante_{number}"));
-        same.push(format!("m.{} = u.restante_{number}::{kind}", table.ident(*at)));
-    }
+    let (from, fields) = unnested(table, &unique.columns);
+    let same = unique.columns.iter().zip(&fields).map(|(at, field)| format!("m.{} = {field}", table.ident(*at)));
     format!(
-        "SELECT EXISTS (SELECT FROM {} m WHERE {} AND ({})) FROM unnest({}) WITH ORDINALITY u({}, restante_n) ORDER BY restante_n",
+        "SELECT EXISTS (SELECT FROM {} m WHERE {} AND ({})) FROM {from} ORDER BY restante_n",
         table.quoted(),
-        same.join(" AND "),
+        same.collect::<Vec<_>>().join(" AND "),
         unique.predicate.as_deref().unwrap_or("true"),
-        arrays.join(", "),
-        names.join(", ")
     )
 }

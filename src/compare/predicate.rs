@@ -65,6 +65,22 @@ pub(super) async fn holds(
     Ok(held)
 }
 
+/// What a question joins to ask with fields of these columns, an array each and the row's number as `restante_n`; and of each column the field
+/// there, of the live type.
+pub(super) fn unnested(table: &Table, columns: &[usize]) -> (String, Vec<String>) {
+    let (mut arrays, mut names, mut fields) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, at) in columns.iter().enumerate() {
+        let column = &table.columns[*at];
+        let sent = if column.text { "text" } else { &column.type_name };
+        let kind = column.live.as_ref().map_or(sent, |live| &live.type_name);
+        arrays.push(format!("${}::{sent}[]", number + 1));
+        names.push(format!("restante_{number}"));
+        fields.push(format!("u.restante_{number}::{kind}"));
+    }
+    let from = format!("unnest({}) WITH ORDINALITY u({}, restante_n)", arrays.join(", "), names.join(", "));
+    (from, fields)
+}
+
 /// Asks with fields of the snapshot, whose text has the encoding that the session carries.
 pub async fn ask(
     session: &Session,

@@ -131,6 +131,16 @@ async fn bytes_that_came_again_under_another_key_are_linked_to_and_stay_there_on
 }
 
 #[tokio::test]
+async fn bytes_that_say_nothing_prove_nothing() {
+    let plain = Plain::new(&shared("serial"), &format!("{OWNER}{SHARED}")).await;
+    plain.say("SELECT deliver(1, '', '2026-01-01 00:01Z'), deliver(1, 'two', '2026-01-01 00:02Z')").await;
+    let snapshot = plain.snapshot().await;
+    plain.say("DELETE FROM letters; DELETE FROM objects; SELECT deliver(2, '', '2026-01-01 01:00Z')").await;
+    let report = plain.restore(&snapshot).await.unwrap();
+    assert_eq!((report.mail.restored, report.mail.place_taken), (1, 1), "{report:?}");
+}
+
+#[tokio::test]
 async fn bytes_that_only_claim_to_be_the_same_take_the_place_and_nothing_else_is_stopped() {
     let plain = Plain::new(&shared("serial"), &format!("{OWNER}{SHARED}")).await;
     plain.say("SELECT deliver(1, 'one', '2026-01-01 00:01Z'), deliver(1, 'two', '2026-01-01 00:02Z')").await;
