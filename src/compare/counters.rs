@@ -10,8 +10,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::classify::LiveMessage;
-use super::layout::{Layout, Parent};
-use super::parents::{Fate, Parents};
+use super::layout::{Layout, Parent, Table};
+use super::parents::{Fate, Known, Parents};
 use super::source::Facts;
 use crate::postgres::catalog::{Catalog, ColumnName, Sequence, TableName};
 use crate::repository::zone;
@@ -82,11 +82,8 @@ pub struct MailboxCounter {
 
 impl Counters {
     pub(super) fn new(facts: &Facts, catalog: &Catalog, layout: &Layout, parents: &Parents) -> Self {
-        let owner = layout
-            .owner
-            .as_ref()
-            .map(|owner| (&owner.table, highest(&parents.owners.iter().map(|one| &one.key[..]).collect::<Vec<_>>())));
-        let mailbox = highest(&parents.mailboxes.iter().map(|one| &one.key[..]).collect::<Vec<_>>());
+        let owner = layout.owner.as_ref().map(|owner| (&owner.table, highest(&owner.table, &parents.owners)));
+        let mailbox = highest(&layout.mailbox.table, &parents.mailboxes);
         let tables = [(&layout.message.link, 0), (&layout.mailbox.table, mailbox)].into_iter().chain(owner);
         let tables = tables.chain(layout.message.content.iter().map(|content| (&content.table, 0)));
         let tables = tables.chain(layout.dictionaries.iter().map(|one| (&one.table, 0)));
@@ -220,6 +217,8 @@ impl Counters {
     }
 }
 
-fn highest(keys: &[&[u8]]) -> i64 {
-    keys.iter().filter_map(|key| zone::integer(key, false)).max().unwrap_or(0)
+/// The highest number among keys; 0 where they are no numbers, though a text may be as long as one.
+fn highest(table: &Table, all: &[Known]) -> i64 {
+    let numbers = all.iter().filter(|_| table.is_numbered()).filter_map(|one| zone::integer(&one.key, false));
+    numbers.max().unwrap_or(0)
 }

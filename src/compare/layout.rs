@@ -4,11 +4,13 @@
 //! and not written, and one that the profile needs must be there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::error::CompareError;
+use super::keys::Keys;
 use super::row::Row;
 use super::source::SourceTable;
 use crate::postgres::catalog::TableName;
@@ -424,6 +426,8 @@ pub struct Layout {
     pub derived: Vec<String>,
     /// Messages that share a dictionary that refers back to messages go into one transaction.
     pub deferred: bool,
+    /// Those that became others since the snapshot was taken.
+    pub keys: Vec<Arc<Keys>>,
 }
 
 /// A trigger that a restore will fire.
@@ -438,6 +442,11 @@ impl Layout {
     /// Does the store remember what its users deleted?
     pub fn records_deletions(&self) -> bool {
         !self.tombstones.is_empty() || self.buried.is_some()
+    }
+
+    /// Where the store's own SQL looks for names; ours has every schema.
+    pub fn search_path(&self) -> String {
+        format!("search_path = pg_catalog, {}, pg_temp", sql::identifier(&self.schema))
     }
 
     /// The mailboxes, or the accounts.
@@ -542,6 +551,12 @@ impl Table {
     /// Does the store fill the column itself?
     pub fn filled(&self, column: usize) -> bool {
         self.columns[column].live.as_ref().is_some_and(|live| live.identity || live.default.is_some())
+    }
+
+    /// Is its key a number?
+    pub fn is_numbered(&self) -> bool {
+        let kind = self.key.first().map(|key| &*self.columns[*key].type_name);
+        self.key.len() == 1 && matches!(kind, Some("smallint" | "integer" | "bigint"))
     }
 
     /// Positions of all columns.

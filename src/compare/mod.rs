@@ -11,6 +11,7 @@
 //! | [`source`] | the rows and large values of a snapshot |
 //! | [`live`] | the same of the live store |
 //! | [`fit`] | which profile is the store's, and what of it does not fit |
+//! | [`keys`] | keys that became others, and what refers to them |
 //! | [`layout`] | which columns play which part: the profile, laid over the snapshot's tables and the live catalog |
 //! | [`parents`] | which live account and mailbox a lost message belongs to |
 //! | [`pairing`] | rows that are the same on both sides, 24 bytes for each live row |
@@ -41,6 +42,7 @@ mod duplicates;
 mod error;
 pub mod find;
 pub mod fit;
+pub mod keys;
 pub mod layout;
 pub mod live;
 mod named;

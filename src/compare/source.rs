@@ -3,6 +3,7 @@
 //! Planning reads row chunks alone; large values are fetched for the candidates that need them. Memory: the row chunks of one
 //! increment at a time, and the value maps of the last few increments.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::error::CompareError;
+use super::keys::{Keys, width};
 use super::layout::in_zone;
 use super::row::{Cell, LargeValue};
 use crate::postgres::catalog::{Catalog, TableName};
@@ -39,7 +41,7 @@ pub struct Facts {
     pub sequences: HashMap<TableName, i64>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceTable {
     pub name: TableName,
     pub columns: Vec<SourceColumn>,
@@ -56,7 +58,7 @@ pub struct SourceColumn {
     /// As `format_type` writes it.
     pub type_name: String,
     pub wire: Wire,
-    /// It is read as of a wider type.
+    /// It is read as of another type.
     pub widened: Option<Widened>,
 }
 
@@ -67,10 +69,13 @@ pub enum Widened {
     Integer(usize),
     /// A time with a zone; until then it was meant in this one.
     Zone(TimeZone),
+    /// An integer that is a key, or refers to one: the keys are others now.
+    Keys(Arc<Keys>),
 }
 
 impl Widened {
-    fn widen(&self, field: &[u8]) -> Vec<u8> {
+    /// `None`: it refers to nothing that there was.
+    fn widen<'a>(&'a self, field: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let wide = match self {
             Self::Integer(width) => {
                 zone::integer(field, false).map(|number| number.to_be_bytes()[8 - width..].to_vec())
@@ -78,9 +83,10 @@ impl Widened {
             Self::Zone(zone) => {
                 zone::integer(field, true).and_then(|local| in_zone(local, zone)).map(|at| at.to_be_bytes().to_vec())
             }
+            Self::Keys(keys) => return keys.now(field).map(Cow::Borrowed),
         };
         // Infinities are the same in both types.
-        wide.unwrap_or_else(|| field.to_vec())
+        Some(wide.map_or(Cow::Borrowed(field), Cow::Owned))
     }
 }
 
@@ -152,7 +158,8 @@ pub trait Source: Send + Sync {
     /// The segments of a table, as they were stored.
     async fn stored_segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError>;
 
-    /// Gives the rows of a table that were asked for, in no order that counts, with columns that are wider now as they would be now.
+    /// Gives the rows of a table that were asked for, in no order that counts, with columns that are wider or lead to other keys now as they
+    /// would be now.
     async fn scan(&self, table: &SourceTable, pick: Pick<'_>, sink: &mut RowSink<'_>) -> Result<(), CompareError> {
         if table.columns.iter().all(|column| column.widened.is_none()) {
             return self.scan_stored(table, pick, sink).await;
@@ -161,42 +168,49 @@ pub trait Source: Send + Sync {
         let stored = match pick {
             Pick::Keys { column, keys } => {
                 match table.columns.get(column).map(|one| (one.widened.as_ref(), &*one.type_name)) {
-                    Some((Some(Widened::Integer(_)), kind)) => {
-                        let width = if kind == "smallint" { 2 } else { 4 };
+                    Some((Some(Widened::Zone(_)), _)) => Pick::All,
+                    Some((Some(widened), kind)) => {
+                        let width = width(kind);
+                        let numbers = match widened {
+                            Widened::Keys(of) => of.before(keys),
+                            _ => keys.iter().filter_map(|key| zone::integer(key, false)).collect(),
+                        };
                         // A number that was too large for the column was not in it.
-                        let number = |key: &Vec<u8>| zone::integer(key, false);
-                        narrow.extend(keys.iter().filter_map(number).filter_map(|number| {
+                        narrow.extend(numbers.into_iter().filter_map(|number| {
                             let field = number.to_be_bytes()[8 - width..].to_vec();
                             (zone::integer(&field, false) == Some(number)).then_some(field)
                         }));
                         Pick::Keys { column, keys: &narrow }
                     }
-                    Some((Some(Widened::Zone(_)), _)) => Pick::All,
                     _ => pick,
                 }
             }
             pick => pick,
         };
         self.scan_stored(table, stored, &mut |cells| {
-            let fields: Vec<Option<Vec<u8>>> = table
+            let fields: Vec<Option<Cow<'_, [u8]>>> = table
                 .columns
                 .iter()
                 .zip(cells)
-                .map(|(column, cell)| Some(column.widened.as_ref()?.widen(cell.bytes()?)))
+                .map(|(column, cell)| column.widened.as_ref()?.widen(cell.bytes()?))
                 .collect();
-            let wide = fields.iter().zip(cells).map(|(field, cell)| field.as_deref().map_or(*cell, Cell::Bytes));
+            let wide = table.columns.iter().zip(&fields).zip(cells).map(|((column, field), cell)| match field {
+                Some(field) => Cell::Bytes(field),
+                None if column.widened.is_some() => Cell::Null,
+                None => *cell,
+            });
             let wide: Vec<Cell<'_>> = wide.collect();
             if pick.holds(&wide) { sink(&wide) } else { Ok(()) }
         })
         .await
     }
 
-    /// The segments of a table; of times that have a zone now nothing is known.
+    /// The segments of a table; of times that have a zone now, and of keys that became others, nothing is known.
     async fn segments(&self, table: &SourceTable) -> Result<Vec<SegmentFacts>, CompareError> {
         let mut segments = self.stored_segments(table).await?;
         for segment in &mut segments {
             for (known, column) in segment.columns.iter_mut().zip(&table.columns) {
-                if matches!(column.widened, Some(Widened::Zone(_))) {
+                if matches!(column.widened, Some(Widened::Zone(_) | Widened::Keys(_))) {
                     *known = None;
                 }
             }

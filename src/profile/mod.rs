@@ -12,6 +12,7 @@
 mod check;
 pub mod model;
 mod opaque;
+mod references;
 pub mod validate;
 
 use std::ops::{Deref, Range};

@@ -68,6 +68,9 @@ pub struct Changed {
     pub columns: BTreeMap<String, String>,
     /// Columns that get a value made of the old row, as SQL. It names columns that are gone by their old names, all others by their new ones.
     pub values: BTreeMap<String, String>,
+    /// Keys that were integers and are something else, by their old names, and SQL that makes the new key of the old row, which it may call
+    /// `snapshot`. The old row has no other column. NULL: nobody knows any more.
+    pub keys: BTreeMap<String, Located<String>>,
     /// Columns that were `timestamp` and are `timestamptz`, and the zone in which they were meant.
     pub zones: BTreeMap<String, String>,
 }

@@ -91,6 +91,31 @@ fn an_error_in_one_of_several_tables_names_that_one() {
 }
 
 #[test]
+fn new_keys_are_said_of_columns_that_are_there() {
+    let place = |profile: &str| {
+        let profile = Profile::parse("mine.toml", &format!("{REFERENCE}\n{profile}")).unwrap();
+        let catalog = fitting(&profile);
+        profile
+            .validate(&catalog)
+            .into_iter()
+            .map(|finding| (finding.severity, finding.to_string()))
+            .collect::<Vec<_>>()
+    };
+    let line = REFERENCE.lines().count() + 2;
+    let at = |column: usize, table: &str, says: &str| {
+        let place = format!("mine.toml, line {}, column {column}, in [changed.{table}]: {says}", line + 1);
+        vec![(Severity::Error, place)]
+    };
+    let said = place("[changed.messages]\nkeys = { ident = \"1\" }");
+    assert_eq!(said, at(18, "messages", "table messages has no column ident"));
+    let said = place("[changed.letters]\nkeys = { id = \"1\" }");
+    assert_eq!(said, at(15, "letters", "there is no table letters"));
+    let error = refusal(&format!("{REFERENCE}\n[changed.messages]\nkeys = {{ id = 1 }}"));
+    assert_eq!((error.place().line, error.place().column), (line + 1, 15), "{error}");
+    assert_eq!(error.place().table, "[changed.messages]");
+}
+
+#[test]
 fn a_text_that_is_no_toml_is_refused_with_its_place() {
     let error = refusal("profile = \"x\"\nnever = [");
     assert_eq!(error.place().line, 2, "{error}");

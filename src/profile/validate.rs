@@ -99,6 +99,7 @@ impl Profile {
             }
         }
         self.find_forgotten_tables(catalog, &mut findings);
+        self.validate_keys(catalog, &mut findings);
         for tombstone in self.tombstone.iter().filter(|one| one.table.is_some() && one.message.is_none()) {
             let message = "without `message` this tombstone is not believed, and what it tells of counts as lost";
             findings.push(Finding::warning(self.place(tombstone), message.to_owned()));
@@ -276,6 +277,21 @@ impl Profile {
                     "table {name} refers to the mail, but the profile does not say what it is: make it a [[child]], or add it to never"
                 );
                 findings.push(Finding::error(self.place(&self.message), message));
+            }
+        }
+    }
+
+    /// Keys of which the profile says what became of them.
+    fn validate_keys(&self, catalog: &CatalogView, findings: &mut Vec<Finding>) {
+        for (name, changed) in &self.changed {
+            let table = catalog.tables.get(&self.qualify(name));
+            for (column, sql) in &changed.keys {
+                let message = match table {
+                    None => format!("there is no table {name}"),
+                    Some(table) if table.columns.contains_key(column) => continue,
+                    Some(_) => format!("table {name} has no column {column}"),
+                };
+                findings.push(Finding::error(self.place(sql), message));
             }
         }
     }

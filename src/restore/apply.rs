@@ -255,7 +255,7 @@ async fn derive(
 }
 
 pub(super) async fn compute(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
-    let path = staging::search_path(layout);
+    let path = layout.search_path();
     session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for sql in &layout.derived {
         failpoint::committing(session.execute("computing derived values", sql)).await?;
@@ -270,7 +270,7 @@ async fn finish(
     plan: &Plan,
     report: &mut ReplayReport,
 ) -> Result<(), ReplayError> {
-    let path = staging::search_path(&plan.comparison.layout);
+    let path = plan.comparison.layout.search_path();
     session.execute("preparing the profile's statements", &format!("SET {path}")).await?;
     for hook in &profile.after {
         if let Some(sql) = &hook.sql {

@@ -30,7 +30,9 @@ pub enum ReplayError {
          batch was written; compare the rows with `restante restore --table {table} --schema rescue`"
     )]
     ValueTaken { table: String, rows: i64 },
-    #[error("{table} has no default for its key {column}, and it is no uuid: new keys cannot be made")]
+    #[error(
+        "{table} has no default for its key {column}, and it is no uuid: new keys cannot be made; give the column a default"
+    )]
     NoNewKey { table: String, column: String },
     #[error(
         "the sequence {sequence} is {missing} behind, too much to catch up step by step; have its owner run: SELECT setval('{sequence}', {least})"

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use super::batch::staged;
 use super::error::ReplayError;
 use super::plan::Plan;
+use super::staging::new_key;
 use crate::compare::CompareError;
-use crate::compare::layout::{Child, Limit, Table};
+use crate::compare::layout::{Child, Limit, Parent, Table};
 use crate::compare::row::{LargeValue, Row, Value};
 use crate::compare::source::Source;
 
-/// Refuses a plan whose tables changed so that meaning would be lost.
+/// Refuses a plan whose tables changed so that meaning would be lost, or in which no key can be made for what comes back under a new one.
 pub async fn fits(plan: &Plan, source: &dyn Source) -> Result<(), ReplayError> {
     let comparison = &plan.comparison;
     let layout = &comparison.layout;
@@ -22,6 +23,18 @@ pub async fn fits(plan: &Plan, source: &dyn Source) -> Result<(), ReplayError> {
         }
     }
     let message = &layout.message;
+    let links = (!plan.moves.is_empty() && message.link.key.len() == 1).then_some(&message.link);
+    let contents = message.content.as_ref().filter(|content| !plan.moves.is_empty() && !content.keeps_key());
+    let made = [(layout.owner.as_ref(), &plan.owners), (Some(&layout.mailbox), &plan.mailboxes)];
+    let made = made.into_iter().filter(|(_, made)| !made.is_empty()).filter_map(|(parent, _)| parent);
+    // A name, or what proves which it is, comes back as it was.
+    let kept = |parent: &Parent| {
+        parent.table.key.iter().any(|key| parent.natural.contains(key) || parent.evidence.contains(key))
+    };
+    let made = made.filter(|parent| !kept(parent)).map(|parent| &parent.table);
+    for table in links.into_iter().chain(contents.map(|content| &content.table)).chain(made) {
+        new_key(table)?;
+    }
     let lost = || plan.moves.iter().map(|one| &comparison.leftovers[one.leftover]);
     let given = [message.table.single_key().ok(), Some(message.mailbox), message.uid, message.modseq];
     let given =

@@ -229,16 +229,10 @@ pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, Stri
     Insert { columns: columns.join(", "), values: values.join(", "), overriding, conflict: "" }
 }
 
-/// New keys for rows of a table, by the key's own default: as bytes of the snapshot's type, and as text.
-pub(super) async fn new_keys(
-    session: &Session,
-    table: &Table,
-    count: usize,
-) -> Result<Vec<(bytes::Bytes, String)>, ReplayError> {
-    let at = table.single_key()?;
-    let column = &table.columns[at];
-    let live = column.live.as_ref();
-    let default = match live {
+/// SQL that makes a new key for a row of a table.
+pub(super) fn new_key(table: &Table) -> Result<String, ReplayError> {
+    let column = &table.columns[table.single_key()?];
+    let default = match &column.live {
         Some(live) if live.identity => Some(format!(
             "nextval(pg_get_serial_sequence({}, {}))",
             sql::literal(&table.quoted()),
@@ -249,9 +243,16 @@ pub(super) async fn new_keys(
         }
         None => None,
     };
-    let Some(default) = default else {
-        return Err(ReplayError::NoNewKey { table: table.label(), column: column.name.clone() });
-    };
+    default.ok_or_else(|| ReplayError::NoNewKey { table: table.label(), column: column.name.clone() })
+}
+
+/// New keys for rows of a table, by the key's own default: as bytes of the snapshot's type, and as text.
+pub(super) async fn new_keys(
+    session: &Session,
+    table: &Table,
+    count: usize,
+) -> Result<Vec<(bytes::Bytes, String)>, ReplayError> {
+    let (column, default) = (&table.columns[table.single_key()?], new_key(table)?);
     let select = format!(
         "SELECT k::{}, k::text FROM (SELECT {default} AS k FROM generate_series(1, {count})) q",
         if column.text { "text" } else { &column.type_name }
@@ -275,13 +276,9 @@ pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), R
     let timeout = "extract(epoch FROM current_setting('deadlock_timeout')::interval) * 500";
     let sql = format!(
         "SELECT set_config('lock_timeout', least(greatest({timeout}, 10), 5000)::int8::text, true); SET LOCAL {}",
-        search_path(layout)
+        layout.search_path()
     );
     Ok(session.execute("setting up a transaction", &sql).await?)
-}
-
-pub(super) fn search_path(layout: &Layout) -> String {
-    format!("search_path = pg_catalog, {}, pg_temp", sql::identifier(&layout.schema))
 }
 
 /// How often a transaction is tried, with pauses from 20 ms to 2 s in between.

@@ -1,13 +1,16 @@
 //! Tables that changed since the snapshot was taken: that may have been the incident.
 //!
 //! Columns are matched by name, and as the profile says under `[changed]`. Where a column is wider now, the snapshot's rows are read as if they
-//! had the wider type, so that keys beyond the old one compare; any other change of type is left to PostgreSQL's casts, and where these
-//! would lose meaning a restore is refused before anything is written.
+//! had the wider type, so that keys beyond the old one compare; where keys became others, they are read with these ([`Keys`]). Any other change
+//! of type is left to PostgreSQL's casts, and where these would lose meaning a restore is refused before anything is written.
+
+use std::sync::Arc;
 
 use super::super::source::{SourceColumn, SourceTable, Widened};
 use super::lay::Lay;
 use super::{Column, Layout, Limit, LiveColumn, Refers, Table};
 use crate::compare::error::CompareError;
+use crate::compare::keys::Keys;
 use crate::postgres::catalog::{self, TableName};
 use crate::profile::Changed;
 use crate::repository::manifest::Wire;
@@ -20,6 +23,7 @@ enum Became {
     Same,
     Wider(Widened),
     Narrower(Limit),
+    Led(Arc<Keys>),
     Other(String),
 }
 
@@ -70,13 +74,17 @@ impl Lay<'_> {
                 name,
             };
             if let Some(now) = live.live_columns().find(|live| live.name == laid.name) {
-                match self.became(&table, column, &now.type_name)? {
+                match self.became(&table, column, &now.name, &now.type_name)? {
                     Became::Same => {}
                     Became::Wider(widened) => {
                         column.widened = Some(widened);
                         laid.type_name = now.type_name.clone();
                     }
                     Became::Narrower(limit) => laid.limit = Some(limit),
+                    Became::Led(keys) => {
+                        (laid.type_name, laid.text) = (keys.kind.clone(), keys.text);
+                        column.widened = Some(Widened::Keys(keys));
+                    }
                     Became::Other(why) => laid.obstacle = Some(why),
                 }
                 laid.live = laid.obstacle.is_none().then(|| LiveColumn {
@@ -104,8 +112,15 @@ impl Lay<'_> {
         types.chain(new.map(|column| (column.name.clone(), why.to_owned()))).collect()
     }
 
-    fn became(&self, table: &TableName, column: &SourceColumn, now: &str) -> Result<Became, CompareError> {
+    fn became(&self, table: &TableName, column: &SourceColumn, name: &str, now: &str) -> Result<Became, CompareError> {
         let was = &*column.type_name;
+        if let Some(keys) = self.led(table, name) {
+            return Ok(match integer(was) {
+                _ if !is_like(now, &keys.kind) => Became::Other(refers(keys, now)),
+                None => Became::Other(format!("it was {was}, and what became of keys can be said of integers alone")),
+                Some(_) => Became::Led(keys.clone()),
+            });
+        }
         if was == now {
             return Ok(Became::Same);
         }
@@ -119,6 +134,16 @@ impl Lay<'_> {
         }
         Ok(became(was, now))
     }
+}
+
+/// Are the values of one type those of the other?
+pub(super) fn is_like(kind: &str, other: &str) -> bool {
+    base(kind) == base(other) || text(kind).is_some() && text(other).is_some()
+}
+
+/// Why nothing can refer to keys as values of this type.
+pub(super) fn refers(keys: &Keys, now: &str) -> String {
+    format!("it refers to {}, which is {} now, and is {now}", keys.label(), keys.kind)
 }
 
 /// Keys are found by their bytes, so what refers to a key is read in its type, should that be wider.
@@ -227,7 +252,9 @@ fn became(was: &str, now: &str) -> Became {
     if to_numeric || now == base(was) || wider.contains(&(&*base(was), now)) {
         return Became::Same;
     }
-    Became::Other(format!("it was {was} and is {now}, and nothing says what became of its values"))
+    let hint =
+        if integer(was).is_some() { ": if it is a key or refers to one, give the new key under keys" } else { "" };
+    Became::Other(format!("it was {was} and is {now}, and nothing says what became of its values{hint}"))
 }
 
 #[cfg(test)]

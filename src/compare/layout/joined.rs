@@ -34,10 +34,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Its key is a UUID, which is never issued again: it comes back under its own, and what else names it keeps its meaning.
+    /// Its key is a UUID, which is never issued again: it comes back under its own, and what else names it keeps its meaning. One that was
+    /// made of a number is no such.
     pub fn keeps_key(&self) -> bool {
-        let live = self.table.key.first().and_then(|key| self.table.columns[*key].live.as_ref());
-        live.is_some_and(|live| live.type_name == "uuid")
+        let is_own = |key: &usize| {
+            let live = self.table.columns[*key].live.as_ref();
+            live.is_some_and(|live| live.type_name == "uuid") && self.table.source.columns[*key].type_name == "uuid"
+        };
+        self.table.key.first().is_some_and(is_own)
     }
 
     /// Positions in the joined table of the columns that prove which content it is.

@@ -1,6 +1,7 @@
 //! Laying a profile over the tables of the snapshot and the catalog of the live store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
@@ -10,6 +11,7 @@ use super::{
     Tombstone, Trigger,
 };
 use crate::compare::error::CompareError;
+use crate::compare::keys::Keys;
 use crate::compare::source::{Facts, SourceColumn, SourceTable};
 use crate::postgres::catalog::{self, Catalog, TableName};
 use crate::profile::{self, ClockKind, Columns, CounterKind, Profile, SoftReferences};
@@ -17,11 +19,13 @@ use crate::repository::manifest::{StoreIdentity, Wire};
 
 mod children;
 mod dictionaries;
+mod keys;
 mod unique;
 
 /// Lays the profile over both sides.
 pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Layout, CompareError> {
-    let mut lay = Lay { profile, facts, catalog, known: Vec::new() };
+    let mut lay = Lay { profile, facts, catalog, known: Vec::new(), keys: Vec::new(), led: HashMap::new() };
+    lay.find_keys()?;
     let mut owner = profile.owner.as_ref().map(|owner| lay.owner(owner)).transpose()?;
     let mut mailbox = lay.mailbox()?;
     lay.known.extend(owner.iter().map(|owner| (Refers::Owner, owner.table.source.name.clone())));
@@ -158,6 +162,7 @@ pub fn layout(profile: &Profile, facts: &Facts, catalog: &Catalog) -> Result<Lay
         triggers,
         derived: profile.derived.iter().filter(|one| !one.trigger).filter_map(|one| one.sql.clone()).collect(),
         deferred: profile.deferred,
+        keys: lay.keys,
     };
     align(&mut layout);
     Ok(layout)
@@ -204,6 +209,9 @@ pub(super) struct Lay<'a> {
     catalog: &'a Catalog,
     /// What rows may refer to besides their message.
     known: Vec<(Refers, TableName)>,
+    /// Keys that became others, and the columns that hold them or refer to them.
+    keys: Vec<Arc<Keys>>,
+    led: HashMap<(TableName, String), Arc<Keys>>,
 }
 
 impl Lay<'_> {
@@ -655,6 +663,12 @@ impl Lay<'_> {
         let evidence = tombstone.evidence.iter();
         // What it refers to is what the profile calls the message: where links have a table of their own, the content.
         let keeps_content = message.content.is_some() && tombstone.message.is_some();
+        let of = message.content.as_ref().map_or_else(|| message.link.key.first().copied(), |content| Some(content.of));
+        for (own, of) in [(first(&tombstone.mailbox), Some(message.mailbox)), (first(&tombstone.message), of)] {
+            if let (Some(own), Some(of)) = (own, of) {
+                self.refers_to_new_keys(&name, &own, &message.link.source.columns[of])?;
+            }
+        }
         Ok(Tombstone {
             keeps_content,
             mailbox: first(&tombstone.mailbox),

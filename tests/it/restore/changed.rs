@@ -1,46 +1,50 @@
 //! Tables that changed after the snapshot: lost mail goes into what they are now, or nothing is written and it is said why.
 
-use restante::compare::{self, CompareError};
+use restante::compare::{self, Class, CompareError, Leftover, Reason, Window};
 use restante::monitor::Silent;
 use restante::profile::Profile;
 use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayError};
 
 use super::memory::MemorySource;
-use super::store::{Content, REFERENCE, Store};
+use super::store::{Content, REFERENCE, Store, clock};
 
-/// Two mails of four are lost from a store that was like this, then it is changed.
-async fn lost(was: &str, changed: &str, profile: &str) -> (Store, MemorySource, i64) {
+/// Two mails of five are lost from a store that was like this and its user deletes one, then it is changed.
+async fn lost(was: &str, changed: &str, profile: &str) -> (Store, MemorySource) {
     let mut store = Store::new().await;
     store.client.batch_execute(was).await.unwrap_or_else(|error| panic!("{was}: {error:?}"));
     let account = store.account("a@example.org").await;
     let inbox = store.mailbox(account, "INBOX", 0).await;
     let mut ids = Vec::new();
     // With an attachment, with long values, and without either.
-    for number in [2, 3, 4, 5] {
+    for number in [2, 3, 4, 5, 6] {
         ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
     }
     store.seen(ids[1], true).await;
+    store.tag(ids[2], "work").await;
     let snapshot = MemorySource::take(&store.session().await).await;
+    store.expunge(ids[4], "expunge").await;
     store.lose(&ids[1..3], &[], true).await;
     store.client.batch_execute(changed).await.unwrap_or_else(|error| panic!("{changed}: {error:?}"));
     store.profile = Profile::parse("changed", &format!("{REFERENCE}\n{profile}")).unwrap();
-    (store, snapshot, inbox)
+    (store, snapshot)
 }
 
 async fn run(store: &Store, snapshot: &MemorySource) -> Result<u64, ReplayError> {
     let session = store.session().await;
     let comparison = compare::compare(&session, snapshot, &store.profile, &Default::default()).await?;
-    let (same, absent) = (comparison.same + comparison.changed, comparison.leftovers.len());
+    let same = comparison.same + comparison.changed;
+    let deleted = |leftover: &&Leftover| leftover.class == Class::DeletedByUser && leftover.reason == Reason::Tombstone;
+    let (deleted, left) = (comparison.leftovers.iter().filter(deleted).count(), comparison.leftovers.len());
     let apply = Apply::new(Plan::new(comparison, &PlanOptions::default()), ApplyOptions::default());
     let report = apply.run(&session, snapshot, &store.profile, &Silent).await?;
     assert!(report.mail.changed_columns.is_empty(), "{report:?}");
-    assert_eq!((same, absent), (2, 2), "the living ones are the same");
+    assert_eq!((same, deleted, left), (2, 1, 3), "the living ones are the same, and one is known to be deleted");
     Ok(report.mail.restored)
 }
 
 /// All four mails are in the store, once, and a second restore has nothing to do. `back` makes the store what its driver knows.
-async fn comes_back(was: &str, changed: &str, profile: &str, back: &str) -> Store {
-    let (store, snapshot, inbox) = lost(was, changed, profile).await;
+async fn comes_back(was: &str, changed: &str, profile: &str, back: &str) -> (Store, MemorySource) {
+    let (store, snapshot) = lost(was, changed, profile).await;
     assert_eq!(run(&store, &snapshot).await.unwrap_or_else(|error| panic!("{changed}: {error}")), 2);
     let again = store.restore(&snapshot, None).await;
     assert_eq!((again.replay, again.mail.restored), (None, 0), "{changed}");
@@ -48,15 +52,21 @@ async fn comes_back(was: &str, changed: &str, profile: &str, back: &str) -> Stor
     let mut found = store.found().await;
     found.sort_by_key(|one| one.content);
     let contents: Vec<_> =
-        found.iter().map(|one| (one.mailbox, one.content.unwrap_or(Content(999)).0, one.seen)).collect();
-    assert_eq!(contents, [(inbox, 2, false), (inbox, 3, true), (inbox, 4, false), (inbox, 5, false)], "{changed}");
+        found.iter().map(|one| (&*one.name, one.content.unwrap_or(Content(999)).0, one.seen)).collect();
+    assert_eq!(
+        contents,
+        [("INBOX", 2, false), ("INBOX", 3, true), ("INBOX", 4, false), ("INBOX", 5, false)],
+        "{changed}"
+    );
+    let tags: Vec<_> = store.tags().await.into_values().collect();
+    assert_eq!(tags, [["work"]], "{changed}");
     store.check_counters().await;
-    store
+    (store, snapshot)
 }
 
 /// Nothing is written, and the error says what is lost.
 async fn is_refused(was: &str, changed: &str, profile: &str, said: &str) {
-    let (store, snapshot, _) = lost(was, changed, profile).await;
+    let (store, snapshot) = lost(was, changed, profile).await;
     let error = run(&store, &snapshot).await.unwrap_err();
     assert!(
         error.is_refusal() && matches!(error, ReplayError::Compare(CompareError::Changed { .. })),
@@ -106,7 +116,7 @@ async fn mail_goes_into_tables_with_columns_that_were_added_and_dropped() {
 #[tokio::test]
 async fn mail_goes_into_columns_that_are_wider() {
     let zone = "SET timezone = 'Europe/Zurich'";
-    let store = comes_back(
+    let (store, _) = comes_back(
         &format!(
             "{zone}; ALTER TABLE messages ALTER id TYPE integer, ALTER message_id TYPE varchar(200), ALTER received_at TYPE timestamp;
              ALTER TABLE message_attachments ALTER message_id TYPE integer, ALTER ordinal TYPE smallint;
@@ -165,7 +175,7 @@ async fn mail_goes_into_tables_that_are_partitioned() {
 
 #[tokio::test]
 async fn a_column_that_was_split_is_filled_as_the_profile_says() {
-    let store = comes_back(
+    let (store, _) = comes_back(
         "ALTER TABLE message_attachments ALTER content_type SET DEFAULT 'text/plain'",
         "ALTER TABLE message_attachments ADD major text, ADD minor text;
          UPDATE message_attachments SET major = split_part(coalesce(content_type, 'a/b'), '/', 1), minor = split_part(coalesce(content_type, 'a/b'), '/', 2);
@@ -205,4 +215,194 @@ async fn mail_goes_into_columns_that_are_narrower_where_it_fits() {
         "",
     )
     .await;
+}
+
+/// SQL that makes a UUID of an integer, as lines of zeros with the number at the end.
+fn padded(id: &str) -> String {
+    format!("lpad(to_hex({id}), 32, '0')::uuid")
+}
+
+/// Makes UUIDs of the keys of messages and of all that refers to them; `key` says which of the number in a column.
+fn messages_get_uuids(key: impl Fn(&str) -> String) -> String {
+    format!(
+        "ALTER TABLE message_attachments DROP CONSTRAINT message_attachments_message_id_fkey; ALTER TABLE keywords DROP CONSTRAINT keywords_message_id_fkey;
+         ALTER TABLE messages ALTER id DROP DEFAULT, ALTER id TYPE uuid USING {};
+         ALTER TABLE messages ALTER id SET DEFAULT gen_random_uuid();
+         ALTER TABLE message_attachments ALTER message_id TYPE uuid USING {of}, ADD FOREIGN KEY (message_id) REFERENCES messages ON DELETE CASCADE;
+         ALTER TABLE keywords ALTER message_id TYPE uuid USING {of}, ADD FOREIGN KEY (message_id) REFERENCES messages ON DELETE CASCADE;
+         ALTER TABLE expunged ALTER message_id TYPE uuid USING {of}",
+        key("id"),
+        of = key("message_id")
+    )
+}
+
+/// Gives out mail by keys that are UUIDs.
+fn raw_mail() -> String {
+    let checks = restante_fixtures::store::CHECKS;
+    let checks = checks.replace("raw_mail(of_message bigint)", "raw_mail(of_message uuid)");
+    format!("ALTER SEQUENCE messages_id_seq OWNED BY NONE; {checks}")
+}
+
+#[tokio::test]
+async fn mail_goes_under_keys_that_are_uuids_made_of_the_numbers() {
+    let keys = format!("[changed.messages]\nkeys = {{ id = \"{}\" }}", padded("id"));
+    comes_back("", &messages_get_uuids(padded), &keys, &raw_mail()).await;
+    // The key may be called otherwise as well, and what refers to it may have no foreign key.
+    let hashed = |id: &str| format!("md5({id}::text)::uuid");
+    let changed = messages_get_uuids(hashed)
+        + "; ALTER TABLE messages RENAME id TO number;
+        ALTER TABLE message_attachments DROP CONSTRAINT message_attachments_message_id_fkey";
+    let keys = "[changed.messages]\ncolumns = { id = 'number' }\nkeys = { id = \"md5(snapshot.id::text)::uuid\" }";
+    comes_back("", &changed, keys, &format!("ALTER TABLE messages RENAME number TO id; {}", raw_mail())).await;
+    // Texts, and what refers to them may be of another length.
+    let text = |id: &str| format!("'m-' || {id}");
+    let changed =
+        messages_get_uuids(text).replace("uuid", "text").replace("gen_random_text()", "'m-' || gen_random_uuid()")
+            + "; ALTER TABLE expunged ALTER message_id TYPE varchar(60)";
+    let keys = "[changed.messages]\nkeys = { id = \"'m-' || id\" }";
+    comes_back("", &changed, keys, &raw_mail().replace("uuid", "text")).await;
+}
+
+/// The old key is kept beside the new one, which is random, and tells the new keys of all that is there.
+#[tokio::test]
+async fn mail_goes_under_keys_that_are_random_uuids() {
+    let changed = format!(
+        "CREATE TABLE new_keys AS SELECT id AS old, gen_random_uuid() AS new FROM messages UNION ALL SELECT message_id, gen_random_uuid() FROM expunged;
+         CREATE FUNCTION new_key(bigint) RETURNS uuid LANGUAGE sql AS 'SELECT new FROM new_keys WHERE old = $1';
+         ALTER TABLE messages ADD old_id bigint UNIQUE; UPDATE messages SET old_id = id;
+         ALTER TABLE expunged ADD old_id bigint; UPDATE expunged SET old_id = message_id;
+         {}; ALTER TABLE messages ALTER id DROP DEFAULT; DROP FUNCTION new_key; DROP TABLE new_keys",
+        messages_get_uuids(|key| format!("new_key({key})"))
+    );
+    let keys = "[changed.messages]
+        keys = { id = \"\"\"coalesce((SELECT m.id FROM messages m WHERE m.old_id = snapshot.id),
+            (SELECT e.message_id FROM expunged e WHERE e.old_id = snapshot.id))\"\"\" }";
+    let (store, snapshot) = comes_back("", &changed, keys, &raw_mail()).await;
+    let put_back = "SELECT count(*) FROM messages WHERE old_id IS NULL AND substr(id::text, 15, 1) = '4'";
+    assert_eq!(store.client.query_one(put_back, &[]).await.unwrap().get::<_, i64>(0), 2, "under random keys");
+    // Old keys that are issued again do not make others of what was put back.
+    let again =
+        "UPDATE messages SET old_id = CASE message_id WHEN '<3@example.org>' THEN 3 ELSE 2 END WHERE old_id IS NULL";
+    assert_eq!(store.client.execute(again, &[]).await.unwrap(), 2);
+    assert_eq!(store.restore(&snapshot, None).await.replay, None);
+}
+
+/// Makes UUIDs of the keys of accounts and mailboxes and of all that refers to them.
+fn parents_get_uuids() -> String {
+    let mut sql = String::new();
+    for (table, column) in [
+        ("mailboxes", "account_id"),
+        ("outbox", "account_id"),
+        ("messages", "mailbox_id"),
+        ("mailbox_stats", "mailbox_id"),
+    ] {
+        sql += &format!("ALTER TABLE {table} DROP CONSTRAINT {table}_{column}_fkey;");
+    }
+    for (table, column) in [
+        ("accounts", "id"),
+        ("mailboxes", "id"),
+        ("mailboxes", "account_id"),
+        ("outbox", "account_id"),
+        ("messages", "mailbox_id"),
+        ("mailbox_stats", "mailbox_id"),
+        ("expunged", "mailbox_id"),
+    ] {
+        sql += &format!(
+            "ALTER TABLE {table} ALTER {column} DROP DEFAULT, ALTER {column} TYPE uuid USING {};",
+            padded(column)
+        );
+    }
+    for (table, column, to) in [
+        ("mailboxes", "account_id", "accounts"),
+        ("outbox", "account_id", "accounts"),
+        ("messages", "mailbox_id", "mailboxes"),
+        ("mailbox_stats", "mailbox_id", "mailboxes"),
+    ] {
+        sql += &format!("ALTER TABLE {table} ADD FOREIGN KEY ({column}) REFERENCES {to} ON DELETE CASCADE;");
+    }
+    sql + "ALTER SEQUENCE accounts_id_seq OWNED BY NONE; ALTER SEQUENCE mailboxes_id_seq OWNED BY NONE"
+}
+
+const PARENTS: &str = "[changed.accounts]
+    keys = { id = \"lpad(to_hex(id), 32, '0')::uuid\" }
+    [changed.mailboxes]
+    keys = { id = \"lpad(to_hex(id), 32, '0')::uuid\" }";
+
+#[tokio::test]
+async fn mail_goes_into_mailboxes_and_accounts_whose_keys_are_uuids() {
+    let changed = format!("{}; {}", parents_get_uuids(), messages_get_uuids(padded));
+    let keys = format!("{PARENTS}\n[changed.messages]\nkeys = {{ id = \"{}\" }}", padded("id"));
+    comes_back("", &changed, &keys, &raw_mail()).await;
+}
+
+/// An account and a mailbox of another one are lost with their mail, and one is renamed.
+#[tokio::test]
+async fn lost_mailboxes_and_accounts_come_back_where_keys_are_uuids() {
+    let mut store = Store::new().await;
+    let (mut lost, mut mailboxes) = (Vec::new(), Vec::new());
+    for (address, name) in [("a@example.org", "INBOX"), ("a@example.org", "work"), ("b@example.org", "INBOX")] {
+        let account = match store.addresses().await.into_iter().find(|(_, known)| known == address) {
+            Some((account, _)) => account,
+            None => store.account(address).await,
+        };
+        let mailbox = store.mailbox(account, name, 0).await;
+        mailboxes.push((account, mailbox));
+        lost.push(store.deliver(mailbox, Content(lost.len() as u32), 5, 0).await);
+        store.deliver(mailbox, Content(10 + lost.len() as u32), 500, 0).await;
+    }
+    let snapshot = MemorySource::take(&store.session().await).await;
+    let all: Vec<i64> = store.found().await.iter().map(|one| one.id).collect();
+    let gone: Vec<i64> = all.iter().copied().filter(|id| *id != all[1]).collect();
+    store.rename_mailbox(mailboxes[0].1, "post").await;
+    store.lose(&gone, &[mailboxes[1].1, mailboxes[2].1], true).await;
+    store.lose_account(mailboxes[2].0).await;
+    store.client.batch_execute(&parents_get_uuids()).await.unwrap();
+    store.profile = Profile::parse("changed", &format!("{REFERENCE}\n{PARENTS}")).unwrap();
+    let window = Window { from: Some(clock(0)), to: Some(clock(100)) };
+    let options = PlanOptions { window, ..Default::default() };
+    assert_eq!(store.restore_with(&snapshot, None, &options, ApplyOptions::default()).await.mail.restored, 3);
+    assert_eq!(store.restore(&snapshot, None).await.mail.restored, 2);
+    assert_eq!(store.restore(&snapshot, None).await.replay, None);
+    let mut found: Vec<(String, u32)> =
+        store.found().await.into_iter().map(|one| (one.name, one.content.map_or(999, |content| content.0))).collect();
+    found.sort();
+    let wanted = [("INBOX", 2), ("INBOX", 13), ("post", 0), ("post", 11), ("work", 1), ("work", 12)];
+    assert_eq!(found, wanted.map(|(name, content)| (name.to_owned(), content)));
+    store.check_counters().await;
+}
+
+#[tokio::test]
+async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_written() {
+    let uuid = messages_get_uuids(padded);
+    for (sql, said) in [
+        ("nothing(id)", "cannot be computed (computing new keys: function nothing(bigint) does not exist"),
+        ("id > 0", "cannot be computed (computing new keys: cannot cast type boolean to uuid"),
+        ("md5((id % 2)::text)::uuid", "are the same for 3 rows and others"),
+        ("gen_random_uuid()", "are others each time"),
+    ] {
+        let keys = format!("[changed.messages]\nkeys = {{ id = \"{sql}\" }}");
+        let why = "public.messages.id is not what it was when the snapshot was taken: its new keys,";
+        is_refused("", &uuid, &keys, &format!("{why} {sql:?} under keys, {said}")).await;
+    }
+    let keys = format!("[changed.messages]\nkeys = {{ id = \"{}\" }}", padded("id"));
+    let forgotten = format!("{uuid}; ALTER TABLE expunged ALTER message_id TYPE bigint USING 1");
+    is_refused("", &forgotten, &keys, "public.expunged.message_id is not what it was").await;
+    let thread = format!("{uuid}; ALTER TABLE messages ALTER thread TYPE uuid USING {}", padded("thread"));
+    is_refused("ALTER TABLE messages ADD thread bigint", &thread, &keys, "give the new key under keys").await;
+    let number = messages_get_uuids(|id| id.to_owned()).replace("gen_random_uuid()", "1").replace("uuid", "numeric");
+    is_refused("", &number, "[changed.messages]\nkeys = { id = \"nullif(id, 2)\" }", "are NULL for some").await;
+
+    let (store, snapshot) = lost("", &uuid, "[changed.messages]\nkeys = { ident = \"1\" }").await;
+    let error = run(&store, &snapshot).await.unwrap_err().to_string();
+    let line = REFERENCE.lines().count() + 3;
+    assert!(error.starts_with(&format!("changed, line {line}, column 18, in [changed.messages]: ")), "{error}");
+    assert!(error.contains("messages.ident is not in the live store"), "{error}");
+
+    let text = messages_get_uuids(|id| format!("{id}::text")).replace("uuid", "text");
+    let text = text.replace("SET DEFAULT gen_random_text()", "DROP DEFAULT");
+    let (store, snapshot) = lost("", &text, "[changed.messages]\nkeys = { id = \"id::text\" }").await;
+    let error = run(&store, &snapshot).await.unwrap_err();
+    assert!(matches!(error, ReplayError::NoNewKey { .. }), "{error}");
+    let written = "SELECT to_regclass('restante.journal') IS NOT NULL";
+    assert!(!store.client.query_one(written, &[]).await.unwrap().get::<_, bool>(0), "something was written");
 }
