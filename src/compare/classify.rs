@@ -32,6 +32,7 @@ use super::row::{Cell, Class, Print, Printer, Reason, Row};
 use super::source::{Facts, Pick, Source, Widened};
 use super::tombstones::{Tombstones, Wanted};
 use super::window::{Outside, Window};
+use crate::postgres::PostgresError;
 use crate::postgres::catalog;
 use crate::postgres::session::Session;
 use crate::profile::Profile;
@@ -144,7 +145,7 @@ async fn read(
     let mut catalog = catalog::read(session).await?;
     catalog::read_sequence_values(session, &mut catalog.sequences).await?;
     let facts = source.facts().clone();
-    let layout = layout(profile, &facts, &catalog)?;
+    let mut layout = layout(profile, &facts, &catalog)?;
     keys::read(session, source, &layout).await?;
     let past = Past::read(session).await?;
     let parents = Parents::read(session, source, &layout, &past).await?;
@@ -154,6 +155,7 @@ async fn read(
         pairs: Pairs::default(),
         same: 0,
         changed: 0,
+        had_bytes: 0,
         layout: &layout,
         parents: &parents,
         window: options.window,
@@ -165,6 +167,7 @@ async fn read(
     leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
     let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
     name_anew(&layout, &facts, &mut leftovers, &live);
+    let had_bytes = scan.had_bytes > 0;
     let Scan { mut counters, mut pairs, same, changed, outside, mut living, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
 
@@ -194,6 +197,9 @@ async fn read(
     for live in live.iter().filter(|live| live.taken) {
         pairs.take(live.identity);
     }
+    if had_bytes {
+        look_for_bytes(session, &mut layout).await?;
+    }
     let damaged_at = options.damaged_at;
     Ok(Comparison {
         facts,
@@ -215,6 +221,28 @@ async fn read(
     })
 }
 
+/// Where no message has any bytes by now, another table may hold them, and mail would come back into the wrong one.
+async fn look_for_bytes(session: &Session, layout: &mut Layout) -> Result<(), CompareError> {
+    let link = &layout.message.link;
+    let columns = layout.message.body.columns();
+    let is_given = |at: &usize| link.added.iter().any(|(name, _)| *name == link.columns[*at].name);
+    let Some(first) = columns.first().filter(|_| !columns.iter().any(is_given)) else { return Ok(()) };
+    let any = columns.iter().map(|at| format!("m.{}::text NOT IN ('', '\\x')", link.ident(*at)));
+    let any = any.collect::<Vec<_>>().join(" OR ");
+    let select = format!("SELECT EXISTS (SELECT FROM {} m WHERE {any})", link.quoted());
+    let doing = "looking for the bytes of living mail";
+    let row = session.client().query_one(&select, &[]).await.map_err(PostgresError::server(doing))?;
+    if !row.get::<_, bool>(0) {
+        let column = link.columns[*first].name.clone();
+        let why = format!(
+            "no living message has anything in it any more: if another table holds it now, mail cannot be put back into that; \
+             if the damage took it, say under values that {column} = {column:?}"
+        );
+        layout.message.link.obstacles.push((column, why));
+    }
+    Ok(())
+}
+
 struct Scan<'a> {
     layout: &'a Layout,
     parents: &'a Parents,
@@ -222,6 +250,8 @@ struct Scan<'a> {
     pairs: Pairs,
     same: u64,
     changed: u64,
+    /// Living messages whose bytes the snapshot has in their own row.
+    had_bytes: u64,
     window: Window,
     /// What is not read of the snapshot's messages.
     outside: Outside,
@@ -334,8 +364,11 @@ impl Scan<'_> {
                 if paired != Paired::Leftover {
                     self.outside.paired(key.and_then(|key| zone::integer(key, false)), instant);
                 }
-                if let (Paired::Same | Paired::Changed, Some(content)) = (paired, &message.content) {
-                    self.living.extend(inline(cells, content.of).map(<[u8]>::to_vec));
+                if matches!(paired, Paired::Same | Paired::Changed) {
+                    let content = message.content.as_ref().and_then(|content| inline(cells, content.of));
+                    self.living.extend(content.map(<[u8]>::to_vec));
+                    let has_bytes = |at: &usize| !matches!(cells[*at], Cell::Null | Cell::Bytes([]));
+                    self.had_bytes += u64::from(message.body.columns().iter().any(has_bytes));
                 }
                 match paired {
                     Paired::Same => self.same += 1,

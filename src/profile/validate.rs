@@ -274,7 +274,7 @@ impl Profile {
         for (name, table) in catalog.tables.iter().filter(|(name, _)| !known.contains(*name)) {
             if table.foreign_keys.iter().any(|key| mail.contains(&key.table)) {
                 let message = format!(
-                    "table {name} refers to the mail, but the profile does not say what it is: make it a [[child]], or add it to never"
+                    "table {name} refers to the mail, but the profile does not say what it is: make it a [[child]], or add it to never if mail lacks nothing without its rows"
                 );
                 findings.push(Finding::error(self.place(&self.message), message));
             }

@@ -406,3 +406,23 @@ async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_writt
     let written = "SELECT to_regclass('restante.journal') IS NOT NULL";
     assert!(!store.client.query_one(written, &[]).await.unwrap().get::<_, bool>(0), "something was written");
 }
+
+/// The bytes of mail have a table of their own since, and the old column is gone or still there.
+#[tokio::test]
+async fn a_table_that_was_split_in_two_is_refused_before_anything_is_written() {
+    let split = "CREATE TABLE bodies (message_id bigint PRIMARY KEY, body bytea NOT NULL); INSERT INTO bodies SELECT id, body FROM messages";
+    let dropped = format!("{split}; ALTER TABLE messages DROP body");
+    is_refused("", &dropped, "", "public.messages.body is not what it was").await;
+    for empty in ["NULL", "''"] {
+        let empty =
+            format!("{split}; ALTER TABLE messages ALTER body DROP NOT NULL; UPDATE messages SET body = {empty}");
+        is_refused("", &empty, "", "no living message has anything in it any more").await;
+    }
+    // It may have been the damage.
+    let emptied = "UPDATE messages SET body = ''";
+    let (store, snapshot) = lost("", emptied, "[changed.messages]\nvalues = { body = 'body' }").await;
+    assert_eq!(run(&store, &snapshot).await.unwrap(), 2);
+    let mut found: Vec<_> = store.found().await.into_iter().filter_map(|one| one.content).collect();
+    found.sort();
+    assert_eq!(found, [Content(3), Content(4)]);
+}
