@@ -217,23 +217,54 @@ async fn mail_goes_into_columns_that_are_narrower_where_it_fits() {
     .await;
 }
 
-/// SQL that makes a UUID of an integer, as lines of zeros with the number at the end.
-fn padded(id: &str) -> String {
-    format!("lpad(to_hex({id}), 32, '0')::uuid")
+/// SQL that makes a UUID of an integer: zeros with the number at the end.
+const PADDED: &str = "lpad(to_hex({}), 32, '0')::uuid";
+
+/// What the profile says of a key of which that became.
+fn padded(table: &str, column: &str) -> String {
+    format!("[changed.{table}]\nkeys = {{ {column} = \"{}\" }}\n", PADDED.replace("{}", column))
 }
 
-/// Makes UUIDs of the keys of messages and of all that refers to them; `key` says which of the number in a column.
-fn messages_get_uuids(key: impl Fn(&str) -> String) -> String {
+/// Gives a key, all columns that refer to it by foreign keys, and those of `soft`, as `table.column`, another type; `new` makes it of the
+/// old value `{}`.
+fn becomes(kind: &str, new: &str, key: &str, soft: &[&str]) -> String {
+    let columns: Vec<String> = std::iter::once(&key)
+        .chain(soft)
+        .filter_map(|name| name.split_once('.'))
+        .map(|(table, column)| format!("('{table}'::regclass, '{column}'::name)"))
+        .collect();
+    let (table, column) = key.split_once('.').unwrap();
+    let default = if kind == "uuid" { "gen_random_uuid()" } else { "'m-' || gen_random_uuid()" };
     format!(
-        "ALTER TABLE message_attachments DROP CONSTRAINT message_attachments_message_id_fkey; ALTER TABLE keywords DROP CONSTRAINT keywords_message_id_fkey;
-         ALTER TABLE messages ALTER id DROP DEFAULT, ALTER id TYPE uuid USING {};
-         ALTER TABLE messages ALTER id SET DEFAULT gen_random_uuid();
-         ALTER TABLE message_attachments ALTER message_id TYPE uuid USING {of}, ADD FOREIGN KEY (message_id) REFERENCES messages ON DELETE CASCADE;
-         ALTER TABLE keywords ALTER message_id TYPE uuid USING {of}, ADD FOREIGN KEY (message_id) REFERENCES messages ON DELETE CASCADE;
-         ALTER TABLE expunged ALTER message_id TYPE uuid USING {of}",
-        key("id"),
-        of = key("message_id")
+        "DO $do$
+        DECLARE
+            one record;
+            again text[] := '{{}}';
+        BEGIN
+            CREATE TEMPORARY TABLE led AS WITH RECURSIVE l (rel, att) AS (
+                SELECT attrelid, attnum FROM pg_attribute WHERE (attrelid, attname) IN ({})
+                UNION SELECT c.conrelid, c.conkey[i] FROM l JOIN pg_constraint c ON c.contype = 'f' AND c.confrelid = l.rel
+                CROSS JOIN generate_subscripts(c.conkey, 1) i WHERE c.confkey[i] = l.att) TABLE l;
+            FOR one IN SELECT c.conrelid::regclass AS of, c.conname AS name, pg_get_constraintdef(c.oid) AS is FROM pg_constraint c WHERE c.contype = 'f'
+                AND EXISTS (SELECT FROM led l WHERE l.rel = c.conrelid AND l.att = ANY (c.conkey) OR l.rel = c.confrelid AND l.att = ANY (c.confkey))
+            LOOP
+                EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', one.of, one.name);
+                again := again || format('ALTER TABLE %s ADD CONSTRAINT %I %s', one.of, one.name, one.is);
+            END LOOP;
+            FOR one IN SELECT rel::regclass AS of, attname AS name FROM led JOIN pg_attribute ON attrelid = rel AND attnum = att LOOP
+                EXECUTE format('ALTER TABLE %s ALTER %I DROP DEFAULT, ALTER %2$I TYPE {kind} USING ', one.of, one.name)
+                    || replace($new${new}$new$, '{{}}', one.name);
+            END LOOP;
+            ALTER TABLE {table} ALTER {column} SET DEFAULT {default};
+            FOR one IN SELECT unnest(again) AS sql LOOP EXECUTE one.sql; END LOOP;
+            DROP TABLE led;
+        END $do$;",
+        columns.join(", ")
     )
+}
+
+fn messages_become(kind: &str, new: &str) -> String {
+    becomes(kind, new, "messages.id", &["expunged.message_id"])
 }
 
 /// Gives out mail by keys that are UUIDs.
@@ -245,20 +276,24 @@ fn raw_mail() -> String {
 
 #[tokio::test]
 async fn mail_goes_under_keys_that_are_uuids_made_of_the_numbers() {
-    let keys = format!("[changed.messages]\nkeys = {{ id = \"{}\" }}", padded("id"));
-    comes_back("", &messages_get_uuids(padded), &keys, &raw_mail()).await;
-    // The key may be called otherwise as well, and what refers to it may have no foreign key.
-    let hashed = |id: &str| format!("md5({id}::text)::uuid");
-    let changed = messages_get_uuids(hashed)
-        + "; ALTER TABLE messages RENAME id TO number;
+    comes_back("", &messages_become("uuid", PADDED), &padded("messages", "id"), &raw_mail()).await;
+    // The key may be called otherwise as well, and what refers to it may have no foreign key, or nobody may know that it refers to it.
+    let changed = messages_become("uuid", "md5({}::text)::uuid")
+        + "ALTER TABLE messages RENAME id TO number; ALTER TABLE messages ALTER thread DROP DEFAULT, ALTER thread TYPE uuid USING md5(thread::text)::uuid;
         ALTER TABLE message_attachments DROP CONSTRAINT message_attachments_message_id_fkey";
-    let keys = "[changed.messages]\ncolumns = { id = 'number' }\nkeys = { id = \"md5(snapshot.id::text)::uuid\" }";
-    comes_back("", &changed, keys, &format!("ALTER TABLE messages RENAME number TO id; {}", raw_mail())).await;
+    let keys = "[changed.messages]\ncolumns = { id = 'number' }
+        keys = { id = \"md5(snapshot.id::text)::uuid\", thread = \"md5(thread::text)::uuid\" }";
+    let (store, _) = comes_back(
+        "ALTER TABLE messages ADD thread bigint DEFAULT 7",
+        &changed,
+        keys,
+        &format!("ALTER TABLE messages RENAME number TO id; {}", raw_mail()),
+    )
+    .await;
+    let threads = "SELECT count(*) FROM messages WHERE thread = md5('7')::uuid";
+    assert_eq!(store.client.query_one(threads, &[]).await.unwrap().get::<_, i64>(0), 4);
     // Texts, and what refers to them may be of another length.
-    let text = |id: &str| format!("'m-' || {id}");
-    let changed =
-        messages_get_uuids(text).replace("uuid", "text").replace("gen_random_text()", "'m-' || gen_random_uuid()")
-            + "; ALTER TABLE expunged ALTER message_id TYPE varchar(60)";
+    let changed = messages_become("text", "'m-' || {}") + "ALTER TABLE expunged ALTER message_id TYPE varchar(60)";
     let keys = "[changed.messages]\nkeys = { id = \"'m-' || id\" }";
     comes_back("", &changed, keys, &raw_mail().replace("uuid", "text")).await;
 }
@@ -272,7 +307,7 @@ async fn mail_goes_under_keys_that_are_random_uuids() {
          ALTER TABLE messages ADD old_id bigint UNIQUE; UPDATE messages SET old_id = id;
          ALTER TABLE expunged ADD old_id bigint; UPDATE expunged SET old_id = message_id;
          {}; ALTER TABLE messages ALTER id DROP DEFAULT; DROP FUNCTION new_key; DROP TABLE new_keys",
-        messages_get_uuids(|key| format!("new_key({key})"))
+        messages_become("uuid", "new_key({})")
     );
     let keys = "[changed.messages]
         keys = { id = \"\"\"coalesce((SELECT m.id FROM messages m WHERE m.old_id = snapshot.id),
@@ -287,52 +322,20 @@ async fn mail_goes_under_keys_that_are_random_uuids() {
     assert_eq!(store.restore(&snapshot, None).await.replay, None);
 }
 
-/// Makes UUIDs of the keys of accounts and mailboxes and of all that refers to them.
-fn parents_get_uuids() -> String {
-    let mut sql = String::new();
-    for (table, column) in [
-        ("mailboxes", "account_id"),
-        ("outbox", "account_id"),
-        ("messages", "mailbox_id"),
-        ("mailbox_stats", "mailbox_id"),
-    ] {
-        sql += &format!("ALTER TABLE {table} DROP CONSTRAINT {table}_{column}_fkey;");
-    }
-    for (table, column) in [
-        ("accounts", "id"),
-        ("mailboxes", "id"),
-        ("mailboxes", "account_id"),
-        ("outbox", "account_id"),
-        ("messages", "mailbox_id"),
-        ("mailbox_stats", "mailbox_id"),
-        ("expunged", "mailbox_id"),
-    ] {
-        sql += &format!(
-            "ALTER TABLE {table} ALTER {column} DROP DEFAULT, ALTER {column} TYPE uuid USING {};",
-            padded(column)
-        );
-    }
-    for (table, column, to) in [
-        ("mailboxes", "account_id", "accounts"),
-        ("outbox", "account_id", "accounts"),
-        ("messages", "mailbox_id", "mailboxes"),
-        ("mailbox_stats", "mailbox_id", "mailboxes"),
-    ] {
-        sql += &format!("ALTER TABLE {table} ADD FOREIGN KEY ({column}) REFERENCES {to} ON DELETE CASCADE;");
-    }
-    sql + "ALTER SEQUENCE accounts_id_seq OWNED BY NONE; ALTER SEQUENCE mailboxes_id_seq OWNED BY NONE"
+/// SQL, and what the profile says of it.
+fn parents_become_uuids() -> (String, String) {
+    let sql = becomes("uuid", PADDED, "accounts.id", &[])
+        + &becomes("uuid", PADDED, "mailboxes.id", &["expunged.mailbox_id"]);
+    let no_defaults = "ALTER TABLE accounts ALTER id DROP DEFAULT; ALTER TABLE mailboxes ALTER id DROP DEFAULT;
+        ALTER SEQUENCE accounts_id_seq OWNED BY NONE; ALTER SEQUENCE mailboxes_id_seq OWNED BY NONE;";
+    (sql + no_defaults, padded("accounts", "id") + &padded("mailboxes", "id"))
 }
-
-const PARENTS: &str = "[changed.accounts]
-    keys = { id = \"lpad(to_hex(id), 32, '0')::uuid\" }
-    [changed.mailboxes]
-    keys = { id = \"lpad(to_hex(id), 32, '0')::uuid\" }";
 
 #[tokio::test]
 async fn mail_goes_into_mailboxes_and_accounts_whose_keys_are_uuids() {
-    let changed = format!("{}; {}", parents_get_uuids(), messages_get_uuids(padded));
-    let keys = format!("{PARENTS}\n[changed.messages]\nkeys = {{ id = \"{}\" }}", padded("id"));
-    comes_back("", &changed, &keys, &raw_mail()).await;
+    let (changed, keys) = parents_become_uuids();
+    let changed = changed + &messages_become("uuid", PADDED);
+    comes_back("", &changed, &(keys + &padded("messages", "id")), &raw_mail()).await;
 }
 
 /// An account and a mailbox of another one are lost with their mail, and one is renamed.
@@ -356,8 +359,9 @@ async fn lost_mailboxes_and_accounts_come_back_where_keys_are_uuids() {
     store.rename_mailbox(mailboxes[0].1, "post").await;
     store.lose(&gone, &[mailboxes[1].1, mailboxes[2].1], true).await;
     store.lose_account(mailboxes[2].0).await;
-    store.client.batch_execute(&parents_get_uuids()).await.unwrap();
-    store.profile = Profile::parse("changed", &format!("{REFERENCE}\n{PARENTS}")).unwrap();
+    let (changed, keys) = parents_become_uuids();
+    store.client.batch_execute(&changed).await.unwrap();
+    store.profile = Profile::parse("changed", &format!("{REFERENCE}\n{keys}")).unwrap();
     let window = Window { from: Some(clock(0)), to: Some(clock(100)) };
     let options = PlanOptions { window, ..Default::default() };
     assert_eq!(store.restore_with(&snapshot, None, &options, ApplyOptions::default()).await.mail.restored, 3);
@@ -373,7 +377,7 @@ async fn lost_mailboxes_and_accounts_come_back_where_keys_are_uuids() {
 
 #[tokio::test]
 async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_written() {
-    let uuid = messages_get_uuids(padded);
+    let uuid = messages_become("uuid", PADDED);
     for (sql, said) in [
         ("nothing(id)", "cannot be computed (computing new keys: function nothing(bigint) does not exist"),
         ("id > 0", "cannot be computed (computing new keys: cannot cast type boolean to uuid"),
@@ -384,12 +388,12 @@ async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_writt
         let why = "public.messages.id is not what it was when the snapshot was taken: its new keys,";
         is_refused("", &uuid, &keys, &format!("{why} {sql:?} under keys, {said}")).await;
     }
-    let keys = format!("[changed.messages]\nkeys = {{ id = \"{}\" }}", padded("id"));
-    let forgotten = format!("{uuid}; ALTER TABLE expunged ALTER message_id TYPE bigint USING 1");
+    let keys = padded("messages", "id");
+    let forgotten = format!("{uuid} ALTER TABLE expunged ALTER message_id TYPE bigint USING 1");
     is_refused("", &forgotten, &keys, "public.expunged.message_id is not what it was").await;
-    let thread = format!("{uuid}; ALTER TABLE messages ALTER thread TYPE uuid USING {}", padded("thread"));
+    let thread = format!("{uuid} ALTER TABLE messages ALTER thread TYPE uuid USING gen_random_uuid()");
     is_refused("ALTER TABLE messages ADD thread bigint", &thread, &keys, "give the new key under keys").await;
-    let number = messages_get_uuids(|id| id.to_owned()).replace("gen_random_uuid()", "1").replace("uuid", "numeric");
+    let number = messages_become("numeric", "{}").replace("SET DEFAULT 'm-' || gen_random_uuid()", "DROP DEFAULT");
     is_refused("", &number, "[changed.messages]\nkeys = { id = \"nullif(id, 2)\" }", "are NULL for some").await;
 
     let (store, snapshot) = lost("", &uuid, "[changed.messages]\nkeys = { ident = \"1\" }").await;
@@ -398,8 +402,7 @@ async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_writt
     assert!(error.starts_with(&format!("changed, line {line}, column 18, in [changed.messages]: ")), "{error}");
     assert!(error.contains("messages.ident is not in the live store"), "{error}");
 
-    let text = messages_get_uuids(|id| format!("{id}::text")).replace("uuid", "text");
-    let text = text.replace("SET DEFAULT gen_random_text()", "DROP DEFAULT");
+    let text = messages_become("text", "{}::text") + "ALTER TABLE messages ALTER id DROP DEFAULT";
     let (store, snapshot) = lost("", &text, "[changed.messages]\nkeys = { id = \"id::text\" }").await;
     let error = run(&store, &snapshot).await.unwrap_err();
     assert!(matches!(error, ReplayError::NoNewKey { .. }), "{error}");
@@ -425,4 +428,53 @@ async fn a_table_that_was_split_in_two_is_refused_before_anything_is_written() {
     let mut found: Vec<_> = store.found().await.into_iter().filter_map(|one| one.content).collect();
     found.sort();
     assert_eq!(found, [Content(3), Content(4)]);
+}
+
+/// Keys of links with two columns, and of contents that links share, in the stores of other projects.
+#[tokio::test]
+async fn keys_of_links_and_contents_may_be_uuids() {
+    for (name, builtin, changed, keys) in [
+        (
+            "archiveopteryx",
+            include_str!("../../../src/profile/builtin/archiveopteryx.toml"),
+            becomes("uuid", PADDED, "mailboxes.id", &[]),
+            padded("mailboxes", "id"),
+        ),
+        (
+            "dbmail",
+            include_str!("../../../src/profile/builtin/dbmail.toml"),
+            becomes("uuid", PADDED, "dbmail_physmessage.id", &[])
+                + "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('driver.content(bigint)'::regprocedure), 'mail bigint', 'mail uuid'); END $$",
+            padded("dbmail_physmessage", "id"),
+        ),
+    ] {
+        let Some(mut store) = Store::named(name).await else { continue };
+        let account = store.account("a@example.org").await;
+        let inbox = store.mailbox(account, "INBOX", 0).await;
+        let archive = store.mailbox(account, "Archive", 0).await;
+        let mut links = Vec::new();
+        for number in [2, 3, 4, 5] {
+            links.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+        }
+        links.push(store.copy(links[0], archive, 10).await);
+        links.push(store.copy(links[1], archive, 10).await);
+        store.tag(links[1], "work").await;
+        let seen = async |store: &Store| {
+            let found = store.found().await.into_iter();
+            let mut seen: Vec<_> = found.map(|one| (one.name, one.content)).collect();
+            seen.sort();
+            (seen, store.tags().await.into_values().collect::<Vec<_>>())
+        };
+        let before = seen(&store).await;
+        let snapshot = MemorySource::take(&store.session().await).await;
+        // One content is gone with both of its links, one with its only one, and one is left without one of its two.
+        store.lose(&[links[1], links[2], links[4], links[5]], &[], true).await;
+        store.client.batch_execute(&changed).await.unwrap_or_else(|error| panic!("{changed}: {error:?}"));
+        store.profile = Profile::parse("changed", &format!("{builtin}\n{keys}")).unwrap();
+        let comparison = store.compare(&snapshot, None).await;
+        assert_eq!((comparison.same + comparison.changed, comparison.leftovers.len()), (2, 4), "{name}");
+        assert_eq!(store.restore(&snapshot, None).await.mail.restored, 4, "{name}");
+        assert_eq!(store.restore(&snapshot, None).await.replay, None, "{name}");
+        assert_eq!(seen(&store).await, before, "{name}");
+    }
 }
