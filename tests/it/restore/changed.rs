@@ -1,7 +1,8 @@
 //! Tables that changed after the snapshot: lost mail goes into what they are now, or nothing is written and it is said why.
 
-use restante::compare::{self, Class, CompareError, Leftover, Reason, Window};
+use restante::compare::{self, Class, CompareError, Leftover, Reason, Window, choose};
 use restante::monitor::Silent;
+use restante::postgres::catalog;
 use restante::profile::Profile;
 use restante::restore::{Apply, ApplyOptions, Plan, PlanOptions, ReplayError};
 
@@ -218,16 +219,16 @@ async fn mail_goes_into_columns_that_are_narrower_where_it_fits() {
 }
 
 /// SQL that makes a UUID of an integer: zeros with the number at the end.
-const PADDED: &str = "lpad(to_hex({}), 32, '0')::uuid";
+pub(super) const PADDED: &str = "lpad(to_hex({}), 32, '0')::uuid";
 
 /// What the profile says of a key of which that became.
-fn padded(table: &str, column: &str) -> String {
+pub(super) fn padded(table: &str, column: &str) -> String {
     format!("[changed.{table}]\nkeys = {{ {column} = \"{}\" }}\n", PADDED.replace("{}", column))
 }
 
 /// Gives a key, all columns that refer to it by foreign keys, and those of `soft`, as `table.column`, another type; `new` makes it of the
 /// old value `{}`.
-fn becomes(kind: &str, new: &str, key: &str, soft: &[&str]) -> String {
+pub(super) fn becomes(kind: &str, new: &str, key: &str, soft: &[&str]) -> String {
     let columns: Vec<String> = std::iter::once(&key)
         .chain(soft)
         .filter_map(|name| name.split_once('.'))
@@ -335,7 +336,9 @@ fn parents_become_uuids() -> (String, String) {
 async fn mail_goes_into_mailboxes_and_accounts_whose_keys_are_uuids() {
     let (changed, keys) = parents_become_uuids();
     let changed = changed + &messages_become("uuid", PADDED);
-    comes_back("", &changed, &(keys + &padded("messages", "id")), &raw_mail()).await;
+    // More of them than are asked for at a time.
+    let many = "INSERT INTO accounts (address) SELECT n || '@example.com' FROM generate_series(1, 10001) n";
+    comes_back(many, &changed, &(keys + &padded("messages", "id")), &raw_mail()).await;
 }
 
 /// An account and a mailbox of another one are lost with their mail, and one is renamed.
@@ -477,4 +480,32 @@ async fn keys_of_links_and_contents_may_be_uuids() {
         assert_eq!(store.restore(&snapshot, None).await.replay, None, "{name}");
         assert_eq!(seen(&store).await, before, "{name}");
     }
+}
+
+/// Before the change one was taken before the damage and one after it. Nobody computes new keys to choose between them.
+#[tokio::test]
+async fn snapshots_with_old_keys_are_held_against_each_other() {
+    let mut store = Store::new().await;
+    let account = store.account("a@example.org").await;
+    let inbox = store.mailbox(account, "INBOX", 0).await;
+    let mut ids = Vec::new();
+    for number in 0..8 {
+        ids.push(store.deliver(inbox, Content(number), i64::from(number), 0).await);
+    }
+    let before = MemorySource::take(&store.session().await).await;
+    store.expunge(ids[0], "expunge").await;
+    store.lose(&ids[1..5], &[], true).await;
+    let after = MemorySource::take(&store.session().await).await;
+    store.client.batch_execute(&messages_become("uuid", PADDED)).await.unwrap();
+    let new = MemorySource::take(&store.session().await).await;
+    store.profile = Profile::parse("changed", &format!("{REFERENCE}\n{}", padded("messages", "id"))).unwrap();
+    let read = catalog::read(&store.session().await).await.unwrap();
+    let held = choose::holdings(&[&after, &before], &store.profile, &read, &Window::default()).await.unwrap();
+    assert_eq!(held, [0, 4]);
+    let held = choose::holdings(&[&new, &before], &store.profile, &read, &Window::default()).await.unwrap();
+    assert_eq!(held, [0, 0], "what has new keys has nothing in common with it");
+    assert_eq!(store.restore(&new, None).await.replay, None);
+    assert_eq!(store.restore(&before, None).await.mail.restored, 4);
+    // A snapshot of since then knows them by their new keys, as this one did.
+    assert_eq!(store.restore(&after, None).await.replay, None);
 }

@@ -5,6 +5,9 @@ use restante::compare::{Class, Window};
 use restante::restore::undo::{UndoOptions, undo};
 use restante::restore::{ApplyOptions, PlanOptions};
 
+use restante::profile::Profile;
+
+use super::changed::{PADDED, becomes, padded};
 use super::memory::MemorySource;
 use super::store::{Store, clock};
 
@@ -280,4 +283,35 @@ async fn text_in_another_encoding_is_compared_and_put_back_as_it_was() {
     assert_eq!(undo(&store.reader, &layout, &options).await.unwrap().undone, 1);
     assert_eq!(archive.restore(&snapshot, Window::default()).await.mail.restored, 1);
     assert_eq!(kept(&archive.told().await), kept(&before));
+}
+
+/// Keys of mails, threads and lists became UUIDs, in all that refers to them.
+#[tokio::test]
+async fn answers_and_threads_come_back_where_their_keys_are_uuids() {
+    let mut archive = Archive::new().await;
+    let list = archive.list;
+    archive.mail(list, "kept", None, 1).await;
+    let mut lost = Vec::new();
+    for (minute, name, answers) in
+        [(2, "root", None), (3, "answer", Some("root")), (4, "reply", Some("answer")), (5, "word", Some("kept"))]
+    {
+        lost.push(archive.mail(list, name, answers, minute).await);
+    }
+    let root = lost[0];
+    archive.run(&format!("INSERT INTO hyperkitty_favorite (thread_id, user_id) SELECT e.thread_id, u.id FROM hyperkitty_email e, auth_user u WHERE e.id = {root}")).await;
+    let before = archive.told().await;
+    let snapshot = MemorySource::take(&archive.store.reader).await;
+    archive.store.lose(&lost, &[], true).await;
+    let (mut changed, mut keys) = (String::new(), String::new());
+    for table in ["hyperkitty_email", "hyperkitty_thread", "hyperkitty_mailinglist"] {
+        changed += &format!("ALTER TABLE {table} ALTER id DROP IDENTITY;");
+        changed += &becomes("uuid", PADDED, &format!("{table}.id"), &[]);
+        keys += &padded(table, "id");
+    }
+    archive.run(&changed).await;
+    let builtin = include_str!("../../../src/profile/builtin/hyperkitty.toml");
+    archive.store.profile = Profile::parse("changed", &format!("{builtin}\n{keys}")).unwrap();
+    assert_eq!(archive.restore(&snapshot, Window::default()).await.mail.restored, 4);
+    assert_eq!(archive.restore(&snapshot, Window::default()).await.replay, None);
+    assert_eq!(archive.told().await, before);
 }
