@@ -27,10 +27,10 @@ const ROW: &str = "snapshot";
 #[derive(Debug, PartialEq, Eq)]
 pub struct Keys {
     /// As it was.
-    pub table: SourceTable,
-    pub column: usize,
+    table: SourceTable,
+    column: usize,
     /// SQL over the old key.
-    pub sql: String,
+    sql: String,
     /// The type of the new keys, and whether they are read as text.
     pub kind: String,
     pub text: bool,
@@ -70,7 +70,7 @@ impl Keys {
         format!("{}.{}", self.table.name, self.table.columns[self.column].name)
     }
 
-    /// The new key of an old one; `None`: no row of the snapshot has it. Until [`read`] all are given as they were.
+    /// The new key of an old one; `None`: no row of the snapshot has it. Until they are computed all are given as they were.
     pub fn now<'a>(&'a self, field: &'a [u8]) -> Option<&'a [u8]> {
         let Some(made) = self.made.get() else { return Some(field) };
         let at = made.old.binary_search(&zone::integer(field, false)?).ok()?;
@@ -135,7 +135,7 @@ impl Keys {
         let (was, width) = (&column.type_name, width(&column.type_name));
         let sent = if self.text { "::text" } else { "" };
         let select = format!(
-            "SELECT ({})::{}{sent} FROM (SELECT restante_n, restante_key AS {} FROM unnest($1::{was}[]) \
+            "SELECT (SELECT {})::{}{sent} FROM (SELECT restante_n, restante_key AS {} FROM unnest($1::{was}[]) \
              WITH ORDINALITY u(restante_key, restante_n)) {ROW} ORDER BY restante_n",
             self.sql,
             self.kind,
@@ -151,6 +151,9 @@ impl Keys {
             }
             _ => error,
         })?;
+        if answer.len() != old.len() {
+            return Err(self.refused("are not one for each".to_owned()));
+        }
         Ok(answer.iter().map(|row| row.get::<_, Option<Field>>(0).map(|field| field.0)).collect())
     }
 

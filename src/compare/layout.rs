@@ -426,7 +426,7 @@ pub struct Layout {
     pub derived: Vec<String>,
     /// Messages that share a dictionary that refers back to messages go into one transaction.
     pub deferred: bool,
-    /// Those that became others since the snapshot was taken.
+    /// Keys that became others since the snapshot was taken.
     pub keys: Vec<Arc<Keys>>,
 }
 

@@ -117,7 +117,7 @@ impl Lay<'_> {
         if let Some(keys) = self.led(table, name) {
             return Ok(match integer(was) {
                 _ if !is_like(now, &keys.kind) => Became::Other(refers(keys, now)),
-                None => Became::Other(format!("it was {was}, and what became of keys can be said of integers alone")),
+                None => Became::Other(no_integer(was)),
                 Some(_) => Became::Led(keys.clone()),
             });
         }
@@ -139,6 +139,10 @@ impl Lay<'_> {
 /// Are the values of one type those of the other?
 pub(super) fn is_like(kind: &str, other: &str) -> bool {
     base(kind) == base(other) || text(kind).is_some() && text(other).is_some()
+}
+
+pub(super) fn no_integer(was: &str) -> String {
+    format!("it was {was}, and what became of keys can be said of integers alone")
 }
 
 /// Why nothing can refer to keys as values of this type.
@@ -217,7 +221,7 @@ fn base(kind: &str) -> String {
     }
 }
 
-fn integer(kind: &str) -> Option<usize> {
+pub(super) fn integer(kind: &str) -> Option<usize> {
     match kind {
         "smallint" => Some(2),
         "integer" => Some(4),

@@ -386,6 +386,11 @@ async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_writt
         ("id > 0", "cannot be computed (computing new keys: cannot cast type boolean to uuid"),
         ("md5((id % 2)::text)::uuid", "are the same for 3 rows and others"),
         ("gen_random_uuid()", "are others each time"),
+        ("generate_series(1, id)", "cannot be computed (computing new keys: "),
+        (
+            "id)::text::uuid FROM (SELECT 1::bigint AS id, 1 AS restante_n) q WHERE (true",
+            "cannot be computed (computing new keys: ",
+        ),
     ] {
         let keys = format!("[changed.messages]\nkeys = {{ id = \"{sql}\" }}");
         let why = "public.messages.id is not what it was when the snapshot was taken: its new keys,";
@@ -398,6 +403,9 @@ async fn keys_of_which_nothing_sure_is_said_are_refused_before_anything_is_writt
     is_refused("ALTER TABLE messages ADD thread bigint", &thread, &keys, "give the new key under keys").await;
     let number = messages_become("numeric", "{}").replace("SET DEFAULT 'm-' || gen_random_uuid()", "DROP DEFAULT");
     is_refused("", &number, "[changed.messages]\nkeys = { id = \"nullif(id, 2)\" }", "are NULL for some").await;
+
+    let text = "ALTER TABLE messages ALTER message_id TYPE uuid USING gen_random_uuid()";
+    is_refused("", text, "[changed.messages]\nkeys = { message_id = \"message_id::uuid\" }", "integers alone").await;
 
     let (store, snapshot) = lost("", &uuid, "[changed.messages]\nkeys = { ident = \"1\" }").await;
     let error = run(&store, &snapshot).await.unwrap_err().to_string();

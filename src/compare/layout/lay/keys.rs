@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Lay;
 use crate::compare::error::CompareError;
 use crate::compare::keys::Keys;
-use crate::compare::layout::changed::{is_like, refers};
+use crate::compare::layout::changed::{integer, is_like, no_integer, refers};
 use crate::compare::source::{SourceColumn, Widened};
 use crate::postgres::catalog::{TableName, Wire};
 use crate::profile::ProfileError;
@@ -31,8 +31,13 @@ impl Lay<'_> {
                 let then = self.before(&table).ok_or_else(|| missing("snapshot"))?;
                 let at = then.columns.iter().position(|column| self.now(&table, &column.name) == now);
                 let at = at.ok_or_else(|| missing("snapshot"))?;
+                let was = &then.columns[at].type_name;
                 // A snapshot that was taken since has the new keys.
-                if then.columns[at].type_name != live.type_name {
+                if *was != live.type_name {
+                    if integer(was).is_none() {
+                        let reason = no_integer(was);
+                        return Err(CompareError::Changed { table: table.to_string(), column: now, reason });
+                    }
                     let keys = Arc::new(Keys::new(then, at, sql, &live.type_name, live.wire == Wire::Text));
                     self.keys.push(keys.clone());
                     self.led.insert((table.clone(), now), keys);
