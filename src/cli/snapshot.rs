@@ -12,7 +12,7 @@ use super::heads::Heads;
 use super::units;
 use crate::postgres::PostgresError;
 use crate::postgres::reading::ReadingOptions;
-use crate::repository::manifest::NotCovered;
+use crate::repository::manifest::{NotCovered, ReadWhole};
 use crate::repository::snapshots::Snapshot;
 use crate::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, TablePattern, take};
 
@@ -48,6 +48,15 @@ pub struct Take {
     /// What is gone since the last good snapshot was removed on purpose: do not call this one suspect
     #[arg(long)]
     accept_loss: bool,
+    /// Read every row, even those that an earlier snapshot has
+    #[arg(long)]
+    full: bool,
+    /// Where no marker can be left (a standby, no right to): nobody set the server back to an earlier state since the last snapshot
+    #[arg(long)]
+    trust_history: bool,
+    /// Write finished work down so often, for the next run should this one be cut short
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: u64,
     /// The pg_dump to save the schema with
     #[arg(long, value_name = "PROGRAM")]
     pg_dump: Option<PathBuf>,
@@ -64,6 +73,9 @@ struct Taken<'a> {
     tables: u64,
     rows: u64,
     value_bytes: u64,
+    read_rows: u64,
+    read_bytes: u64,
+    read_whole: &'a [ReadWhole],
     stored_bytes: u64,
     new_chunks: u64,
     new_packs: u64,
@@ -132,6 +144,9 @@ impl Take {
             heads: Vec::new(),
             suspect_percent: self.suspect_percent,
             accept_loss: self.accept_loss,
+            full: self.full,
+            trust_history: self.trust_history,
+            checkpoint_every: Duration::from_secs(self.checkpoint_every),
         })
     }
 }
@@ -153,6 +168,9 @@ fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
             tables: totals.tables,
             rows: totals.rows,
             value_bytes: totals.value_bytes,
+            read_rows: totals.read_rows,
+            read_bytes: totals.read_bytes,
+            read_whole: &manifest.read_whole,
             stored_bytes: totals.stored_bytes,
             new_chunks: totals.new_chunks,
             new_packs: totals.new_packs,
@@ -160,13 +178,17 @@ fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
         },
     )?;
     output.line(format!(
-        "snapshot {}  {} rows of {} tables, {} read, {} stored, {seconds:.1} s, read back and certified",
+        "snapshot {}  {} rows of {} tables; {} rows with {} read, {} stored, {seconds:.1} s, read back and certified",
         snapshot.short(),
         units::count(totals.rows),
         totals.tables,
-        units::bytes(totals.value_bytes),
+        units::count(totals.read_rows),
+        units::bytes(totals.read_bytes),
         units::bytes(totals.stored_bytes),
     ));
+    for ReadWhole { table, reason } in &manifest.read_whole {
+        output.line(format!("read whole  {}: {reason}", table.as_deref().unwrap_or("every table")));
+    }
     for missing in &manifest.not_covered {
         output.line(format!("NOT COVERED  {}: {}", missing.object, missing.reason));
     }

@@ -11,6 +11,7 @@
 //! | [`session`] | one connection with Restante's settings forced, and what the server is |
 //! | [`catalog`] | what the database holds: tables, types, constraints, sequences |
 //! | [`reading`] | lock, then snapshot, then read; give way to whoever waits behind our locks |
+//! | [`marker`] | by which the next snapshot knows that history was not set back |
 //! | [`copy`] | rows as COPY BINARY frames, out and in |
 //! | [`grants`] | the SQL to print for an administrator, and the checks of `doctor` |
 
@@ -19,6 +20,7 @@ pub mod copy;
 pub mod dsn;
 mod error;
 pub mod grants;
+pub mod marker;
 pub mod reading;
 pub mod session;
 pub mod sql;

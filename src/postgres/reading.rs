@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::catalog::{self, Catalog, TableName};
 use super::dsn::Dsn;
 use super::error::PostgresError;
+use super::marker::{Marker, Token};
 use super::session::{self, ServerFacts, Session, SessionOptions};
+use super::sql;
 use crate::monitor::SharedMonitor;
 
 mod watcher;
@@ -152,6 +154,10 @@ pub struct ReadingSet {
     pub taken_at: String,
     /// For `pg_dump --snapshot`; valid while the first reader's transaction is open.
     pub exported: String,
+    /// What the marker was set to, and committed, after the export.
+    pub token: Option<Token>,
+    /// Without a marker: up to where the WAL was written at the export.
+    written: Option<String>,
     shared: Arc<Shared>,
     watcher: JoinHandle<()>,
 }
@@ -175,6 +181,10 @@ const LOCK_BATCH: usize = 200;
 /// because everybody who comes after us queues behind our wait.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Asynchronous commits are on disk after three times `wal_writer_delay` (200 ms unless it was set).
+const FLUSH_ROUNDS: u32 = 300;
+const FLUSH_PAUSE: Duration = Duration::from_millis(100);
+
 /// Between two attempts all locks are given back.
 const LOCK_PAUSE: Duration = Duration::from_millis(250);
 
@@ -186,19 +196,18 @@ impl ReadingSet {
         options: ReadingOptions,
         monitor: &SharedMonitor,
     ) -> Result<Self, PostgresError> {
-        Self::open_excluding(dsn, jobs, options, &[], monitor).await
+        Self::open_marked(dsn, jobs, options, None, monitor).await
     }
 
-    /// As [`ReadingSet::open`], but leaves the named tables alone: not locked, to be excluded from reading by the caller.
-    pub async fn open_excluding(
+    /// As [`ReadingSet::open`], and leaves a token at the marker right after each export.
+    pub async fn open_marked(
         dsn: &Dsn,
         jobs: usize,
         options: ReadingOptions,
-        exclude: &[TableName],
+        marker: Option<&Leave<'_>>,
         monitor: &SharedMonitor,
     ) -> Result<Self, PostgresError> {
         session::refuse_pooler(dsn).await?;
-        let exclude: BTreeSet<&TableName> = exclude.iter().collect();
         let mut sessions = Vec::new();
         for _ in 0..jobs.max(1) {
             sessions.push(
@@ -212,7 +221,7 @@ impl ReadingSet {
             if options.cancel.is_cancelled() {
                 return Err(PostgresError::Cancelled);
             }
-            match attempt(&mut sessions, &facts, &exclude, monitor).await? {
+            match attempt(&mut sessions, &facts, marker, monitor).await? {
                 Attempt::Opened(opened) => return Self::begin(dsn, sessions, facts, *opened, options).await,
                 Attempt::LocksTaken if begun.elapsed() >= options.lock_wait => {
                     return Err(PostgresError::LockTimeout { waited: begun.elapsed() });
@@ -242,8 +251,23 @@ impl ReadingSet {
             .into_iter()
             .map(|session| Reader { session, shared: shared.clone(), encoding: encoding.clone() })
             .collect();
-        let Opened { catalog, visibility, taken_at, exported } = opened;
-        Ok(Self { readers, catalog, facts, visibility, taken_at, exported, shared, watcher })
+        let Opened { catalog, visibility, taken_at, exported, token, written } = opened;
+        Ok(Self { readers, catalog, facts, visibility, taken_at, exported, token, written, shared, watcher })
+    }
+
+    /// Waits until nothing that the snapshot sees can be lost in a crash; `false` when that takes too long. With a marker it is so
+    /// already, and a standby replays only what it has on disk.
+    pub async fn is_durable(&self) -> Result<bool, PostgresError> {
+        let (Some(written), Some(reader)) = (&self.written, self.readers.first()) else { return Ok(true) };
+        let sql = format!("SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn", sql::literal(written));
+        for _ in 0..FLUSH_ROUNDS {
+            let asked = reader.session().client().query_one_scalar::<bool, _>(&sql, &[]).await;
+            if asked.map_err(PostgresError::server("waiting for the WAL to be flushed"))? {
+                return Ok(true);
+            }
+            tokio::time::sleep(FLUSH_PAUSE).await;
+        }
+        Ok(false)
     }
 
     /// Resolves when the readers must stop, with the reason: [`PostgresError::Yielded`], [`PostgresError::TooOld`],
@@ -259,11 +283,20 @@ impl ReadingSet {
     }
 }
 
+/// What is left at the marker after each export.
+pub struct Leave<'a> {
+    pub marker: &'a Marker,
+    /// The token of the snapshot that this one believes.
+    pub believed: Option<Token>,
+}
+
 struct Opened {
     catalog: Catalog,
     visibility: Visibility,
     taken_at: String,
     exported: String,
+    token: Option<Token>,
+    written: Option<String>,
 }
 
 enum Attempt {
@@ -278,13 +311,12 @@ enum Attempt {
 async fn attempt(
     sessions: &mut Vec<Session>,
     facts: &ServerFacts,
-    exclude: &BTreeSet<&TableName>,
+    marker: Option<&Leave<'_>>,
     monitor: &SharedMonitor,
 ) -> Result<Attempt, PostgresError> {
-    let mut tables = catalog::relations(&sessions[0]).await?;
-    tables.retain(|(name, _)| !exclude.contains(name));
+    let tables = catalog::relations(&sessions[0]).await?;
     afford(sessions, facts, tables.len(), monitor)?;
-    match protocol(sessions, &tables, exclude).await {
+    match protocol(sessions, &tables, marker).await {
         Ok(Some(opened)) => Ok(Attempt::Opened(Box::new(opened))),
         Ok(None) => roll_back(sessions).await.map(|()| Attempt::Changed),
         Err(error) => match error.sqlstate() {
@@ -359,7 +391,7 @@ fn afford(
 async fn protocol(
     sessions: &[Session],
     tables: &[(TableName, u32)],
-    exclude: &BTreeSet<&TableName>,
+    marker: Option<&Leave<'_>>,
 ) -> Result<Option<Opened>, PostgresError> {
     for session in sessions {
         session.execute("beginning to read", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
@@ -382,12 +414,15 @@ async fn protocol(
         doing: "pg_current_snapshot()".to_owned(),
         reason: format!("{snapshot:?} is no snapshot"),
     })?;
+    let token = match marker {
+        Some(leave) => leave.marker.set(leave.believed, first).await?,
+        None => None,
+    };
     for session in &sessions[1..] {
         let import = format!("SET TRANSACTION SNAPSHOT '{exported}'");
         session.execute("taking over the snapshot", &import).await?;
     }
-    let mut seen = catalog::relations(first).await?;
-    seen.retain(|(name, _)| !exclude.contains(name));
+    let seen = catalog::relations(first).await?;
     if seen != tables {
         return Ok(None);
     }
@@ -401,9 +436,15 @@ async fn protocol(
             return Ok(None);
         }
     }
+    let mut written = None;
+    if token.is_none() {
+        let sql = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END";
+        let failed = PostgresError::server("asking where the WAL is");
+        written = first.client().query_one_scalar::<Option<String>, _>(sql, &[]).await.map_err(failed)?;
+    }
     let mut catalog = catalog::read(first).await?;
     catalog::read_sequence_values(first, &mut catalog.sequences).await?;
-    Ok(Some(Opened { catalog, visibility, taken_at, exported }))
+    Ok(Some(Opened { catalog, visibility, taken_at, exported, token, written }))
 }
 
 /// `xmin:xmax:a,b,c`.

@@ -5,6 +5,7 @@
 //! entries; the full id is compared on each hit.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,8 @@ pub struct Index {
     packs: Vec<KnownPack>,
     numbers: HashMap<PackId, u32>,
     places: HashMap<[u8; 16], Place>,
+    /// Of the few chunks that lie in several packs, the places after the first.
+    more: HashMap<[u8; 16], Vec<Place>>,
 }
 
 fn prefix(id: &ChunkId) -> [u8; 16] {
@@ -104,13 +107,46 @@ impl Index {
             return;
         }
         for (position, entry) in info.entries.iter().enumerate() {
-            self.places.entry(prefix(&entry.id)).or_insert(Place { pack: number, entry: position as u32 });
+            let place = Place { pack: number, entry: position as u32 };
+            match self.places.entry(prefix(&entry.id)) {
+                MapEntry::Vacant(first) => _ = first.insert(place),
+                MapEntry::Occupied(first) => self.more.entry(*first.key()).or_default().push(place),
+            }
         }
         self.packs.push(KnownPack { info, signer, fragment });
     }
 
+    /// Forgets the packs that `keep` does not want; a chunk that lies in another one too is found there. `false`: none was forgotten.
+    pub fn forget_packs(&mut self, keep: impl Fn(&PackInfo) -> bool) -> bool {
+        if self.packs.iter().all(|known| keep(&known.info)) {
+            return false;
+        }
+        let packs = std::mem::take(self).packs;
+        for known in packs.into_iter().filter(|known| keep(&known.info)) {
+            self.add(known.info, known.signer, known.fragment);
+        }
+        true
+    }
+
+    /// Finds chunks in the packs that `first` wants before it finds them in others.
+    pub fn prefer(&mut self, first: impl Fn(&PackInfo) -> bool) {
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            std::mem::take(self).packs.into_iter().partition(|known| first(&known.info));
+        for known in wanted.into_iter().chain(others) {
+            self.add(known.info, known.signer, known.fragment);
+        }
+    }
+
     pub fn find(&self, id: &ChunkId) -> Option<(&PackInfo, &Entry)> {
-        let place = self.places.get(&prefix(id))?;
+        self.at(self.places.get(&prefix(id))?, id)
+    }
+
+    /// Where else a chunk lies.
+    pub fn others(&self, id: &ChunkId) -> impl Iterator<Item = (&PackInfo, &Entry)> {
+        self.more.get(&prefix(id)).into_iter().flatten().filter_map(|place| self.at(place, id))
+    }
+
+    fn at(&self, place: &Place, id: &ChunkId) -> Option<(&PackInfo, &Entry)> {
         let info = &self.packs.get(place.pack as usize)?.info;
         let entry = info.entries.get(place.entry as usize)?;
         (entry.id == *id).then_some((info, entry))

@@ -42,6 +42,8 @@ pub struct Manifest {
     /// Everything that the database holds is in the snapshot.
     pub complete: bool,
     pub not_covered: Vec<NotCovered>,
+    /// What was read whole though there was an earlier snapshot, and why nothing could be taken over.
+    pub read_whole: Vec<ReadWhole>,
     /// Why this snapshot may show damage rather than mail: rows that vanished without a DELETE. Empty: nothing suspect.
     pub suspect: Vec<String>,
     pub tags: Vec<String>,
@@ -71,8 +73,11 @@ pub struct ServerSummary {
     pub xmax: u64,
     /// Transactions between the two that were still open: not visible.
     pub in_progress: Vec<u64>,
-    /// The value that the marker sequence was set to right after the export, committed.
+    /// The token that was left at the marker right after the export, committed.
     pub marker: Option<i64>,
+    /// Nothing that the snapshot sees could be lost in a crash any more.
+    pub durable: bool,
+    pub fsync: Option<bool>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -146,6 +151,9 @@ pub struct Totals {
     pub rows: u64,
     /// Bytes of values as the server sent them.
     pub value_bytes: u64,
+    /// Rows and bytes of values that were read; the others were taken over from earlier snapshots.
+    pub read_rows: u64,
+    pub read_bytes: u64,
     /// Chunks and bytes that this snapshot added to the storage.
     pub new_chunks: u64,
     pub new_packs: u64,
@@ -156,6 +164,14 @@ pub struct Totals {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCovered {
     pub object: String,
+    pub reason: String,
+}
+
+/// Tables of which every row was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadWhole {
+    /// `schema.name`; absent: all of them.
+    pub table: Option<String>,
     pub reason: String,
 }
 

@@ -20,6 +20,8 @@ use crate::storage::{ObjectName, Storage};
 
 /// Two chunks with less between them are fetched by one request.
 const COALESCE_GAP: u32 = 8 << 10;
+/// Of metadata the maps of all segments are wanted, or few: what lies between is small, and a request costs more.
+const COALESCE_META_GAP: u32 = 128 << 10;
 /// The longest range of one request.
 const MAX_RANGE: u32 = 8 << 20;
 /// Requests in flight.
@@ -74,6 +76,13 @@ struct Piece {
     entries: Vec<Entry>,
 }
 
+impl Piece {
+    fn new(info: &PackInfo, entry: Entry) -> Result<Self, RepositoryError> {
+        let (pack, entries) = (pack_name(&info.id)?, vec![entry]);
+        Ok(Self { pack, pack_id: info.id, kind: info.kind, data_start: info.data_start, entries })
+    }
+}
+
 impl ChunkReader {
     /// Loads the given index fragments, or all of them. The given ones are hints: when one is gone (later ones took its
     /// place) or does not open, all that open are loaded, and the error is told when a chunk is in none of them.
@@ -99,14 +108,14 @@ impl ChunkReader {
                 index
             }
         };
-        Ok(Self {
-            storage: repository.storage.clone(),
-            secrets: repository.secrets.clone(),
-            index: Arc::new(index),
-            problem: problem.map(|e| e.to_string().into()),
-            keys: Arc::default(),
-            kept: None,
-        })
+        let problem = problem.map(|e| e.to_string().into());
+        Ok(Self { problem, ..Self::over(repository, Arc::new(index)) })
+    }
+
+    /// Reads what an index names that is loaded already.
+    pub fn over(repository: &Repository, index: Arc<Index>) -> Self {
+        let (storage, secrets) = (repository.storage.clone(), repository.secrets.clone());
+        Self { storage, secrets, index, problem: None, keys: Arc::default(), kept: None }
     }
 
     /// Keeps so many bytes of opened chunks for the next question: for who asks for small values of one group again and again.
@@ -126,6 +135,13 @@ impl ChunkReader {
 
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// Looks for chunks in these packs first. For a reader that was not handed on yet.
+    pub fn prefer(&mut self, first: impl Fn(&PackInfo) -> bool) {
+        if let Some(index) = Arc::get_mut(&mut self.index) {
+            index.prefer(first);
+        }
     }
 
     /// One chunk.
@@ -175,7 +191,7 @@ impl ChunkReader {
         known: HashMap<ChunkId, Bytes>,
     ) -> Result<HashMap<ChunkId, Bytes>, RepositoryError> {
         let pieces = self.plan(ids)?;
-        stream::iter(pieces.into_iter().map(|piece| self.fetch_piece(piece)))
+        stream::iter(pieces.into_iter().map(|piece| self.fetch_somewhere(piece)))
             .buffer_unordered(CONCURRENCY)
             .try_fold(known, |mut all, chunks| async move {
                 all.extend(chunks);
@@ -198,20 +214,42 @@ impl ChunkReader {
             if let Some(piece) = pieces.last_mut().filter(|piece| piece.pack_id == info.id) {
                 let (first, last) = (piece.entries[0], piece.entries[piece.entries.len() - 1]);
                 let gap = entry.offset.saturating_sub(last.offset + last.stored_length);
-                if gap <= COALESCE_GAP && entry.offset + entry.stored_length - first.offset <= MAX_RANGE {
+                let most = if info.kind == ChunkKind::Meta { COALESCE_META_GAP } else { COALESCE_GAP };
+                if gap <= most && entry.offset + entry.stored_length - first.offset <= MAX_RANGE {
                     piece.entries.push(entry);
                     continue;
                 }
             }
-            pieces.push(Piece {
-                pack: pack_name(&info.id)?,
-                pack_id: info.id,
-                kind: info.kind,
-                data_start: info.data_start,
-                entries: vec![entry],
-            });
+            pieces.push(Piece::new(info, entry)?);
         }
         Ok(pieces)
+    }
+
+    /// A chunk that is missing or damaged may lie in another pack too: any place whose id verifies will do.
+    async fn fetch_somewhere(&self, piece: Piece) -> Result<Vec<(ChunkId, Bytes)>, RepositoryError> {
+        let ids: Vec<ChunkId> = piece.entries.iter().map(|entry| entry.id).collect();
+        let failed = match self.fetch_piece(piece).await {
+            Err(e) if e.is_about_an_object() && ids.iter().any(|id| self.index.others(id).next().is_some()) => e,
+            done => return done,
+        };
+        let mut failed = Some(failed);
+        let mut chunks = Vec::with_capacity(ids.len());
+        for id in ids {
+            let mut found = None;
+            for (info, entry) in self.index.find(&id).into_iter().chain(self.index.others(&id)) {
+                match self.fetch_piece(Piece::new(info, *entry)?).await {
+                    Ok(chunk) => found = Some(chunk),
+                    Err(e) if e.is_about_an_object() => failed = failed.or(Some(e)),
+                    Err(e) => return Err(e),
+                }
+                if found.is_some() {
+                    break;
+                }
+            }
+            let missing = || failed.take().unwrap_or(RepositoryError::MissingChunk { id });
+            chunks.extend(found.ok_or_else(missing)?);
+        }
+        Ok(chunks)
     }
 
     async fn fetch_piece(&self, piece: Piece) -> Result<Vec<(ChunkId, Bytes)>, RepositoryError> {

@@ -29,6 +29,8 @@ pub struct SegmentEntry {
     #[serde(with = "serde_bytes")]
     pub map_hash: [u8; 32],
     pub digest: Digest,
+    /// As the server sent them, the sum over its increments.
+    pub value_bytes: u64,
     /// Where the zones lie, so that a window restore prunes without opening each descriptor.
     pub zones: Vec<ChunkId>,
 }
@@ -82,6 +84,18 @@ impl Increment {
     pub fn payload_chunk(&self, ordinal: u32) -> Option<ChunkId> {
         let start = ordinal as usize * ChunkId::LENGTH;
         ChunkId::from_slice(self.payload.get(start..start + ChunkId::LENGTH)?)
+    }
+
+    /// The ids of the chunk list.
+    pub fn payload_chunks(&self) -> impl Iterator<Item = ChunkId> {
+        self.payload.chunks_exact(ChunkId::LENGTH).filter_map(ChunkId::from_slice)
+    }
+
+    /// Every chunk that it needs.
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkId> {
+        let rows = self.row_chunks.iter().map(|chunk| chunk.id).chain(self.row_map.iter().copied());
+        let values = self.value_map.iter().map(|chunk| chunk.id).chain(self.payload_chunks());
+        rows.chain(values).chain(self.zone)
     }
 
     pub fn is_dead(&self, row: u32) -> bool {

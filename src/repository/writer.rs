@@ -5,7 +5,7 @@
 //! one pack of each kind is open, `QUEUE` wait, `UPLOADS` are on their way.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use super::index::{FRAGMENT_CHUNKS, Fragment, FragmentPack, Index};
 use super::manifest::{Certificate, Manifest, manifest_name};
 use super::name::{NameKind, pack_of};
 use super::pack::{self, FinishedPack, PackBuilder, PackInfo};
-use super::reader::{fragment_name, load_sound_index, pack_name, run_blocking};
+use super::reader::{ChunkReader, fragment_name, load_sound_index, pack_name, run_blocking};
 use super::seal::{Sealer, Secret, Signer};
 use super::secrets::Secrets;
 use crate::storage::{ObjectName, PutMode, Storage, StorageError};
@@ -34,6 +34,8 @@ use crate::storage::{ObjectName, PutMode, Storage, StorageError};
 const QUEUE: usize = 1;
 /// Packs that are being put and read back at a time.
 const UPLOADS: usize = 2;
+/// So many packs are looked for one by one.
+const HEADS: usize = 8;
 /// So much work at most is lost by a run that dies.
 const FRAGMENT_EVERY: Duration = Duration::from_secs(60);
 /// Packs in memory at a time: one of each kind open, those above, and each upload's copy that was fetched back.
@@ -56,15 +58,18 @@ struct Shared {
     epoch: Epoch,
     recipient: age::x25519::Recipient,
     id_keys: HashMap<ChunkKind, Secret>,
-    index: Index,
-    /// Packs that are there, with their sizes: nothing is deduplicated against one that was lost or cut short.
-    present: HashMap<PackId, u64>,
+    /// Of packs that are there: nothing is deduplicated against one that was lost or cut short.
+    index: Arc<Index>,
+    /// Packs were lost, or fragments.
+    is_short: bool,
     signer: Signer,
     open: [Mutex<Option<PackBuilder>>; 3],
     seen: Mutex<Seen>,
     pack_target: usize,
     uploads: Mutex<Option<mpsc::Sender<FinishedPack>>>,
     chunks: AtomicU64,
+    /// The next pack that arrives is indexed at once, with those before it.
+    fragment_wanted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -88,7 +93,7 @@ impl ChunkSink {
             let mut seen = lock(&shared.seen);
             if let Some((info, _)) = shared.index.find(&id) {
                 // Only what this writer signed: a stolen host must not poison the others.
-                if shared.is_sound(info) && shared.is_trusted(&info.id) {
+                if shared.is_trusted(&info.id) {
                     seen.hits.insert(info.id);
                     return Ok(id);
                 }
@@ -113,6 +118,34 @@ impl ChunkSink {
         Ok(id)
     }
 
+    /// May a chunk of an earlier snapshot be relied on, as [`ChunkSink::store`] does when it meets its bytes again?
+    pub fn rely_on(&self, id: &ChunkId) -> bool {
+        let shared = &*self.0;
+        let found = shared.index.find(id).map(|(info, _)| info);
+        let trusted = found.filter(|info| shared.is_trusted(&info.id));
+        if let Some(info) = trusted {
+            lock(&shared.seen).hits.insert(info.id);
+        }
+        trusted.is_some()
+    }
+
+    /// Is every pack there that any fragment names, and was every one of these fragments read?
+    pub fn is_sound(&self, fragments: &[ObjectId]) -> bool {
+        let index = &self.0.index;
+        let known: HashSet<ObjectId> = index.packs().filter_map(|pack| index.fragment(&pack.id)).collect();
+        !self.0.is_short && fragments.iter().all(|fragment| known.contains(fragment))
+    }
+
+    /// Closes the packs that are not payload and sends them on, so that what is finished can be found after a crash.
+    pub fn flush(&self) -> Result<(), RepositoryError> {
+        for kind in [ChunkKind::Row, ChunkKind::Meta] {
+            let open = lock(&self.0.open[usize::from(kind.code() - 1)]).take_if(|pack| !pack.is_empty());
+            open.map_or(Ok(()), |pack| self.send(pack))?;
+        }
+        self.0.fragment_wanted.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn send(&self, pack: PackBuilder) -> Result<(), RepositoryError> {
         let finished = pack.finish(&self.0.secrets)?;
         let sender = lock(&self.0.uploads).clone().ok_or(RepositoryError::Interrupted)?;
@@ -133,10 +166,6 @@ impl ChunkSink {
 }
 
 impl Shared {
-    fn is_sound(&self, pack: &PackInfo) -> bool {
-        self.present.get(&pack.id) == Some(&u64::from(pack.size))
-    }
-
     fn is_trusted(&self, pack: &PackId) -> bool {
         let Some(signer) = self.index.signer(pack) else { return false };
         self.secrets.epochs.values().any(|epoch| epoch.signers.contains(&signer))
@@ -174,8 +203,10 @@ impl RepositoryWriter {
             .map(|kind| Ok((kind, current.chunk_id_key(kind).ok_or(RepositoryError::WriterNeeded)?)))
             .collect::<Result<_, RepositoryError>>()?;
         // A damaged fragment costs work, not the backup: what it names is stored again.
-        let (index, problems) = load_sound_index(&*repository.storage, &secrets, None).await?;
+        let (mut index, problems) = load_sound_index(&*repository.storage, &secrets, None).await?;
         let present = present_packs(&*repository.storage).await?;
+        let is_short =
+            index.forget_packs(|pack| present.get(&pack.id) == Some(&u64::from(pack.size))) || !problems.is_empty();
         let recipient = key.recipient.parse().map_err(|e: &str| RepositoryError::BadRecipient {
             recipient: key.recipient.clone(),
             message: e.to_owned(),
@@ -186,13 +217,14 @@ impl RepositoryWriter {
             signer: key.signer()?,
             recipient,
             id_keys,
-            index,
-            present,
+            index: Arc::new(index),
+            is_short,
             open: Default::default(),
             seen: Mutex::default(),
             pack_target,
             uploads: Mutex::new(Some(sender)),
             chunks: AtomicU64::new(0),
+            fragment_wanted: AtomicBool::new(false),
             secrets,
         }));
         let storage = repository.storage.clone();
@@ -202,6 +234,11 @@ impl RepositoryWriter {
 
     pub fn sink(&self) -> ChunkSink {
         self.sink.clone()
+    }
+
+    /// Reads chunks of earlier snapshots.
+    pub fn reader(&self, repository: &Repository) -> ChunkReader {
+        ChunkReader::over(repository, self.sink.0.index.clone())
     }
 
     /// Waits until every chunk was read back and is indexed.
@@ -267,7 +304,8 @@ async fn upload_all(
             }
         }
         let chunks: usize = waiting.iter().map(|info| info.entries.len()).sum();
-        if chunks >= FRAGMENT_CHUNKS || written.elapsed() >= FRAGMENT_EVERY {
+        let wanted = sink.0.fragment_wanted.swap(false, Ordering::Relaxed);
+        if wanted || chunks >= FRAGMENT_CHUNKS || written.elapsed() >= FRAGMENT_EVERY {
             result.fragments.push(write_fragment(&*storage, &sink, &mut waiting).await?);
             written = Instant::now();
         }
@@ -383,12 +421,28 @@ impl Stored {
             .map_ok(|meta| meta.name.as_str().split('/').nth(1).unwrap_or_default().to_owned())
             .try_collect()
             .await?;
+        let pruned = |name: ObjectName| {
+            let message = "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
+            RepositoryError::Damaged { name, message }
+        };
+        // One by one where they are few: a listing names every pack.
+        let listed = if self.hits.len() > HEADS { Some(present_packs(&*self.storage).await?) } else { None };
         for pack in &self.hits {
             let name = pack_name(pack)?;
-            if tombstones.contains(&pack.to_hex()) || self.storage.head(&name).await?.is_none() {
-                let message =
-                    "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
-                return Err(RepositoryError::Damaged { name, message });
+            let present = match &listed {
+                Some(listed) => listed.contains_key(pack),
+                None => self.storage.head(&name).await?.is_some(),
+            };
+            if !present || tombstones.contains(&pack.to_hex()) {
+                return Err(pruned(name));
+            }
+        }
+        // What was taken over whole is safe as long as the snapshot that it was taken from is kept.
+        if let Some(parent) = &manifest.parent {
+            let name = certificate_name(parent)?;
+            if self.storage.head(&name).await?.is_none() || self.storage.head(&forgotten_name(parent)?).await?.is_some()
+            {
+                return Err(pruned(name));
             }
         }
         let certificate = Certificate {
@@ -404,6 +458,11 @@ impl Stored {
         put_checked(&*self.storage, &certificate_name(&id)?, bytes).await?;
         Ok((id, certificate))
     }
+}
+
+pub fn forgotten_name(snapshot: &ObjectId) -> Result<ObjectName, RepositoryError> {
+    ObjectName::new(format!("{}{snapshot}", NameKind::Forgotten.prefix()))
+        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
 }
 
 pub fn certificate_name(snapshot: &ObjectId) -> Result<ObjectName, RepositoryError> {

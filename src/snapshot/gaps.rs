@@ -15,7 +15,7 @@ use crate::repository::manifest::NotCovered;
 /// COPY of the segment before may have left another encoding, and names in our questions are UTF-8.
 pub const SAVEPOINT: &str = "SET LOCAL client_encoding = 'UTF8'; SAVEPOINT restante_segment";
 pub const RELEASE: &str = "RELEASE SAVEPOINT restante_segment";
-const ROLL_BACK: &str = "ROLLBACK TO SAVEPOINT restante_segment";
+pub const ROLL_BACK: &str = "ROLLBACK TO SAVEPOINT restante_segment";
 
 /// So many gaps of a table are named one by one.
 const NAMED: usize = 100;

@@ -4,7 +4,8 @@ use super::SnapshotOptions;
 use crate::postgres::catalog::ConstraintKind::{Foreign, Primary, Unique};
 use crate::postgres::catalog::{Catalog, Column, Table, TableKind, TableName};
 use crate::postgres::session::ServerFacts;
-use crate::repository::manifest::{self, Manifest, NotCovered};
+use crate::repository::manifest::{self, NotCovered};
+use crate::repository::snapshots::Snapshot;
 use crate::repository::zone::ZoneColumn;
 
 /// What a segment holds with its TOAST, about. Small enough that a scattered restore reads little, large enough that the maps
@@ -73,9 +74,14 @@ impl TableLayout {
     }
 }
 
-/// `previous`: the store's last snapshot. A table that was not rewritten since keeps its segments however it grew, so that equal ranges
-/// of blocks can be compared.
-pub fn plan(catalog: &Catalog, facts: &ServerFacts, options: &SnapshotOptions, previous: Option<&Manifest>) -> Layout {
+/// `before`: into how many blocks a table was cut in the store's last snapshot, if it is the same file. It keeps its segments however it
+/// grew, so that equal ranges of blocks can be compared.
+pub fn plan(
+    catalog: &Catalog,
+    facts: &ServerFacts,
+    options: &SnapshotOptions,
+    before: impl Fn(&Table, u32) -> Option<u32>,
+) -> Layout {
     let block_size = facts.block_size.unwrap_or(8192);
     let (mut tables, mut not_covered) = (Vec::new(), Vec::new());
     let unreadable = catalog.unreadable(&facts.role);
@@ -93,12 +99,7 @@ pub fn plan(catalog: &Catalog, facts: &ServerFacts, options: &SnapshotOptions, p
                 let reason = "unlogged tables are empty on a standby".to_owned();
                 not_covered.push(NotCovered { object: format!("table {}", table.name), reason });
             } else {
-                let before = previous.and_then(|manifest| {
-                    let same = |one: &&manifest::Table| {
-                        one.oid == table.oid && one.relfilenode == table.relfilenode && one.block_size == block_size
-                    };
-                    Some(manifest.tables.iter().find(same)?.blocks_per_segment)
-                });
+                let before = before(table, block_size);
                 tables.push(layout(position, table, block_size, options.segment_bytes, before));
             }
         } else if table.kind == TableKind::Ordinary {
@@ -108,6 +109,14 @@ pub fn plan(catalog: &Catalog, facts: &ServerFacts, options: &SnapshotOptions, p
         }
     }
     Layout { tables, not_covered, block_size }
+}
+
+/// Into how many blocks a snapshot cut a table, if it is the same file.
+pub fn before(snapshot: &Snapshot, table: &Table, block_size: u32) -> Option<u32> {
+    let same = |one: &&manifest::Table| {
+        one.oid == table.oid && one.relfilenode == table.relfilenode && one.block_size == block_size
+    };
+    Some(snapshot.manifest.tables.iter().find(same)?.blocks_per_segment)
 }
 
 fn layout(position: usize, table: &Table, block_size: u32, segment_bytes: u64, before: Option<u32>) -> TableLayout {

@@ -4,18 +4,26 @@
 //! readers (async)            a thread each (CPU)                              uploads (async)
 //! COPY BINARY of a segment → split, cut, hash, compress, seal, into packs → put, fetch back and open, index
 //! ```
+//! Where an earlier snapshot, or a run that was cut short, can be believed ([`base`]), segments are compared with it by the places of their rows
+//! ([`compare`], [`changes`]) and only rows that came are read.
+//!
 //! Bounded on the way: two batches of 1 MiB between a reader and its thread, a few packs between threads and uploads.
 //!
 //! Uses `postgres` for reading and `repository` for writing; `cli` calls [`take`].
 
+mod base;
+mod changes;
+mod compare;
 mod gaps;
 mod layout;
 mod pipeline;
+mod progress;
 mod schema;
 mod segment;
 mod suspect;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -24,11 +32,18 @@ use crate::monitor::SharedMonitor;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{Catalog, TableKind};
 use crate::postgres::dsn::Dsn;
-use crate::postgres::reading::{ReadingOptions, ReadingSet};
-use crate::repository::manifest::{Manifest, NotCovered, ServerSummary, StoreIdentity, Totals};
+use crate::postgres::marker::Marker;
+use crate::postgres::reading::{Leave, ReadingOptions, ReadingSet};
+use crate::postgres::session::ServerFacts;
+use crate::repository::checkpoint::{self, Checkpoint, CheckpointWriter};
+use crate::repository::manifest::{Manifest, NotCovered, ReadWhole, ServerSummary, StoreIdentity, Totals};
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::writer::{PACKS_IN_MEMORY, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
+
+use base::{Bases, Lineage};
+use pipeline::Finished;
+use progress::{Done, Progress};
 
 pub use layout::{InvalidPattern, SEGMENT_BYTES, TablePattern};
 
@@ -56,6 +71,12 @@ pub struct SnapshotOptions {
     pub suspect_percent: u8,
     /// Somebody says that what is gone was removed on purpose: nothing is suspect.
     pub accept_loss: bool,
+    /// How often finished segments are written down, for the run that comes after one that was cut short.
+    pub checkpoint_every: Duration,
+    /// Read every row, whatever earlier snapshots know.
+    pub full: bool,
+    /// Where no marker can be left: somebody says that the server was not set back to an earlier state since the last snapshot.
+    pub trust_history: bool,
 }
 
 /// The number of a store's newest snapshot.
@@ -95,37 +116,87 @@ pub async fn take(
     for problem in problems {
         monitor.warn(&format!("an earlier snapshot is left out of account: {problem}"));
     }
-
-    let mut set = ReadingSet::open(dsn, options.jobs, options.reading.clone(), monitor).await?;
-    let store = identity(&set);
-    let of_store = || earlier.iter().rev().filter(|s| s.manifest.store == store);
-    let previous = of_store().next();
-    let layout = layout::plan(&set.catalog, &set.facts, options, previous.map(|s| &*s.manifest));
-    let found = previous.map_or(0, |s| s.manifest.sequence);
+    let (facts, marker) = Marker::open(dsn, &repository.secrets.repository.to_hex()).await?;
+    let store = identity(&facts);
+    let of_store: Vec<&Snapshot> = earlier.iter().filter(|s| s.manifest.store == store).collect();
+    let found = of_store.last().map_or(0, |s| s.manifest.sequence);
     let remembered = options.heads.iter().find(|head| head.store == store).map(|head| head.sequence);
     if let Some(expected) = remembered.filter(|expected| *expected > found) {
         return Err(RepositoryError::RolledBack { expected, found }.into());
     }
 
+    let runs = checkpoint::runs(repository).await?;
+    let marker = marker.as_ref().map_err(String::as_str);
+    let mut lineage = Lineage::find(&of_store, &runs, &store, marker, options.trust_history);
+    let believed = lineage.parent.and_then(|parent| parent.manifest.server.marker);
+    if options.full {
+        lineage = Lineage { reason: Some("--full was asked for".to_owned()), ..Lineage::default() };
+    }
+    let leave = marker.ok().map(|marker| Leave { marker, believed });
+    let mut set = ReadingSet::open_marked(dsn, options.jobs, options.reading.clone(), leave.as_ref(), monitor).await?;
+    let (mut server, taken) = (server(&set), set.taken_at.parse().unwrap_or(started));
+
     let writer = RepositoryWriter::open(repository, pack_target).await?;
     for problem in &writer.problems {
         monitor.warn(&format!("what this index fragment names is stored again: {problem}"));
     }
+    let is_sound = lineage.parent.is_none_or(|parent| writer.sink().is_sound(&parent.manifest.fragments));
+    let bases = match Bases::load(&lineage, &set, &server, &writer.reader(repository), is_sound).await {
+        Ok(bases) => bases,
+        Err(error) => {
+            writer.abandon().await;
+            return Err(error.into());
+        }
+    };
+    let layout = layout::plan(&set.catalog, &set.facts, options, |table, block_size| {
+        bases.blocks_per_segment(table, block_size).or_else(|| layout::before(of_store.last()?, table, block_size))
+    });
+    let finished = Finished::default();
+    let run = pipeline::Run {
+        set: &set,
+        server: &server,
+        layout: &layout,
+        repository,
+        writer: &writer,
+        bases: &bases,
+        memory: options.memory,
+        finished: &finished,
+        monitor,
+    };
     let work = async {
         let dump = schema::dump(dsn, &set, &options.pg_dump, options.reading.yield_after);
-        let tables = pipeline::read_tables(&set, &layout, repository, &writer, monitor);
+        let tables = pipeline::read_tables(&run);
         // The first reader's transaction keeps the exported snapshot alive for both.
         let (dump, tables) = futures_util::try_join!(dump, tables)?;
         let schema = schema::store(&set.catalog, dump, writer.sink()).await?;
-        Ok::<_, SnapshotError>((tables, schema))
+        let durable = set.is_durable().await?;
+        Ok::<_, SnapshotError>((tables, schema, durable))
     };
-    let worked = work.await;
+    let mut progress = Progress {
+        writer: CheckpointWriter::new(repository)?,
+        next: Checkpoint {
+            version: 1,
+            store: store.clone(),
+            started,
+            taken,
+            server: server.clone(),
+            tables: Vec::new(),
+        },
+    };
+    let done = Done { catalog: &set.catalog, layout: &layout, finished: &finished };
+    let sink = writer.sink();
+    let worked = tokio::select! {
+        worked = work => worked,
+        () = progress.keep(options.checkpoint_every, &done, &sink, monitor) => Err(SnapshotError::Interrupted),
+    };
     // Gives the locks back, and VACUUM its freedom, before the last uploads.
     set.readers.clear();
-    let ((tables, unread), schema) = match worked {
+    let (read, schema, durable) = match worked {
         Ok(done) => done,
         Err(error) => {
             let upload = writer.abandon().await;
+            // The first error counts; without a checkpoint the next run only has more to do.
+            let _ = progress.end(&Done { catalog: &set.catalog, layout: &layout, finished: &finished }).await;
             return Err(match (error, upload) {
                 // A closed queue is only the consequence of an upload that failed: tell that.
                 (SnapshotError::Repository(RepositoryError::Interrupted), Some(cause)) => cause.into(),
@@ -134,12 +205,21 @@ pub async fn take(
             });
         }
     };
+    server.durable = durable;
     let stored = writer.finish_chunks().await?;
 
     let mut not_covered = not_covered(&set.catalog, &layout, schema.dump.is_empty());
-    not_covered.extend(unread);
+    not_covered.extend(read.not_covered);
+    let mut read_whole = read.read_whole;
+    // Of the first one nobody expects anything else.
+    let nothing = bases.nothing().filter(|_| of_store.iter().any(|s| s.certificate.is_some()));
+    read_whole.extend(nothing.map(|reason| ReadWhole { table: None, reason }));
+    let parent = lineage.parent.filter(|_| bases.rely_on_a_snapshot());
+    let mut fragments = stored.fragments.clone();
+    let inherited = parent.iter().flat_map(|parent| &parent.manifest.fragments);
+    fragments.extend(inherited.filter(|fragment| !stored.fragments.contains(fragment)));
     // A suspect one is no measure: the next would call the same hole sound.
-    let base = of_store().find(|s| s.certificate.is_some() && s.manifest.suspect.is_empty());
+    let base = of_store.iter().rfind(|s| s.certificate.is_some() && s.manifest.suspect.is_empty());
     let mut manifest = Manifest {
         version: 1,
         repository: repository.secrets.repository,
@@ -147,29 +227,32 @@ pub async fn take(
         features: vec!["rows-1".into()],
         critical: Vec::new(),
         program: concat!("restante ", env!("CARGO_PKG_VERSION")).into(),
-        store: store.clone(),
+        store,
         sequence: found + 1,
-        previous: previous.map(|s| s.id),
-        parent: None,
+        previous: of_store.last().map(|s| s.id),
+        parent: parent.map(|parent| parent.id),
         started,
         finished: Timestamp::now(),
-        taken: set.taken_at.parse().unwrap_or(started),
-        server: server(&set),
+        taken,
+        server,
         totals: Totals {
-            tables: tables.len() as u64,
-            rows: tables.iter().map(|t| t.rows).sum(),
-            value_bytes: tables.iter().map(|t| t.value_bytes).sum(),
+            tables: read.tables.len() as u64,
+            rows: read.tables.iter().map(|t| t.rows).sum(),
+            value_bytes: read.tables.iter().map(|t| t.value_bytes).sum(),
+            read_rows: read.rows,
+            read_bytes: read.bytes,
             new_chunks: stored.added.chunks,
             new_packs: stored.added.packs,
             stored_bytes: stored.added.stored_bytes,
         },
-        tables,
+        tables: read.tables,
         schema,
         complete: not_covered.is_empty(),
         not_covered,
+        read_whole,
         suspect: Vec::new(),
         tags: options.tags.clone(),
-        fragments: stored.fragments.clone(),
+        fragments,
     };
     if let Some(base) = base.filter(|_| !options.accept_loss) {
         manifest.suspect =
@@ -177,6 +260,7 @@ pub async fn take(
     }
     let signer = repository.writer_key()?.signer().map_err(SnapshotError::Repository)?.id();
     let (id, certificate) = stored.commit(&manifest).await?;
+    progress.writer.clear(&runs, &manifest.store).await;
     Ok(Snapshot { id, manifest: manifest.into(), signer, certificate: Some(certificate) })
 }
 
@@ -190,11 +274,11 @@ fn pack_target(options: &SnapshotOptions) -> Result<usize, SnapshotError> {
     Ok(target.min(LARGEST_PACK))
 }
 
-fn identity(set: &ReadingSet) -> StoreIdentity {
+fn identity(facts: &ServerFacts) -> StoreIdentity {
     StoreIdentity {
-        system_identifier: set.facts.system_identifier.as_deref().and_then(|text| text.parse().ok()),
-        database: set.facts.database.clone(),
-        database_oid: set.facts.database_oid.unwrap_or(0),
+        system_identifier: facts.system_identifier.as_deref().and_then(|text| text.parse().ok()),
+        database: facts.database.clone(),
+        database_oid: facts.database_oid.unwrap_or(0),
     }
 }
 
@@ -208,7 +292,10 @@ fn server(set: &ReadingSet) -> ServerSummary {
         xmin: set.visibility.xmin,
         xmax: set.visibility.xmax,
         in_progress: set.visibility.in_progress.clone(),
-        marker: None,
+        marker: set.token,
+        // With a marker it is flushed already; otherwise that is waited for at the end.
+        durable: set.token.is_some(),
+        fsync: set.facts.fsync,
     }
 }
 

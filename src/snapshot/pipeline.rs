@@ -1,29 +1,32 @@
-//! Readers take segments from one list, largest tables first, and hand rows to a thread each.
+//! Readers take segments from one list, largest tables first, and hand rows to a thread each. Where there is an earlier state, a window
+//! of segments is compared with it first, and only what changed is read.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::SnapshotError;
-use super::gaps::{self, Detour, Gap, RELEASE, SAVEPOINT};
+use super::base::{BaseSegment, Bases};
+use super::changes::{Change, KnownValues};
+use super::compare::{Work, compare};
+use super::gaps::{self, Detour, Gap, RELEASE, ROLL_BACK, SAVEPOINT};
 use super::layout::{Layout, TableLayout};
 use super::segment::{BuiltSegment, SegmentBuilder};
 use crate::monitor::{SharedMonitor, Unit};
 use crate::postgres::PostgresError;
 use crate::postgres::catalog;
-use crate::postgres::copy::{FieldBounds, Tid};
+use crate::postgres::copy::{CopiedRow, CopyRows, FieldBounds, Tid};
 use crate::postgres::reading::{Reader, ReadingSet};
 use crate::repository::cbor;
 use crate::repository::chunk::ChunkKind;
-use crate::repository::id::ChunkId;
-use crate::repository::manifest::{Column, NotCovered, Table, Wire};
+use crate::repository::id::{ChunkId, Epoch};
+use crate::repository::manifest::{Column, NotCovered, ReadWhole, ServerSummary, Table, Wire};
 use crate::repository::reader::run_blocking;
 use crate::repository::rows::{MultisetDigest, RowHasher};
-use crate::repository::segment::{PAGE_SEGMENTS, Page, TupleId};
+use crate::repository::segment::{PAGE_SEGMENTS, Page, SegmentEntry, TupleId};
 use crate::repository::writer::{ChunkSink, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
 
@@ -34,6 +37,12 @@ const BATCH_ROWS: usize = 4096;
 const QUEUE: usize = 2;
 /// Bytes between a reader and its thread, the batch in work included. Rows of 20 MB would otherwise queue up three deep.
 const QUEUE_BYTES: usize = (QUEUE + 2) * BATCH_BYTES;
+/// Rows that one statement reads by their places.
+const PLACES: usize = 2000;
+/// Segments that are compared before they are read: values that moved from one to another are found within.
+const WINDOW_SEGMENTS: usize = 256;
+/// Rows in them by the last count: their places lie in memory, 12 bytes each, and their maps, 26.
+const WINDOW_ROWS: u64 = 512 << 10;
 
 /// Rows with the bounds of their fields, one after the other.
 #[derive(Default)]
@@ -45,12 +54,6 @@ struct Batch {
     room: Option<OwnedSemaphorePermit>,
 }
 
-/// The way to the thread, bounded by batches and by bytes.
-struct Queue {
-    sender: mpsc::Sender<Part>,
-    room: Arc<Semaphore>,
-}
-
 /// What goes to the thread.
 enum Part {
     Rows(Batch),
@@ -58,100 +61,270 @@ enum Part {
     End,
 }
 
-struct Task<'a> {
-    layout: &'a TableLayout,
+/// The way to the thread, bounded by batches and by bytes.
+struct Queue<'a> {
+    sender: mpsc::Sender<Part>,
+    room: Arc<Semaphore>,
+    batch: Batch,
+    /// Hears of bytes that were read.
+    monitor: Option<&'a SharedMonitor>,
+}
+
+impl Queue<'_> {
+    /// `false`: the thread stopped with an error of its own, which it tells itself.
+    async fn push(&mut self, row: CopiedRow, bounds: &mut Vec<FieldBounds>) -> bool {
+        self.batch.bytes += row.bytes.len();
+        self.batch.rows.push((row.tid, row.xmin, row.bytes));
+        self.batch.bounds.append(bounds);
+        if self.batch.bytes >= BATCH_BYTES || self.batch.rows.len() >= BATCH_ROWS { self.flush().await } else { true }
+    }
+
+    async fn flush(&mut self) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        if let Some(monitor) = self.monitor {
+            monitor.advance(batch.bytes as u64);
+        }
+        batch.room = self.room.clone().acquire_many_owned(batch.bytes.min(QUEUE_BYTES) as u32).await.ok();
+        self.sender.send(Part::Rows(batch)).await.is_ok()
+    }
+}
+
+/// A segment to be taken over, or read in full or in part.
+pub(super) struct Task<'a> {
+    pub layout: &'a TableLayout,
     position: usize,
     segment: u32,
+    /// As an earlier state has it.
+    pub before: Option<BaseSegment<'a>>,
+}
+
+impl Task<'_> {
+    pub fn first_block(&self) -> u32 {
+        self.segment * self.layout.blocks_per_segment
+    }
+
+    /// One past the last block; `None`: the last segment is open.
+    pub fn end_block(&self) -> Option<u32> {
+        let is_open = self.segment + 1 >= self.layout.segments();
+        (!is_open).then(|| self.first_block() + self.layout.blocks_per_segment)
+    }
+
+    /// Bytes on disk, about, for the progress.
+    fn bytes(&self) -> u64 {
+        self.layout.bytes / u64::from(self.layout.segments())
+    }
+}
+
+/// What a run reads with, and where to.
+pub struct Run<'a> {
+    pub set: &'a ReadingSet,
+    pub server: &'a ServerSummary,
+    pub layout: &'a Layout,
+    pub repository: &'a Repository,
+    pub writer: &'a RepositoryWriter,
+    pub bases: &'a Bases,
+    /// Bytes that buffers may take.
+    pub memory: usize,
+    pub finished: &'a Finished,
+    pub monitor: &'a SharedMonitor,
+}
+
+/// What came of it.
+pub struct ReadTables {
+    pub tables: Vec<Table>,
+    pub not_covered: Vec<NotCovered>,
+    pub read_whole: Vec<ReadWhole>,
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// Segments that are finished, for checkpoints: the table's position in the layout, the segment's number, its entry.
+#[derive(Default)]
+pub struct Finished(Mutex<Vec<(usize, u32, SegmentEntry)>>);
+
+impl Finished {
+    fn add(&self, task: &Task<'_>, entry: &SegmentEntry) {
+        let mut finished = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.push((task.position, task.segment, entry.clone()));
+    }
+
+    /// Those since the last call.
+    pub fn take(&self) -> Vec<(usize, u32, SegmentEntry)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Reads all tables of the layout and stores their segments and pages.
-pub async fn read_tables(
-    set: &ReadingSet,
-    layout: &Layout,
-    repository: &Repository,
-    writer: &RepositoryWriter,
-    monitor: &SharedMonitor,
-) -> Result<(Vec<Table>, Vec<NotCovered>), SnapshotError> {
-    let epoch = repository.writer_key()?.epoch;
-    let id_secret = repository.secrets.epoch(epoch)?.id.as_ref().ok_or(RepositoryError::WriterNeeded)?;
-    let hasher = RowHasher::new(id_secret);
+pub async fn read_tables(run: &Run<'_>) -> Result<ReadTables, SnapshotError> {
+    let (set, layout) = (run.set, run.layout);
     let mut order: Vec<usize> = (0..layout.tables.len()).collect();
     order.sort_by_key(|position| std::cmp::Reverse(layout.tables[*position].bytes));
-    let tasks: Vec<Task<'_>> = order
-        .into_iter()
-        .flat_map(|position| {
-            let layout = &layout.tables[position];
-            (0..layout.segments()).map(move |segment| Task { layout, position, segment })
-        })
-        .collect();
-    monitor.stage("reading", Unit::Bytes, Some(layout.tables.iter().map(|t| t.bytes).sum()));
+    let (mut tasks, mut read_whole) = (Vec::new(), Vec::new());
+    for position in order {
+        let table_layout = &layout.tables[position];
+        let table = &set.catalog.tables[table_layout.table];
+        let columns: Vec<Column> = table_layout.columns.iter().map(column).collect();
+        if let Some(reason) = run.bases.table_misfit(table, &columns, layout.block_size) {
+            read_whole.push(ReadWhole { table: Some(table.name.to_string()), reason });
+        }
+        let before =
+            |number| run.bases.segment(table, &columns, layout.block_size, table_layout.blocks_per_segment, number);
+        let segments = 0..table_layout.segments();
+        tasks.extend(segments.map(|segment| Task { layout: table_layout, position, segment, before: before(segment) }));
+    }
+    run.monitor.stage("reading", Unit::Bytes, Some(layout.tables.iter().map(|t| t.bytes).sum()));
 
-    let next = AtomicUsize::new(0);
-    let (tasks, next, hasher) = (&tasks, &next, &hasher);
-    let readers: FuturesUnordered<_> = set
-        .readers
-        .iter()
-        .map(|reader| async move {
-            let mut built = Vec::new();
-            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let table = &set.catalog.tables[task.layout.table];
-                let builder = SegmentBuilder::new(writer.sink(), hasher.clone(), epoch, &task.layout.zones);
-                let (segment, unread) = read_segment(reader, table, task, builder, monitor).await?;
-                built.push((task.position, task.segment, segment, unread));
-            }
-            Ok::<_, SnapshotError>(built)
-        })
-        .collect();
+    let hashing = Hashing::of(run.repository)?;
+    let reader = run.writer.reader(run.repository);
+    let mut known = KnownValues::default();
     let mut segments: Vec<Vec<(u32, BuiltSegment)>> = layout.tables.iter().map(|_| Vec::new()).collect();
     let mut gaps: BTreeMap<usize, Vec<Gap>> = BTreeMap::new();
-    for (position, number, built, unread) in readers.try_concat().await? {
-        segments[position].push((number, built));
-        if !unread.is_empty() {
-            gaps.entry(position).or_default().extend(unread);
+    for window in windows(&tasks) {
+        let work = compare(run, window, &reader, &hashing, &mut known).await?;
+        let values = Arc::new(std::mem::take(&mut known));
+        let items: Vec<_> = window.iter().zip(work).collect();
+        let done = share_out(set, items, async |reader, (task, work)| {
+            let (built, unread) = match work {
+                Work::TakeOver(entry) => {
+                    run.monitor.advance(task.bytes());
+                    (BuiltSegment::from(entry), Vec::new())
+                }
+                Work::Read(change) => read_segment(run, reader, task, change, &hashing, &values).await?,
+            };
+            run.finished.add(task, &built.entry);
+            Ok((task, built, unread))
+        })
+        .await?;
+        for (task, built, unread) in done {
+            segments[task.position].push((task.segment, built));
+            if !unread.is_empty() {
+                gaps.entry(task.position).or_default().extend(unread);
+            }
         }
+        known = Arc::try_unwrap(values).unwrap_or_default();
     }
     let not_covered = gaps
         .into_iter()
         .flat_map(|(position, gaps)| gaps::not_covered(&set.catalog.tables[layout.tables[position].table].name, gaps))
         .collect();
 
+    let (mut rows, mut bytes) = (0, 0);
     let mut tables = Vec::with_capacity(layout.tables.len());
     for (table_layout, mut built) in layout.tables.iter().zip(segments) {
         built.sort_by_key(|(number, _)| *number);
-        let table = &set.catalog.tables[table_layout.table];
-        let built = built.into_iter().map(|(_, segment)| segment).collect();
-        tables.push(finish_table(&set.catalog, table, table_layout, layout.block_size, built, writer.sink()).await?);
+        rows += built.iter().map(|(_, segment)| segment.read_rows).sum::<u64>();
+        bytes += built.iter().map(|(_, segment)| segment.read_bytes).sum::<u64>();
+        let entries = built.into_iter().map(|(_, segment)| segment.entry).collect();
+        tables.push(finish_table(&set.catalog, table_layout, layout.block_size, entries, run.writer.sink()).await?);
     }
-    Ok((tables, not_covered))
+    Ok(ReadTables { tables, not_covered, read_whole, rows, bytes })
+}
+
+/// With which keys values and rows are hashed.
+pub(super) struct Hashing {
+    hasher: RowHasher,
+    epoch: Epoch,
+    /// Epochs with the same keys.
+    alike: Vec<Epoch>,
+}
+
+impl Hashing {
+    fn of(repository: &Repository) -> Result<Self, RepositoryError> {
+        let epoch = repository.writer_key()?.epoch;
+        let epochs = &repository.secrets.epochs;
+        let secret = repository.secrets.epoch(epoch)?.id.as_ref().ok_or(RepositoryError::WriterNeeded)?;
+        let alike =
+            epochs.iter().filter(|(_, other)| other.id.as_ref().is_some_and(|id| id.expose() == secret.expose()));
+        Ok(Self { hasher: RowHasher::new(secret), epoch, alike: alike.map(|(epoch, _)| *epoch).collect() })
+    }
+
+    /// Do values that were hashed in this epoch have the hashes that they would have now?
+    pub fn is_alike(&self, epoch: Epoch) -> bool {
+        self.alike.contains(&epoch)
+    }
+}
+
+/// Segments in the order of the list, so many at a time as may be compared; without an earlier state all of them.
+fn windows<'a, 'b>(tasks: &'b [Task<'a>]) -> Vec<&'b [Task<'a>]> {
+    let (mut windows, mut rest) = (Vec::new(), tasks);
+    while !rest.is_empty() {
+        let (mut rows, mut compared) = (0, 0);
+        let fits = |task: &&Task<'_>| {
+            rows += task.before.map_or(0, |before| before.entry.rows);
+            compared += usize::from(task.before.is_some());
+            compared <= 1 || (compared <= WINDOW_SEGMENTS && rows <= WINDOW_ROWS)
+        };
+        let length = rest.iter().take_while(fits).count();
+        let (window, after) = rest.split_at(length);
+        windows.push(window);
+        rest = after;
+    }
+    windows
+}
+
+/// Gives each item to the next reader that is free.
+pub(super) async fn share_out<T, R>(
+    set: &ReadingSet,
+    items: Vec<T>,
+    work: impl AsyncFn(&Reader, T) -> Result<R, SnapshotError>,
+) -> Result<Vec<R>, SnapshotError> {
+    let items = Mutex::new(items.into_iter());
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let (next, work) = (&next, &work);
+    let readers: FuturesUnordered<_> = set
+        .readers
+        .iter()
+        .map(|reader| async move {
+            let mut done = Vec::new();
+            while let Some(item) = next() {
+                done.push(work(reader, item).await?);
+            }
+            Ok::<_, SnapshotError>(done)
+        })
+        .collect();
+    readers.try_concat().await
 }
 
 async fn read_segment(
+    run: &Run<'_>,
     reader: &Reader,
-    table: &catalog::Table,
     task: &Task<'_>,
-    builder: SegmentBuilder,
-    monitor: &SharedMonitor,
+    change: Change,
+    hashing: &Hashing,
+    known: &Arc<KnownValues>,
 ) -> Result<(BuiltSegment, Vec<Gap>), SnapshotError> {
-    let first = task.segment * task.layout.blocks_per_segment;
-    let end = (task.segment + 1 < task.layout.segments()).then(|| first + task.layout.blocks_per_segment);
+    let table = &run.set.catalog.tables[task.layout.table];
+    let (first, end) = (task.first_block(), task.end_block());
     let columns: Vec<&catalog::Column> = task.layout.columns.iter().collect();
+    let known = if change.is_anew { Arc::default() } else { known.clone() };
+    let (hasher, zones) = (hashing.hasher.clone(), &task.layout.zones);
+    let builder = SegmentBuilder::new(run.writer.sink(), hasher, hashing.epoch, zones, change.kept, known);
     let (sender, receiver) = mpsc::channel(QUEUE);
     let worker = tokio::spawn(run_blocking(move || build(builder, receiver, first, end)));
     let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+    let monitor = change.read.is_none().then_some(run.monitor);
+    let mut queue = Queue { sender, room, batch: Batch::default(), monitor };
 
-    let mut from = Tid { block: first, offset: 0 };
     let mut gaps = Vec::new();
-    let mut detour = Detour::new(reader, table, &columns, end);
     reader.session().execute("reading", SAVEPOINT).await.map_err(|e| reader.explain(e))?;
-    let queue = Queue { sender, room };
-    while let Err(error) = pump(reader, table, &columns, &mut from, end, &queue, monitor).await {
-        if !error.is_about_data() {
-            return Err(error.into());
+    if let Some(places) = &change.read {
+        for places in places.chunks(PLACES) {
+            gaps.extend(pump_places(reader, table, &columns, places, &mut queue).await?);
         }
-        let (unread, next) = detour.around(from, error).await?;
-        gaps.extend(unread);
-        from = next;
+        run.monitor.advance(task.bytes());
+    } else {
+        let mut from = Tid { block: first, offset: 0 };
+        let mut detour = Detour::new(reader, table, &columns, end);
+        while let Err(error) = pump_range(reader, table, &columns, &mut from, end, &mut queue).await {
+            if !error.is_about_data() {
+                return Err(error.into());
+            }
+            let (unread, next) = detour.around(from, error).await?;
+            gaps.extend(unread);
+            from = next;
+        }
     }
+    queue.flush().await;
     reader.session().execute("reading", RELEASE).await.map_err(|e| reader.explain(e))?;
     // Closed: the thread stopped with an error of its own, which is told below.
     let _ = queue.sender.send(Part::End).await;
@@ -160,39 +333,63 @@ async fn read_segment(
 }
 
 /// Hands the rows from `from` on to the thread and moves `from` behind the last that was handed on.
-async fn pump(
+async fn pump_range(
     reader: &Reader,
     table: &catalog::Table,
     columns: &[&catalog::Column],
     from: &mut Tid,
     end: Option<u32>,
-    queue: &Queue,
-    monitor: &SharedMonitor,
+    queue: &mut Queue<'_>,
 ) -> Result<(), PostgresError> {
-    let mut rows = reader.copy_from(&table.name, columns, *from, end).await?;
-    let (mut batch, mut bounds) = (Batch::default(), Vec::with_capacity(columns.len()));
-    let ended = loop {
-        let row = match rows.next(&mut bounds).await {
-            Ok(Some(row)) => row,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        *from = gaps::after(row.tid);
-        batch.bytes += row.bytes.len();
-        batch.rows.push((row.tid, row.xmin, row.bytes));
-        batch.bounds.append(&mut bounds);
-        if batch.bytes >= BATCH_BYTES || batch.rows.len() >= BATCH_ROWS {
-            monitor.advance(batch.bytes as u64);
-            batch.room = queue.room.clone().acquire_many_owned(batch.bytes.min(QUEUE_BYTES) as u32).await.ok();
-            if queue.sender.send(Part::Rows(std::mem::take(&mut batch))).await.is_err() {
-                rows.cancel().await;
-                return Ok(());
-            }
-        }
+    let rows = reader.copy_from(&table.name, columns, *from, end).await?;
+    pump(rows, queue, |tid| *from = gaps::after(tid)).await
+}
+
+/// Hands the rows at these places on; those that cannot be read are told.
+async fn pump_places(
+    reader: &Reader,
+    table: &catalog::Table,
+    columns: &[&catalog::Column],
+    places: &[Tid],
+    queue: &mut Queue<'_>,
+) -> Result<Vec<Gap>, PostgresError> {
+    let (mut gaps, mut done) = (Vec::new(), None);
+    let rows = reader.copy_tids(&table.name, columns, places).await;
+    let all = match rows {
+        Ok(rows) => pump(rows, queue, |tid| done = Some(tid)).await,
+        Err(error) => Err(error),
     };
-    monitor.advance(batch.bytes as u64);
-    let _ = queue.sender.send(Part::Rows(batch)).await;
-    ended
+    let Err(error) = all else { return Ok(gaps) };
+    if !error.is_about_data() {
+        return Err(error);
+    }
+    // One by one then, behind the last that came.
+    for place in places.iter().filter(|place| done.is_none_or(|done| **place > done)) {
+        reader.session().execute("going on behind an error", ROLL_BACK).await.map_err(|e| reader.explain(e))?;
+        let one = match reader.copy_tids(&table.name, columns, &[*place]).await {
+            Ok(rows) => pump(rows, queue, |_| {}).await,
+            Err(error) => Err(error),
+        };
+        match one {
+            Ok(()) => {}
+            Err(error) if error.is_about_data() => gaps.push(Gap::Row(*place, error.to_string())),
+            Err(error) => return Err(error),
+        }
+    }
+    reader.session().execute("going on behind an error", ROLL_BACK).await.map_err(|e| reader.explain(e))?;
+    Ok(gaps)
+}
+
+async fn pump(mut rows: CopyRows<'_>, queue: &mut Queue<'_>, mut done: impl FnMut(Tid)) -> Result<(), PostgresError> {
+    let mut bounds = Vec::new();
+    while let Some(row) = rows.next(&mut bounds).await? {
+        done(row.tid);
+        if !queue.push(row, &mut bounds).await {
+            rows.cancel().await;
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// The thread's part.
@@ -219,19 +416,17 @@ fn build(
 /// Stores the pages of a table and describes it for the manifest.
 async fn finish_table(
     catalog: &catalog::Catalog,
-    table: &catalog::Table,
     layout: &TableLayout,
     block_size: u32,
-    segments: Vec<BuiltSegment>,
+    entries: Vec<SegmentEntry>,
     sink: ChunkSink,
 ) -> Result<Table, SnapshotError> {
-    let rows = segments.iter().map(|segment| segment.entry.rows).sum();
-    let value_bytes = segments.iter().map(|segment| segment.value_bytes).sum();
+    let empty = describe(catalog, layout, block_size);
+    let rows = entries.iter().map(|entry| entry.rows).sum();
+    let value_bytes = entries.iter().map(|entry| entry.value_bytes).sum();
     let mut digest = MultisetDigest::default();
-    segments.iter().for_each(|segment| digest.combine(segment.entry.digest));
-    let count = segments.len() as u64;
+    entries.iter().for_each(|entry| digest.combine(entry.digest));
     let pages: Vec<ChunkId> = run_blocking(move || {
-        let entries: Vec<_> = segments.into_iter().map(|segment| segment.entry).collect();
         entries
             .chunks(PAGE_SEGMENTS)
             .map(|segments| {
@@ -241,8 +436,14 @@ async fn finish_table(
             .collect()
     })
     .await?;
+    Ok(Table { pages, rows, value_bytes, digest: digest.finish(), ..empty })
+}
+
+/// A table for the manifest, without rows.
+pub(super) fn describe(catalog: &catalog::Catalog, layout: &TableLayout, block_size: u32) -> Table {
+    let table = &catalog.tables[layout.table];
     let parent = table.partition_of.as_ref().and_then(|name| catalog.table(&name.schema, &name.name));
-    Ok(Table {
+    Table {
         oid: table.oid,
         schema: table.name.schema.clone(),
         name: table.name.name.clone(),
@@ -253,14 +454,14 @@ async fn finish_table(
         blocks_per_segment: layout.blocks_per_segment,
         columns: layout.columns.iter().map(column).collect(),
         schema_digest: table.schema_digest.clone(),
-        pages,
-        segments: count,
-        rows,
-        value_bytes,
-        digest: digest.finish(),
+        pages: Vec::new(),
+        segments: u64::from(layout.segments()),
+        rows: 0,
+        value_bytes: 0,
+        digest: MultisetDigest::default().finish(),
         updated: table.updated.and_then(|n| n.try_into().ok()),
         deleted: table.deleted.and_then(|n| n.try_into().ok()),
-    })
+    }
 }
 
 fn column(column: &catalog::Column) -> Column {

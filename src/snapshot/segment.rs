@@ -1,10 +1,12 @@
-//! Rows of a block range become an increment: small fields to row chunks, large values cut at their MIME parts and put into
+//! Rows of a block range become an increment beside those that are kept of an earlier state: small fields to row chunks, large values cut at their MIME parts and put into
 //! payload chunks, beside them the maps and zones that later runs and restores go by.
 //!
 //! All of it runs on a CPU thread; memory is bounded by a group (1 MiB), a piece of a part, the open chunks and the value in hand.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use super::changes::{Kept, KnownValues, Version, chunk_of};
 use crate::mail::base64::PIECE_BYTES;
 use crate::mail::cut::{CutKind, cuts};
 use crate::repository::RepositoryError;
@@ -25,7 +27,7 @@ const SMALL_VALUE: usize = 32 << 10;
 /// A group is closed at this size: small mail compresses to 0.18 together, 0.42 one by one (`docs/performance.md`).
 const GROUP: usize = 1 << 20;
 
-/// Builds one segment with a single increment.
+/// Builds one segment: what is kept of it, and an increment of the rows that it is given.
 pub struct SegmentBuilder {
     sink: ChunkSink,
     hasher: RowHasher,
@@ -41,6 +43,11 @@ pub struct SegmentBuilder {
     row_map: Vec<ChunkId>,
     map_hash: MapHasher,
     last_place: Option<TupleId>,
+    kept: Vec<Increment>,
+    /// Live rows of the kept increments that were not yet counted into the map's hash.
+    kept_rows: std::iter::Peekable<std::vec::IntoIter<Version>>,
+    kept_count: u64,
+    known: Arc<KnownValues>,
 
     values: Vec<MapValue>,
     values_size: usize,
@@ -61,13 +68,34 @@ pub struct SegmentBuilder {
 /// What a finished segment is.
 pub struct BuiltSegment {
     pub entry: SegmentEntry,
-    pub value_bytes: u64,
+    /// What was read for it.
+    pub read_rows: u64,
+    pub read_bytes: u64,
+}
+
+impl From<SegmentEntry> for BuiltSegment {
+    /// Taken over as it is.
+    fn from(entry: SegmentEntry) -> Self {
+        Self { entry, read_rows: 0, read_bytes: 0 }
+    }
 }
 
 impl SegmentBuilder {
     /// `zones`: position in the row, `attnum` and kind of the columns to watch.
-    pub fn new(sink: ChunkSink, hasher: RowHasher, epoch: Epoch, zones: &[(usize, i16, ZoneColumn)]) -> Self {
+    /// `known`: values that were stored already, under the hasher's key.
+    pub fn new(
+        sink: ChunkSink,
+        hasher: RowHasher,
+        epoch: Epoch,
+        zones: &[(usize, i16, ZoneColumn)],
+        kept: Kept,
+        known: Arc<KnownValues>,
+    ) -> Self {
         Self {
+            kept: kept.increments,
+            kept_count: kept.rows.len() as u64,
+            kept_rows: kept.rows.into_iter().peekable(),
+            known,
             sink,
             hasher,
             epoch,
@@ -91,7 +119,7 @@ impl SegmentBuilder {
             encoded: Vec::new(),
             row_count: 0,
             value_bytes: 0,
-            digest: MultisetDigest::default(),
+            digest: kept.digest,
         }
     }
 
@@ -108,7 +136,7 @@ impl SegmentBuilder {
         self.last_place = Some(place);
         let mut digest = self.hasher.row();
         let mut zones = self.zones.iter_mut().peekable();
-        let mut large: Vec<&[u8]> = Vec::new();
+        let mut large: Vec<(Digest, &[u8])> = Vec::new();
         for (position, field) in fields.enumerate() {
             let zone = zones.next_if(|(at, _)| *at == position);
             match field {
@@ -129,15 +157,19 @@ impl SegmentBuilder {
                         digest.large(value.len() as u64, &hash);
                         let mut short = [0; 16];
                         short.copy_from_slice(&hash[..16]);
-                        self.values.push(MapValue { hash: Digest(short), recipe: Recipe::default() });
-                        large.push(value);
+                        let hash = Digest(short);
+                        self.values.push(MapValue { hash, recipe: Recipe::default() });
+                        large.push((hash, value));
                     }
                 }
             }
         }
         let first = self.values.len() - large.len();
-        for (index, value) in large.iter().enumerate() {
-            let recipe = self.store_value(value)?;
+        for (index, (hash, value)) in large.iter().enumerate() {
+            let recipe = match self.take_over(hash, value.len() as u64)? {
+                Some(recipe) => recipe,
+                None => self.store_value(value)?,
+            };
             self.values_size += 32 + recipe.operations.len() * 8;
             self.values[first + index].recipe = recipe;
         }
@@ -146,6 +178,9 @@ impl SegmentBuilder {
         self.row_count += 1;
         let digest = digest.finish();
         self.digest.add(&digest);
+        while let Some((place, xmin)) = self.kept_rows.next_if(|(kept, _)| *kept < place) {
+            self.map_hash.add(place, xmin);
+        }
         self.map_hash.add(place, xmin);
         self.map.push(MapRow { place, xmin, digest });
 
@@ -160,6 +195,22 @@ impl SegmentBuilder {
             self.close_value_map()?;
         }
         Ok(())
+    }
+
+    /// The recipe of a value that lies in the repository already; `None` if it does not, or not soundly.
+    fn take_over(&mut self, hash: &Digest, length: u64) -> Result<Option<Recipe>, RepositoryError> {
+        let known = self.known.clone();
+        let Some((mut recipe, list)) = known.find(hash)?.filter(|(recipe, _)| recipe.length == length) else {
+            return Ok(None);
+        };
+        let chunks: Option<Vec<ChunkId>> = recipe.operations.iter().map(|op| chunk_of(list, op.chunk)).collect();
+        let Some(chunks) = chunks.filter(|chunks| chunks.iter().all(|id| self.sink.rely_on(id))) else {
+            return Ok(None);
+        };
+        for (op, id) in recipe.operations.iter_mut().zip(chunks) {
+            op.chunk = self.ordinal(id);
+        }
+        Ok(Some(recipe))
     }
 
     /// Puts a value into chunks and says how to get it back.
@@ -284,26 +335,36 @@ impl SegmentBuilder {
         // Every group was closed, so each place in the list has its id.
         let payload = self.payload.iter().flatten().flat_map(|id| id.0).collect();
         let digest = self.digest.finish();
-        let increment = Increment {
-            epoch: self.epoch,
-            rows: self.row_count as u32,
-            row_chunks: self.row_chunks,
-            row_map: self.row_map,
-            value_map: self.value_map,
-            payload,
-            dead: Vec::new(),
-            zone,
-            value_bytes: self.value_bytes,
-        };
-        let increments = if self.row_count == 0 { Vec::new() } else { vec![increment] };
-        let descriptor = Descriptor { first_block, end_block, rows: self.row_count, digest, increments };
+        for (place, xmin) in self.kept_rows {
+            self.map_hash.add(place, xmin);
+        }
+        let mut increments = self.kept;
+        if self.row_count > 0 {
+            increments.push(Increment {
+                epoch: self.epoch,
+                rows: self.row_count as u32,
+                row_chunks: self.row_chunks,
+                row_map: self.row_map,
+                value_map: self.value_map,
+                payload,
+                dead: Vec::new(),
+                zone,
+                value_bytes: self.value_bytes,
+            });
+        }
+        let rows = self.kept_count + self.row_count;
+        // Where one has none, any row may lie in it.
+        let zones = increments.iter().map(|increment| increment.zone).collect::<Option<_>>().unwrap_or_default();
+        let value_bytes = increments.iter().map(|increment| increment.value_bytes).sum();
+        let descriptor = Descriptor { first_block, end_block, rows, digest, increments };
         let entry = SegmentEntry {
             descriptor: self.sink.store(ChunkKind::Meta, &cbor::encode("descriptor", &descriptor)?)?,
-            rows: self.row_count,
+            rows,
             map_hash: self.map_hash.finish(),
             digest,
-            zones: zone.into_iter().collect(),
+            value_bytes,
+            zones,
         };
-        Ok(BuiltSegment { entry, value_bytes: self.value_bytes })
+        Ok(BuiltSegment { entry, read_rows: self.row_count, read_bytes: self.value_bytes })
     }
 }

@@ -24,6 +24,7 @@ use crate::repository::{Repository, RepositoryError};
 
 use findings::Findings;
 pub use findings::{Finding, FindingKind};
+use objects::Present;
 
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +79,12 @@ pub async fn verify(
     };
     check.report.snapshots = chosen.len() as u64;
     let indexed = check.fragments(&chosen).await?;
+    let present = check.present().await?;
     let mut packs = BTreeMap::new();
     for snapshot in &chosen {
-        packs.extend(check.referenced(snapshot).await?);
+        packs.extend(check.referenced(snapshot, &present).await?);
     }
     check.report.packs = packs.len() as u64;
-    let present = check.present().await?;
     let mut damaged = check.compare_sizes(&packs, &present).await?;
     if only.is_none() {
         check.history(&chosen).await?;
@@ -92,7 +93,7 @@ pub async fn verify(
     if level != Level::Structure {
         damaged.extend(check.hash_packs(&packs, &damaged).await?);
     }
-    check.blame(&chosen, &damaged).await?;
+    check.blame(&chosen, &damaged, &present).await?;
     if level == Level::Rows {
         check.compare_rows(&chosen).await?;
     }
@@ -102,12 +103,17 @@ pub async fn verify(
 impl Check<'_> {
     /// Tells at each damaged pack which snapshots need it. Walks through their metadata once more, but only after damage, so
     /// that a sound repository needs no memory for who uses what.
-    async fn blame(&mut self, chosen: &[Snapshot], damaged: &BTreeSet<PackId>) -> Result<(), RepositoryError> {
+    async fn blame(
+        &mut self,
+        chosen: &[Snapshot],
+        damaged: &BTreeSet<PackId>,
+        present: &Present,
+    ) -> Result<(), RepositoryError> {
         if damaged.is_empty() {
             return Ok(());
         }
         for snapshot in chosen {
-            let used = self.referenced(snapshot).await?;
+            let used = self.referenced(snapshot, present).await?;
             for pack in damaged.iter().filter(|pack| used.contains_key(pack)) {
                 self.findings.add(Finding::new(FindingKind::Damaged, "").at(&pack_name(pack)?).of(&snapshot.id));
             }

@@ -124,15 +124,21 @@ impl Check<'_> {
     }
 
     /// The packs that a snapshot needs, with their sizes as recorded; every chunk id in it is looked up.
-    pub(super) async fn referenced(&mut self, snapshot: &Snapshot) -> Result<BTreeMap<PackId, u32>, RepositoryError> {
+    pub(super) async fn referenced(
+        &mut self,
+        snapshot: &Snapshot,
+        present: &Present,
+    ) -> Result<BTreeMap<PackId, u32>, RepositoryError> {
         let mut packs = BTreeMap::new();
-        let reader = match SnapshotReader::open(self.repository, snapshot).await {
+        let mut reader = match SnapshotReader::open(self.repository, snapshot).await {
             Ok(reader) => reader,
             Err(e) => {
                 self.findings.add_error(e, None, [snapshot.id])?;
                 return Ok(packs);
             }
         };
+        // What was lost and stored again is sound.
+        reader.chunks.prefer(|pack| present.packs.get(&pack.id) == Some(&u64::from(pack.size)));
         let manifest = reader.manifest();
         let schema = manifest.schema.catalog.iter().chain(&manifest.schema.dump);
         self.locate(&reader, schema.copied(), &mut packs)?;
@@ -167,11 +173,7 @@ impl Check<'_> {
     ) -> Result<(), RepositoryError> {
         self.locate(reader, std::iter::once(segment.descriptor).chain(segment.zones.iter().copied()), packs)?;
         for increment in reader.descriptor(segment).await?.increments {
-            let (rows, values) = (increment.row_chunks.iter(), increment.value_map.iter());
-            let payload = increment.payload.chunks_exact(ChunkId::LENGTH).filter_map(ChunkId::from_slice);
-            let all =
-                rows.map(|c| c.id).chain(increment.row_map.iter().copied()).chain(values.map(|c| c.id)).chain(payload);
-            self.locate(reader, all, packs)?;
+            self.locate(reader, increment.chunks(), packs)?;
         }
         Ok(())
     }

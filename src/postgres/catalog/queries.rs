@@ -251,7 +251,7 @@ const TYPES: &str = "SELECT t.oid::int8, n.nspname AS schema, t.typname AS name,
      (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e WHERE t.typtype = 'e' AND e.enumtypid = t.oid) \
       AS labels, \
      (SELECT json_agg(json_build_object('name', a.attname, 'type_oid', a.atttypid::int8, 'type', \
-      format_type(a.atttypid, a.atttypmod)) ORDER BY a.attnum) FROM pg_attribute a WHERE t.typtype = 'c' \
+      format_type(a.atttypid, a.atttypmod), 'number', a.attnum) ORDER BY a.attnum) FROM pg_attribute a WHERE t.typtype = 'c' \
       AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS attributes, \
      (SELECT json_agg(pg_get_constraintdef(o.oid) ORDER BY o.conname) FROM pg_constraint o WHERE t.typtype = 'd' \
       AND o.contypid = t.oid) AS checks, \

@@ -56,6 +56,9 @@ pub struct Attribute {
     pub type_oid: u32,
     #[serde(rename = "type")]
     pub type_name: String,
+    /// One that was dropped and made again under its name is another.
+    #[serde(default)]
+    pub number: i16,
 }
 
 impl TypeFacts {
@@ -125,7 +128,7 @@ fn digest(table: &Table, missing: &[(String, String)], types: &HashMap<u32, Type
         element: Option<(&'a str, &'a str)>,
         subtype: Option<(&'a str, &'a str)>,
         labels: &'a Option<Vec<String>>,
-        attributes: Vec<(&'a str, &'a str)>,
+        attributes: Vec<(&'a str, &'a str, i16)>,
     }
     let name = |oid: Option<u32>| {
         oid.and_then(|oid| types.get(&oid)).map(|facts| (facts.schema.as_str(), facts.name.as_str()))
@@ -148,7 +151,7 @@ fn digest(table: &Table, missing: &[(String, String)], types: &HashMap<u32, Type
                 .attributes
                 .iter()
                 .flatten()
-                .map(|attribute| (attribute.name.as_str(), attribute.type_name.as_str()))
+                .map(|attribute| (attribute.name.as_str(), attribute.type_name.as_str(), attribute.number))
                 .collect(),
         })
         .collect();
@@ -159,7 +162,7 @@ fn digest(table: &Table, missing: &[(String, String)], types: &HashMap<u32, Type
         .map(|column| (column.number, &column.name, column.dropped, &column.type_name, &column.generated, column.wire))
         .collect();
     // The expression of a generated column is left out: changing it rewrites the table, or the values are not stored.
-    let canonical = serde_json::to_vec(&("schema-1", &table.access_method, columns, used, missing));
+    let canonical = serde_json::to_vec(&("schema-2", &table.access_method, columns, used, missing));
     // Plain structures with string keys always serialize; an empty text would still only cost a full read.
     blake3::hash(&canonical.unwrap_or_default()).to_hex().to_string()
 }

@@ -122,7 +122,7 @@ fn page(sink: &ChunkSink, increments: Vec<Increment>, rows: u64) -> Result<Chunk
     let digest = Digest([0; 16]);
     let descriptor = Descriptor { first_block: 0, end_block: None, rows, digest, increments };
     let descriptor = sink.store(ChunkKind::Meta, &cbor::encode("descriptor", &descriptor)?)?;
-    let entry = SegmentEntry { descriptor, rows, map_hash: [0; 32], digest, zones: vec![] };
+    let entry = SegmentEntry { descriptor, rows, map_hash: [0; 32], digest, value_bytes: 0, zones: vec![] };
     sink.store(ChunkKind::Meta, &cbor::encode("page", &Page { segments: vec![entry] })?)
 }
 

@@ -165,6 +165,9 @@ impl Keys {
             suspect_percent: 20,
             heads: Vec::new(),
             accept_loss: false,
+            full: false,
+            trust_history: false,
+            checkpoint_every: std::time::Duration::from_secs(60),
         };
         take(&repository, &dsn(dsn_text), &options, &monitor()).await
     }

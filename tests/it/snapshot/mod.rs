@@ -5,6 +5,8 @@ mod command;
 mod coverage;
 #[cfg(feature = "failpoints")]
 mod deaths;
+mod histories;
+mod incremental;
 mod keys;
 mod memory;
 mod oracle;

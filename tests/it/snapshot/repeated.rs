@@ -15,7 +15,7 @@ use restante::storage::layers::Counting;
 use super::support::{Place, dsn, filled, monitor, options, restored, snapshot, snapshot_role, text};
 use crate::server::TestServer;
 
-async fn stored(place: &Place, kind: ChunkKind) -> u64 {
+pub async fn stored(place: &Place, kind: ChunkKind) -> u64 {
     let reader = place.reader().await;
     let index = load_index(&*reader.storage, &reader.secrets, None).await.unwrap();
     index.packs().filter(|pack| pack.kind == kind).map(|pack| u64::from(pack.size)).sum()

@@ -161,6 +161,9 @@ pub fn options() -> SnapshotOptions {
         heads: Vec::new(),
         suspect_percent: 20,
         accept_loss: false,
+        full: false,
+        trust_history: false,
+        checkpoint_every: std::time::Duration::from_secs(60),
     }
 }
 
@@ -235,6 +238,8 @@ exec "$bin/pg_dump" "$@"
                     identity.into_iter().chain(row.fields.iter().map(|f| f.as_ref().map(|b| b.to_vec()))).collect()
                 }));
             }
+            // Increments lie one behind the other; the place is the first field.
+            found.sort();
             counts.insert(table.label(), found.len());
             let path = self.folder.path().join("tables").join(table.oid.to_string());
             let Ok(copied) = fs::read(path) else { continue };
