@@ -31,7 +31,7 @@ pub struct Repository {
     pub fingerprint: Fingerprint,
     pub secrets: Arc<Secrets>,
     /// Present when opened with a writer key.
-    pub writer: Option<WriterKey>,
+    pub writer: Option<Arc<WriterKey>>,
     /// Why newer key rings than the one that was opened did not open: damaged, a stranger's, or for other readers.
     pub passed_over: Vec<(ObjectName, RepositoryError)>,
 }
@@ -138,7 +138,7 @@ impl Repository {
         }
         config.check_features(Operation::Read)?;
         let (secrets, writer, passed_over) = match access {
-            Access::Writer(key) => (key.secrets()?, Some(key), Vec::new()),
+            Access::Writer(key) => (key.secrets()?, Some(Arc::new(key)), Vec::new()),
             Access::Reader(paths) => {
                 let (ring, passed_over) = find_ring(&*storage, &paths, &config, fingerprint).await?;
                 (ring.secrets()?, None, passed_over)
@@ -151,8 +151,14 @@ impl Repository {
         Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer, passed_over })
     }
 
+    /// The same repository over a layer of its storage.
+    pub fn over(&self, storage: Arc<dyn Storage>) -> Self {
+        let (config, secrets, writer) = (self.config.clone(), self.secrets.clone(), self.writer.clone());
+        Self { storage, config, fingerprint: self.fingerprint, secrets, writer, passed_over: Vec::new() }
+    }
+
     pub fn writer_key(&self) -> Result<&WriterKey, RepositoryError> {
-        self.writer.as_ref().ok_or(RepositoryError::WriterNeeded)
+        self.writer.as_deref().ok_or(RepositoryError::WriterNeeded)
     }
 
     /// For a writer: refuses when the key objects are not those that the key knows, or the epoch is another.

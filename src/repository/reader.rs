@@ -1,7 +1,7 @@
 //! Fetching chunks: the index says where they lie, neighbours are fetched with one range request, each chunk is opened,
 //! decompressed and its id computed again before anybody sees it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -183,6 +183,20 @@ impl ChunkReader {
         }
         drop(kept);
         Ok(all)
+    }
+
+    /// Fetches the packs in which these chunks lie and keeps what is in them, unless they are larger than what is kept: for who will ask for
+    /// most of it, a piece at a time.
+    pub async fn keep_neighbours(&self, ids: &[ChunkId]) -> Result<(), RepositoryError> {
+        let packs: BTreeMap<PackId, &PackInfo> =
+            ids.iter().filter_map(|id| self.index.find(id)).map(|(info, _)| (info.id, info)).collect();
+        let limit =
+            self.kept.as_ref().map_or(0, |kept| kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).limit);
+        let all: Vec<&Entry> = packs.values().flat_map(|info| &info.entries).collect();
+        if all.iter().map(|entry| entry.raw_length as usize).sum::<usize>() <= limit {
+            self.fetch_all(&all.iter().map(|entry| entry.id).collect::<Vec<_>>()).await?;
+        }
+        Ok(())
     }
 
     async fn fetch_anew(

@@ -33,7 +33,7 @@ impl KeyHolder {
     ) -> Result<Self, RepositoryError> {
         let repository = super::Repository::open(storage.clone(), super::Access::Writer(key), None).await?;
         repository.check_key_objects().await?;
-        let key = repository.writer.ok_or(RepositoryError::WriterNeeded)?;
+        let key = repository.writer.and_then(Arc::into_inner).ok_or(RepositoryError::WriterNeeded)?;
         let loaded = load_config(&*storage, Some(key.fingerprint)).await?;
         let ring = newest_ring(&*storage, identities, &loaded.config, loaded.fingerprint).await?;
         let secrets = ring.secrets()?;

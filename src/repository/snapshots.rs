@@ -13,6 +13,7 @@ use super::envelope::{self, ObjectKind};
 use super::error::RepositoryError;
 use super::id::{ChunkId, ObjectId, SignerId};
 use super::manifest::{Certificate, Manifest, Table, manifest_name};
+use super::name::NameKind;
 use super::reader::{ChunkReader, check_name};
 use super::rows::{Field, RowHasher, RowReader, ValueHash};
 use super::segment::{self, Descriptor, Increment, MapRow, MapValue, PAGE_SEGMENTS, Page, SegmentEntry};
@@ -51,6 +52,33 @@ pub async fn list(repository: &Repository) -> Result<(Vec<Snapshot>, Vec<Reposit
             }
             Err(e) if e.is_about_an_object() => problems.push(e),
             // Who cannot look must not go on as if there were nothing.
+            Err(e) => return Err(e),
+        }
+    }
+    snapshots.sort_by_key(|snapshot| (snapshot.manifest.taken, snapshot.id));
+    Ok((snapshots, problems))
+}
+
+/// The newest snapshots, oldest first, back to the one for which `is_enough` says so; what lies before was not looked at.
+pub async fn newest(
+    repository: &Repository,
+    mut is_enough: impl FnMut(&Snapshot) -> bool,
+) -> Result<(Vec<Snapshot>, Vec<RepositoryError>), RepositoryError> {
+    let mut names: Vec<ObjectName> =
+        repository.storage.list(NameKind::Manifest.prefix()).map_ok(|meta| meta.name).try_collect().await?;
+    names.sort();
+    let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
+    for name in names.iter().rev() {
+        match load(repository, name).await {
+            Ok((snapshot, problem)) => {
+                problems.extend(problem);
+                let enough = is_enough(&snapshot);
+                snapshots.push(snapshot);
+                if enough {
+                    break;
+                }
+            }
+            Err(e) if e.is_about_an_object() => problems.push(e),
             Err(e) => return Err(e),
         }
     }

@@ -34,8 +34,6 @@ use crate::storage::{ObjectName, PutMode, Storage, StorageError};
 const QUEUE: usize = 1;
 /// Packs that are being put and read back at a time.
 const UPLOADS: usize = 2;
-/// So many packs are looked for one by one.
-const HEADS: usize = 8;
 /// So much work at most is lost by a run that dies.
 const FRAGMENT_EVERY: Duration = Duration::from_secs(60);
 /// Packs in memory at a time: one of each kind open, those above, and each upload's copy that was fetched back.
@@ -421,28 +419,20 @@ impl Stored {
             .map_ok(|meta| meta.name.as_str().split('/').nth(1).unwrap_or_default().to_owned())
             .try_collect()
             .await?;
-        let pruned = |name: ObjectName| {
-            let message = "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
-            RepositoryError::Damaged { name, message }
-        };
-        // One by one where they are few: a listing names every pack.
-        let listed = if self.hits.len() > HEADS { Some(present_packs(&*self.storage).await?) } else { None };
-        for pack in &self.hits {
-            let name = pack_name(pack)?;
-            let present = match &listed {
-                Some(listed) => listed.contains_key(pack),
-                None => self.storage.head(&name).await?.is_some(),
-            };
-            if !present || tombstones.contains(&pack.to_hex()) {
-                return Err(pruned(name));
-            }
-        }
-        // What was taken over whole is safe as long as the snapshot that it was taken from is kept.
-        if let Some(parent) = &manifest.parent {
-            let name = certificate_name(parent)?;
-            if self.storage.head(&name).await?.is_none() || self.storage.head(&forgotten_name(parent)?).await?.is_some()
-            {
-                return Err(pruned(name));
+        // After the tombstones: another order could miss what a pruner does meanwhile. What was taken over whole is safe as long as the
+        // snapshot that it was taken from is kept.
+        let relied: Vec<ObjectName> = self.hits.iter().map(pack_name).collect::<Result<_, _>>()?;
+        let parent = manifest.parent.iter().map(certificate_name).collect::<Result<Vec<_>, _>>()?;
+        let forgotten = manifest.parent.iter().map(forgotten_name).collect::<Result<Vec<_>, _>>()?;
+        if !relied.is_empty() || !parent.is_empty() {
+            let present: HashSet<ObjectName> = self.storage.list("").map_ok(|meta| meta.name).try_collect().await?;
+            let is_tombstoned = |name: &&ObjectName| tombstones.contains(name.file_name());
+            let missing = relied.iter().chain(&parent).find(|name| !present.contains(*name));
+            let gone = missing.or(forgotten.iter().find(|name| present.contains(*name)));
+            if let Some(name) = gone.or(relied.iter().find(is_tombstoned)) {
+                let message =
+                    "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
+                return Err(RepositoryError::Damaged { name: name.clone(), message });
             }
         }
         let certificate = Certificate {

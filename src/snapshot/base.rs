@@ -177,6 +177,8 @@ impl Bases {
 
 async fn of_manifest(manifest: &Manifest, reader: &ChunkReader) -> Result<Base, RepositoryError> {
     let pages: Vec<_> = manifest.tables.iter().flat_map(|table| table.pages.iter().copied()).collect();
+    // Of a store that is not large, all of its metadata is one request or two.
+    reader.keep_neighbours(&pages).await?;
     let pages = reader.fetch_all(&pages).await?;
     let mut tables = HashMap::with_capacity(manifest.tables.len());
     for table in &manifest.tables {

@@ -50,7 +50,6 @@ struct Seen<'a> {
 pub async fn compare(
     run: &Run<'_>,
     window: &[Task<'_>],
-    reader: &ChunkReader,
     hashing: &Hashing,
     known: &mut KnownValues,
 ) -> Result<Vec<Work>, SnapshotError> {
@@ -60,7 +59,7 @@ pub async fn compare(
     let seen =
         share_out(run.set, with_before, async |reader, (at, task, before)| see(run, reader, at, task, before).await)
             .await?;
-    let sink = run.writer.sink();
+    let (sink, reader) = (run.writer.sink(), run.reader);
     // Of a snapshot that is kept nothing is missing unless something is missing in the repository.
     let is_safe = |one: &Seen<'_>| one.before.base.is_kept && run.bases.is_sound;
     let mut seen: Vec<Seen<'_>> = seen.into_iter().flatten().collect();
@@ -110,7 +109,7 @@ pub async fn compare(
         }
         work[one.at] = Work::Read(change);
     }
-    learn(run, reader, &lost, known).await?;
+    learn(run, &lost, known).await?;
     Ok(work)
 }
 
@@ -175,14 +174,9 @@ async fn fetched(reader: &ChunkReader, ids: Vec<ChunkId>) -> Result<Option<HashM
     }
 }
 
-async fn learn(
-    run: &Run<'_>,
-    reader: &ChunkReader,
-    lost: &[&Increment],
-    known: &mut KnownValues,
-) -> Result<(), SnapshotError> {
+async fn learn(run: &Run<'_>, lost: &[&Increment], known: &mut KnownValues) -> Result<(), SnapshotError> {
     let ids = lost.iter().flat_map(|increment| increment.value_map.iter().map(|chunk| chunk.id));
-    let Some(maps) = fetched(reader, ids.collect()).await? else { return Ok(()) };
+    let Some(maps) = fetched(run.reader, ids.collect()).await? else { return Ok(()) };
     for increment in lost {
         let chunks = increment.value_map.iter().filter_map(|chunk| maps.get(&chunk.id));
         let values = chunks.map(|bytes| decode_value_map(bytes)).collect::<Result<Vec<_>, _>>()?.concat();

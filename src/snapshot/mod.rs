@@ -23,6 +23,7 @@ mod segment;
 mod suspect;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -40,6 +41,7 @@ use crate::repository::manifest::{Manifest, NotCovered, ReadWhole, ServerSummary
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::writer::{PACKS_IN_MEMORY, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
+use crate::storage::layers::Listed;
 
 use base::{Bases, Lineage};
 use pipeline::Finished;
@@ -112,12 +114,15 @@ pub async fn take(
 ) -> Result<Snapshot, SnapshotError> {
     let started = Timestamp::now();
     let pack_target = pack_target(options)?;
-    let (earlier, problems) = snapshots::list(repository).await?;
+    let (facts, marker) = Marker::open(dsn, &repository.secrets.repository.to_hex()).await?;
+    let store = identity(&facts);
+    let marker = marker.as_ref().map_err(String::as_str);
+    let listed = Arc::new(Listed::of(repository.storage.clone()).await.map_err(RepositoryError::from)?);
+    let repository = &repository.over(listed.clone());
+    let (earlier, problems) = snapshots::newest(repository, enough(&store, marker)).await?;
     for problem in problems {
         monitor.warn(&format!("an earlier snapshot is left out of account: {problem}"));
     }
-    let (facts, marker) = Marker::open(dsn, &repository.secrets.repository.to_hex()).await?;
-    let store = identity(&facts);
     let of_store: Vec<&Snapshot> = earlier.iter().filter(|s| s.manifest.store == store).collect();
     let found = of_store.last().map_or(0, |s| s.manifest.sequence);
     let remembered = options.heads.iter().find(|head| head.store == store).map(|head| head.sequence);
@@ -126,7 +131,6 @@ pub async fn take(
     }
 
     let runs = checkpoint::runs(repository).await?;
-    let marker = marker.as_ref().map_err(String::as_str);
     let mut lineage = Lineage::find(&of_store, &runs, &store, marker, options.trust_history);
     let believed = lineage.parent.and_then(|parent| parent.manifest.server.marker);
     if options.full {
@@ -141,7 +145,8 @@ pub async fn take(
         monitor.warn(&format!("what this index fragment names is stored again: {problem}"));
     }
     let is_sound = lineage.parent.is_none_or(|parent| writer.sink().is_sound(&parent.manifest.fragments));
-    let bases = match Bases::load(&lineage, &set, &server, &writer.reader(repository), is_sound).await {
+    let reader = writer.reader(repository).keeping(METADATA_KEPT);
+    let bases = match Bases::load(&lineage, &set, &server, &reader, is_sound).await {
         Ok(bases) => bases,
         Err(error) => {
             writer.abandon().await;
@@ -151,6 +156,7 @@ pub async fn take(
     let layout = layout::plan(&set.catalog, &set.facts, options, |table, block_size| {
         bases.blocks_per_segment(table, block_size).or_else(|| layout::before(of_store.last()?, table, block_size))
     });
+    listed.forget();
     let finished = Finished::default();
     let run = pipeline::Run {
         set: &set,
@@ -158,6 +164,7 @@ pub async fn take(
         layout: &layout,
         repository,
         writer: &writer,
+        reader: &reader,
         bases: &bases,
         memory: options.memory,
         finished: &finished,
@@ -262,6 +269,27 @@ pub async fn take(
     let (id, certificate) = stored.commit(&manifest).await?;
     progress.writer.clear(&runs, &manifest.store).await;
     Ok(Snapshot { id, manifest: manifest.into(), signer, certificate: Some(certificate) })
+}
+
+/// Bytes of the last snapshot's metadata that are kept in memory; where it has more, it is fetched piece by piece.
+const METADATA_KEPT: usize = 16 << 20;
+/// So many snapshots of a store are gone through for one that can be believed.
+const MOST_EARLIER: usize = 20;
+
+/// Which snapshots of a store a run wants to know of: the newest, the newest that is a measure for losses, and the newest that can be believed.
+fn enough<'a>(store: &'a StoreIdentity, marker: Result<&'a Marker, &str>) -> impl FnMut(&Snapshot) -> bool + use<'a> {
+    let tokens = marker.map(|marker| marker.found.clone()).unwrap_or_default();
+    let (mut seen, mut has_measure, mut has_believed) = (0, false, tokens.is_empty());
+    move |snapshot| {
+        let manifest = &snapshot.manifest;
+        if manifest.store == *store {
+            seen += 1;
+            let is_certified = snapshot.certificate.is_some();
+            has_measure |= is_certified && manifest.suspect.is_empty();
+            has_believed |= is_certified && manifest.server.marker.is_some_and(|token| tokens.contains(&token));
+        }
+        (has_measure && has_believed) || seen >= MOST_EARLIER
+    }
 }
 
 /// Half of the memory is for packs on their way; each reader takes about 4 MiB of batches, a group and a piece.

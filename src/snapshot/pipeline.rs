@@ -24,7 +24,7 @@ use crate::repository::cbor;
 use crate::repository::chunk::ChunkKind;
 use crate::repository::id::{ChunkId, Epoch};
 use crate::repository::manifest::{Column, NotCovered, ReadWhole, ServerSummary, Table, Wire};
-use crate::repository::reader::run_blocking;
+use crate::repository::reader::{ChunkReader, run_blocking};
 use crate::repository::rows::{MultisetDigest, RowHasher};
 use crate::repository::segment::{PAGE_SEGMENTS, Page, SegmentEntry, TupleId};
 use crate::repository::writer::{ChunkSink, RepositoryWriter};
@@ -122,6 +122,8 @@ pub struct Run<'a> {
     pub layout: &'a Layout,
     pub repository: &'a Repository,
     pub writer: &'a RepositoryWriter,
+    /// Of earlier states.
+    pub reader: &'a ChunkReader,
     pub bases: &'a Bases,
     /// Bytes that buffers may take.
     pub memory: usize,
@@ -175,12 +177,11 @@ pub async fn read_tables(run: &Run<'_>) -> Result<ReadTables, SnapshotError> {
     run.monitor.stage("reading", Unit::Bytes, Some(layout.tables.iter().map(|t| t.bytes).sum()));
 
     let hashing = Hashing::of(run.repository)?;
-    let reader = run.writer.reader(run.repository);
     let mut known = KnownValues::default();
     let mut segments: Vec<Vec<(u32, BuiltSegment)>> = layout.tables.iter().map(|_| Vec::new()).collect();
     let mut gaps: BTreeMap<usize, Vec<Gap>> = BTreeMap::new();
     for window in windows(&tasks) {
-        let work = compare(run, window, &reader, &hashing, &mut known).await?;
+        let work = compare(run, window, &hashing, &mut known).await?;
         let values = Arc::new(std::mem::take(&mut known));
         let items: Vec<_> = window.iter().zip(work).collect();
         let done = share_out(set, items, async |reader, (task, work)| {

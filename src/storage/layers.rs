@@ -1,13 +1,14 @@
-//! Layers over a storage: [`Counting`] tells what was asked of it (for `--json` and for budgets of requests in tests),
+//! Layers over a storage: [`Counting`] tells what was asked of it (for `--json` and for budgets of requests in tests), [`Listed`] lists once,
 //! `Dying` (cargo feature `failpoints`) has a point before and after each call at which a test ends the process.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{BoxStream, StreamExt};
+use futures_util::TryStreamExt;
+use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::{Capabilities, ObjectMeta, ObjectName, PutMode, Retention, Storage, StorageError};
 
@@ -136,6 +137,78 @@ impl Storage for Counting {
 #[derive(Debug)]
 pub struct Dying {
     inner: Arc<dyn Storage>,
+}
+
+/// Lists everything once and answers from that until it is told to forget: who begins to work asks for one prefix after the other.
+pub struct Listed {
+    inner: Arc<dyn Storage>,
+    names: Mutex<Option<Vec<ObjectMeta>>>,
+}
+
+impl Listed {
+    pub async fn of(inner: Arc<dyn Storage>) -> Result<Self, StorageError> {
+        let names = inner.list("").try_collect().await?;
+        Ok(Self { inner, names: Mutex::new(Some(names)) })
+    }
+
+    /// From now on the storage itself is asked.
+    pub fn forget(&self) {
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl std::fmt::Debug for Listed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Listed({:?})", self.inner)
+    }
+}
+
+#[async_trait]
+impl Storage for Listed {
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
+    async fn put(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        mode: PutMode,
+        retention: Option<Retention>,
+    ) -> Result<(), StorageError> {
+        self.inner.put(name, bytes, mode, retention).await
+    }
+
+    async fn get(&self, name: &ObjectName) -> Result<Bytes, StorageError> {
+        self.inner.get(name).await
+    }
+
+    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.inner.get_range(name, range).await
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError> {
+        self.inner.head(name).await
+    }
+
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<ObjectMeta, StorageError>> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*names {
+            Some(names) => {
+                let fitting = names.iter().filter(|meta| meta.name.as_str().starts_with(prefix)).cloned();
+                stream::iter(fitting.map(Ok).collect::<Vec<_>>()).boxed()
+            }
+            None => self.inner.list(prefix),
+        }
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.inner.delete(name).await
+    }
+
+    async fn probe(&self) -> Result<Capabilities, StorageError> {
+        self.inner.probe().await
+    }
 }
 
 #[cfg(feature = "failpoints")]
