@@ -33,6 +33,9 @@ pub struct Take {
     /// Memory for buffers [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
+    /// Read at most so much in a second, all readers together, as 20MB
+    #[arg(long, value_name = "SIZE")]
+    rate_limit: Option<String>,
     /// Give way when somebody waits behind the snapshot's locks for so many seconds; 0 never
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     yield_after: u64,
@@ -125,6 +128,11 @@ impl Take {
         if jobs == 0 {
             return Err(UsageError("--jobs: at least 1".into()).into());
         }
+        let rate_limit = self.rate_limit.as_deref().map(units::parse_size).transpose();
+        let rate_limit = rate_limit.map_err(|e| UsageError(format!("--rate-limit: {e}")))?;
+        if rate_limit == Some(0) {
+            return Err(UsageError("--rate-limit: at least one byte a second".into()).into());
+        }
         let exclude = self.exclude.iter().chain(&config.exclude);
         let exclude = exclude.map(|text| text.parse::<TablePattern>()).collect::<Result<_, _>>();
         let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
@@ -146,6 +154,7 @@ impl Take {
             accept_loss: self.accept_loss,
             full: self.full,
             trust_history: self.trust_history,
+            rate_limit,
             checkpoint_every: Duration::from_secs(self.checkpoint_every),
         })
     }

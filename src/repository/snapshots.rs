@@ -68,15 +68,20 @@ pub async fn newest(
         repository.storage.list(NameKind::Manifest.prefix()).map_ok(|meta| meta.name).try_collect().await?;
     names.sort();
     let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
+    // Names tell the second; of those of one second the order is that of their ids.
+    let second = |name: &ObjectName| name.file_name().split('-').next().map(str::to_owned);
+    let mut last = None;
     for name in names.iter().rev() {
+        if last.is_some() && last != Some(second(name)) {
+            break;
+        }
         match load(repository, name).await {
             Ok((snapshot, problem)) => {
                 problems.extend(problem);
-                let enough = is_enough(&snapshot);
-                snapshots.push(snapshot);
-                if enough {
-                    break;
+                if is_enough(&snapshot) {
+                    last = Some(second(name));
                 }
+                snapshots.push(snapshot);
             }
             Err(e) if e.is_about_an_object() => problems.push(e),
             Err(e) => return Err(e),

@@ -44,7 +44,7 @@ use crate::repository::{Repository, RepositoryError};
 use crate::storage::layers::Listed;
 
 use base::{Bases, Lineage};
-use pipeline::Finished;
+use pipeline::{Finished, Pace};
 use progress::{Done, Progress};
 
 pub use layout::{InvalidPattern, SEGMENT_BYTES, TablePattern};
@@ -73,6 +73,8 @@ pub struct SnapshotOptions {
     pub suspect_percent: u8,
     /// Somebody says that what is gone was removed on purpose: nothing is suspect.
     pub accept_loss: bool,
+    /// Bytes of rows that all readers together may read in a second.
+    pub rate_limit: Option<u64>,
     /// How often finished segments are written down, for the run that comes after one that was cut short.
     pub checkpoint_every: Duration,
     /// Read every row, whatever earlier snapshots know.
@@ -124,7 +126,7 @@ pub async fn take(
         monitor.warn(&format!("an earlier snapshot is left out of account: {problem}"));
     }
     let of_store: Vec<&Snapshot> = earlier.iter().filter(|s| s.manifest.store == store).collect();
-    let found = of_store.last().map_or(0, |s| s.manifest.sequence);
+    let found = of_store.iter().map(|s| s.manifest.sequence).max().unwrap_or(0);
     let remembered = options.heads.iter().find(|head| head.store == store).map(|head| head.sequence);
     if let Some(expected) = remembered.filter(|expected| *expected > found) {
         return Err(RepositoryError::RolledBack { expected, found }.into());
@@ -158,6 +160,8 @@ pub async fn take(
     });
     listed.forget();
     let finished = Finished::default();
+    let stop = set.readers.first().map(|reader| reader.stop_token().clone()).unwrap_or_default();
+    let pace = Pace::new(options.rate_limit, stop);
     let run = pipeline::Run {
         set: &set,
         server: &server,
@@ -168,6 +172,7 @@ pub async fn take(
         bases: &bases,
         memory: options.memory,
         finished: &finished,
+        pace: &pace,
         monitor,
     };
     let work = async {

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::SnapshotError;
 use super::base::{BaseSegment, Bases};
@@ -68,6 +70,7 @@ struct Queue<'a> {
     batch: Batch,
     /// Hears of bytes that were read.
     monitor: Option<&'a SharedMonitor>,
+    pace: &'a Pace,
 }
 
 impl Queue<'_> {
@@ -84,6 +87,7 @@ impl Queue<'_> {
         if let Some(monitor) = self.monitor {
             monitor.advance(batch.bytes as u64);
         }
+        self.pace.wait(batch.bytes as u64).await;
         batch.room = self.room.clone().acquire_many_owned(batch.bytes.min(QUEUE_BYTES) as u32).await.ok();
         self.sender.send(Part::Rows(batch)).await.is_ok()
     }
@@ -128,7 +132,37 @@ pub struct Run<'a> {
     /// Bytes that buffers may take.
     pub memory: usize,
     pub finished: &'a Finished,
+    pub pace: &'a Pace,
     pub monitor: &'a SharedMonitor,
+}
+
+/// How many bytes a second all readers together may read.
+pub struct Pace {
+    rate: Option<u64>,
+    /// When the next may be read.
+    due: Mutex<Instant>,
+    stop: CancellationToken,
+}
+
+impl Pace {
+    pub fn new(rate: Option<u64>, stop: CancellationToken) -> Self {
+        Self { rate, due: Mutex::new(Instant::now()), stop }
+    }
+
+    /// After so many bytes were read.
+    async fn wait(&self, bytes: u64) {
+        let Some(rate) = self.rate else { return };
+        let until = {
+            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+            *due = (*due).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+            *due
+        };
+        // The reader notices the end itself.
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
 }
 
 /// What came of it.
@@ -304,7 +338,7 @@ async fn read_segment(
     let worker = tokio::spawn(run_blocking(move || build(builder, receiver, first, end)));
     let room = Arc::new(Semaphore::new(QUEUE_BYTES));
     let monitor = change.read.is_none().then_some(run.monitor);
-    let mut queue = Queue { sender, room, batch: Batch::default(), monitor };
+    let mut queue = Queue { sender, room, batch: Batch::default(), monitor, pace: run.pace };
 
     let mut gaps = Vec::new();
     reader.session().execute("reading", SAVEPOINT).await.map_err(|e| reader.explain(e))?;

@@ -167,6 +167,7 @@ impl Keys {
             accept_loss: false,
             full: false,
             trust_history: false,
+            rate_limit: None,
             checkpoint_every: std::time::Duration::from_secs(60),
         };
         take(&repository, &dsn(dsn_text), &options, &monitor()).await

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use restante::repository::chunk::ChunkKind;
@@ -22,6 +22,8 @@ pub struct Series {
     pub database: TestDatabase,
     pub store: String,
     oracle: Oracle,
+    /// Snapshots so far: several in a second are told apart.
+    number: AtomicU64,
     pub options: SnapshotOptions,
 }
 
@@ -31,7 +33,7 @@ impl Series {
         let store = database.dsn_as(&snapshot_role(&database).await);
         let oracle = Oracle::new("", &[]);
         let options = SnapshotOptions { pg_dump: oracle.program(), accept_loss: true, ..options() };
-        Self { place, database, store, oracle, options }
+        Self { place, database, store, oracle, number: AtomicU64::new(0), options }
     }
 
     /// On a server of its own: a transaction of somebody else that is open makes rows be read again.
@@ -45,6 +47,7 @@ impl Series {
     pub async fn after(&self, change: &str) -> Taken {
         self.database.execute(change).await;
         let taken = snapshot(&self.place, &self.store, &self.options).await.unwrap_or_else(|e| panic!("{change}: {e}"));
+        assert_eq!(taken.manifest.sequence, self.number.fetch_add(1, Ordering::Relaxed) + 1, "{change}");
         let rows = self.oracle.compare(&self.place, &taken).await;
         Taken(taken, rows)
     }
@@ -138,7 +141,7 @@ async fn a_table_whose_file_or_meaning_changed_is_read_whole() {
         ("ALTER TYPE kind RENAME VALUE 'a' TO 'c'", "public.typed: its columns", 20),
         ("ALTER TYPE kind ADD VALUE 'd'", "public.typed: its columns", 20),
         ("ALTER TYPE place ADD ATTRIBUTE z int", "public.typed: its columns", 20),
-        ("ALTER TYPE place DROP ATTRIBUTE y, ADD ATTRIBUTE y int", "public.typed: its columns", 20),
+        ("ALTER TYPE place DROP ATTRIBUTE z, ADD ATTRIBUTE z int", "public.typed: its columns", 20),
         (
             "ALTER DOMAIN short ADD CHECK (value <> 'z'); ALTER TABLE typed ALTER s TYPE text",
             "public.typed: its columns",
@@ -162,7 +165,7 @@ async fn a_table_whose_file_or_meaning_changed_is_read_whole() {
     for (change, read) in parts {
         let taken = series.after(change).await;
         assert!(taken.is_incremental(), "{change}: {}", taken.why());
-        assert_eq!(taken.read(), read, "{change}");
+        assert_eq!(taken.read(), read, "{change}: {}", taken.why());
     }
 }
 
@@ -594,4 +597,27 @@ async fn bytes_of_no_encoding_are_taken_over() {
     let series = Series::new(database).await;
     series.after("SELECT").await;
     assert_eq!(series.after("UPDATE t SET a = 3 WHERE a = 1").await.read(), 1);
+}
+
+/// No clock: a reader that may read a byte a second is still there when the others would have been done, and ends at once when it must.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_is_held_back_still_gives_way_at_once() {
+    let series = Series::with(MAIL).await;
+    let mut options = SnapshotOptions { rate_limit: Some(1), ..series.options.clone() };
+    options.reading.cancel = Default::default();
+    let (cancel, packs) = (options.reading.cancel.clone(), series.place.storage.clone());
+    let repository = series.place.writer_over(packs).await;
+    let running = async { take(&repository, &dsn(&series.store), &options, &monitor()).await };
+    let reading = async {
+        // Until it reads: then its first batch alone would take a day.
+        let client = series.database.superuser().await;
+        let asked =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'restante' AND query LIKE 'COPY%body%'";
+        while client.query_one(asked, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cancel.cancel();
+    };
+    let (taken, ()) = tokio::join!(running, reading);
+    taken.unwrap_err();
 }

@@ -163,6 +163,7 @@ pub fn options() -> SnapshotOptions {
         accept_loss: false,
         full: false,
         trust_history: false,
+        rate_limit: None,
         checkpoint_every: std::time::Duration::from_secs(60),
     }
 }
