@@ -13,7 +13,7 @@ use restante::snapshot::{SnapshotOptions, take};
 use restante::storage::faults::{Fault, Faulty};
 use tokio_postgres::Client;
 
-use super::incremental::{copy_files, role_of_dsn};
+use super::incremental::{check_ranges, copy_files, role_of_dsn};
 use super::support::{Place, binary_rows, dsn, grant, monitor, options, snapshot, snapshot_role};
 use crate::server::{ServerOptions, TestDatabase, TestServer};
 
@@ -206,6 +206,7 @@ impl World {
     /// Holds a snapshot against what a reader sees now; nobody writes meanwhile.
     async fn compare(&mut self, repository: &Repository, taken: &Snapshot) {
         let reader = SnapshotReader::open(repository, taken).await.unwrap();
+        check_ranges(&reader).await;
         let client = self.client().await;
         for table in &taken.manifest.tables {
             let columns: Vec<String> = table.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();

@@ -430,6 +430,38 @@ async fn a_segment_has_no_more_increments_than_a_restore_likes() {
     assert!((4..=8).contains(&most), "{most}");
 }
 
+/// The segments of a table follow each other, and only the last is open.
+pub async fn check_ranges(reader: &SnapshotReader) {
+    for table in &reader.manifest().tables {
+        let mut end = Some(0);
+        for entry in reader.segments(table).await.unwrap() {
+            let descriptor = reader.descriptor(&entry).await.unwrap();
+            assert_eq!(end, Some(descriptor.first_block), "{}", table.label());
+            end = descriptor.end_block;
+        }
+        assert_eq!(end, None, "{}", table.label());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_segment_that_is_no_longer_the_last_is_no_longer_open() {
+    // A row fills a block, so the segment stays as it is when the table grows.
+    let block = "CREATE TABLE t (id int, body text); ALTER TABLE t ALTER body SET STORAGE PLAIN;
+         INSERT INTO t SELECT g, repeat('x', 7000) FROM generate_series(1, 4) g";
+    let mut series = Series::with(block).await;
+    series.options.segment_bytes = 32 << 10;
+    series.after("SELECT").await;
+    for (change, read) in [
+        ("INSERT INTO t SELECT g, repeat('y', 7000) FROM generate_series(5, 8) g", 4),
+        ("DELETE FROM t WHERE id > 4", 0),
+        ("VACUUM t", 0),
+    ] {
+        let taken = series.after(change).await;
+        assert_eq!(taken.read(), read, "{change}: {}", taken.why());
+        check_ranges(&SnapshotReader::open(&series.place.reader().await, &taken.0).await.unwrap()).await;
+    }
+}
+
 /// Several segments of a megabyte.
 async fn large() -> Series {
     let mut series = Series::with(RANDOM).await;
