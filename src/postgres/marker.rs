@@ -90,6 +90,21 @@ impl Marker {
     }
 }
 
+/// Without a marker: flushes all WAL that was written before, with a message in it that nobody reads. `false` when the role may not.
+/// A standby replays only what it has on disk.
+pub async fn flush(dsn: &Dsn) -> Result<bool, PostgresError> {
+    let session = Session::connect(dsn, SessionOptions::default()).await?;
+    if session.facts().await?.is_in_recovery {
+        return Ok(true);
+    }
+    session.execute("flushing the WAL", "SET synchronous_commit = local").await?;
+    let message = session.execute("flushing the WAL", "SELECT pg_logical_emit_message(true, 'restante', '')");
+    match failpoint::committing(message).await {
+        Err(error) if error.sqlstate() == Some("42501") => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
 async fn read(session: &Session, sequence: &str) -> Result<Token, PostgresError> {
     let sql = format!("SELECT last_value, log_cnt FROM {sequence}");
     let row = session.client().query_one(&sql, &[]).await.map_err(PostgresError::server("reading the marker"))?;

@@ -23,7 +23,6 @@ use super::dsn::Dsn;
 use super::error::PostgresError;
 use super::marker::{Marker, Token};
 use super::session::{self, ServerFacts, Session, SessionOptions};
-use super::sql;
 use crate::monitor::SharedMonitor;
 
 mod watcher;
@@ -156,8 +155,6 @@ pub struct ReadingSet {
     pub exported: String,
     /// What the marker was set to, and committed, after the export.
     pub token: Option<Token>,
-    /// Without a marker: up to where the WAL was written at the export.
-    written: Option<String>,
     shared: Arc<Shared>,
     watcher: JoinHandle<()>,
 }
@@ -180,10 +177,6 @@ const LOCK_BATCH: usize = 200;
 /// A single wait for a lock. Below `deadlock_timeout` (1 s), so that in a deadlock with us nobody else is the victim, and short,
 /// because everybody who comes after us queues behind our wait.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Asynchronous commits are on disk after three times `wal_writer_delay` (200 ms unless it was set).
-const FLUSH_ROUNDS: u32 = 300;
-const FLUSH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Between two attempts all locks are given back.
 const LOCK_PAUSE: Duration = Duration::from_millis(250);
@@ -251,23 +244,8 @@ impl ReadingSet {
             .into_iter()
             .map(|session| Reader { session, shared: shared.clone(), encoding: encoding.clone() })
             .collect();
-        let Opened { catalog, visibility, taken_at, exported, token, written } = opened;
-        Ok(Self { readers, catalog, facts, visibility, taken_at, exported, token, written, shared, watcher })
-    }
-
-    /// Waits until nothing that the snapshot sees can be lost in a crash; `false` when that takes too long. With a marker it is so
-    /// already, and a standby replays only what it has on disk.
-    pub async fn is_durable(&self) -> Result<bool, PostgresError> {
-        let (Some(written), Some(reader)) = (&self.written, self.readers.first()) else { return Ok(true) };
-        let sql = format!("SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn", sql::literal(written));
-        for _ in 0..FLUSH_ROUNDS {
-            let asked = reader.session().client().query_one_scalar::<bool, _>(&sql, &[]).await;
-            if asked.map_err(PostgresError::server("waiting for the WAL to be flushed"))? {
-                return Ok(true);
-            }
-            tokio::time::sleep(FLUSH_PAUSE).await;
-        }
-        Ok(false)
+        let Opened { catalog, visibility, taken_at, exported, token } = opened;
+        Ok(Self { readers, catalog, facts, visibility, taken_at, exported, token, shared, watcher })
     }
 
     /// Resolves when the readers must stop, with the reason: [`PostgresError::Yielded`], [`PostgresError::TooOld`],
@@ -296,7 +274,6 @@ struct Opened {
     taken_at: String,
     exported: String,
     token: Option<Token>,
-    written: Option<String>,
 }
 
 enum Attempt {
@@ -436,15 +413,9 @@ async fn protocol(
             return Ok(None);
         }
     }
-    let mut written = None;
-    if token.is_none() {
-        let sql = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END";
-        let failed = PostgresError::server("asking where the WAL is");
-        written = first.client().query_one_scalar::<Option<String>, _>(sql, &[]).await.map_err(failed)?;
-    }
     let mut catalog = catalog::read(first).await?;
     catalog::read_sequence_values(first, &mut catalog.sequences).await?;
-    Ok(Some(Opened { catalog, visibility, taken_at, exported, token, written }))
+    Ok(Some(Opened { catalog, visibility, taken_at, exported, token }))
 }
 
 /// `xmin:xmax:a,b,c`.

@@ -33,7 +33,7 @@ use crate::monitor::SharedMonitor;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{Catalog, TableKind};
 use crate::postgres::dsn::Dsn;
-use crate::postgres::marker::Marker;
+use crate::postgres::marker::{self, Marker};
 use crate::postgres::reading::{Leave, ReadingOptions, ReadingSet};
 use crate::postgres::session::ServerFacts;
 use crate::repository::checkpoint::{self, Checkpoint, CheckpointWriter};
@@ -141,6 +141,9 @@ pub async fn take(
     let leave = marker.ok().map(|marker| Leave { marker, believed });
     let mut set = ReadingSet::open_marked(dsn, options.jobs, options.reading.clone(), leave.as_ref(), monitor).await?;
     let (mut server, taken) = (server(&set), set.taken_at.parse().unwrap_or(started));
+    if !server.durable {
+        server.durable = marker::flush(dsn).await?;
+    }
 
     let writer = RepositoryWriter::open(repository, pack_target).await?;
     for problem in &writer.problems {
@@ -181,8 +184,7 @@ pub async fn take(
         // The first reader's transaction keeps the exported snapshot alive for both.
         let (dump, tables) = futures_util::try_join!(dump, tables)?;
         let schema = schema::store(&set.catalog, dump, writer.sink()).await?;
-        let durable = set.is_durable().await?;
-        Ok::<_, SnapshotError>((tables, schema, durable))
+        Ok::<_, SnapshotError>((tables, schema))
     };
     let mut progress = Progress {
         writer: CheckpointWriter::new(repository)?,
@@ -203,7 +205,7 @@ pub async fn take(
     };
     // Gives the locks back, and VACUUM its freedom, before the last uploads.
     set.readers.clear();
-    let (read, schema, durable) = match worked {
+    let (read, schema) = match worked {
         Ok(done) => done,
         Err(error) => {
             let upload = writer.abandon().await;
@@ -217,7 +219,6 @@ pub async fn take(
             });
         }
     };
-    server.durable = durable;
     let stored = writer.finish_chunks().await?;
 
     let mut not_covered = not_covered(&set.catalog, &layout, schema.dump.is_empty());
@@ -326,7 +327,7 @@ fn server(set: &ReadingSet) -> ServerSummary {
         xmax: set.visibility.xmax,
         in_progress: set.visibility.in_progress.clone(),
         marker: set.token,
-        // With a marker it is flushed already; otherwise that is waited for at the end.
+        // With a marker it is flushed already.
         durable: set.token.is_some(),
         fsync: set.facts.fsync,
     }

@@ -271,7 +271,10 @@ async fn live(world: &mut World, history: &[Vec<Event>], seen: &Seen) {
 #[test]
 fn whatever_happened_the_next_snapshot_is_what_the_server_shows() {
     let number = |name: &str, default: u64| std::env::var(name).ok().map_or(default, |text| text.parse().unwrap());
-    let (histories, seed) = (number("RESTANTE_SNAPSHOT_HISTORIES", 100), number("RESTANTE_SEED", 1));
+    let (histories, seed) = (
+        number("RESTANTE_SNAPSHOT_HISTORIES", if std::env::var_os("RESTANTE_TEST_LONG").is_some() { 5000 } else { 60 }),
+        number("RESTANTE_SEED", 1),
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let seen = Seen::default();
     let world = std::cell::RefCell::new(runtime.block_on(World::new()));

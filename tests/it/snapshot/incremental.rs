@@ -416,7 +416,7 @@ async fn a_segment_has_no_more_increments_than_a_restore_likes() {
     let series = Series::with(MAIL).await;
     series.after("SELECT").await;
     let mut most = 0;
-    for round in 1..=20 {
+    for round in 1..=12 {
         let change = format!(
             "UPDATE mail SET seen = NOT seen WHERE id % 100 = {round}; INSERT INTO mail VALUES (9000 + {round})"
         );
