@@ -8,7 +8,7 @@ use super::SnapshotError;
 use super::base::{BaseSegment, Issued};
 use super::changes::{self, Change, KnownValues, Version};
 use super::gaps::{RELEASE, ROLL_BACK, SAVEPOINT};
-use super::pipeline::{Hashing, Run, Task, share_out};
+use super::pipeline::{Hashing, Run, Task, WINDOW_ROWS, share_out};
 use crate::postgres::PostgresError;
 use crate::postgres::copy::BlockRange;
 use crate::postgres::reading::Reader;
@@ -124,7 +124,7 @@ async fn see<'a>(
     let table = &run.set.catalog.tables[task.layout.table];
     let issued = Issued::between(&before.base.server, run.server);
     let range = BlockRange { from: task.first_block(), to: task.end_block() };
-    let mut live: Vec<Version> = Vec::with_capacity(before.entry.rows as usize);
+    let mut live: Vec<Version> = Vec::with_capacity(before.entry.rows.min(WINDOW_ROWS) as usize);
     let (mut hasher, mut may_be_others) = (MapHasher::default(), false);
     let read = async {
         let mut bounds = Vec::new();

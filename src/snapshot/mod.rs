@@ -135,6 +135,10 @@ pub async fn take(
     let runs = checkpoint::runs(repository).await?;
     let mut lineage = Lineage::find(&of_store, &runs, &store, marker, options.trust_history);
     let believed = lineage.parent.and_then(|parent| parent.manifest.server.marker);
+    if let Some(parent) = lineage.parent.filter(|parent| !is_of_these_keys(repository, &parent.manifest)) {
+        let reason = format!("the keys of epoch {} were replaced since (key rotate --new-ids)", parent.manifest.epoch);
+        lineage = Lineage { reason: Some(reason), ..Lineage::default() };
+    }
     if options.full {
         lineage = Lineage { reason: Some("--full was asked for".to_owned()), ..Lineage::default() };
     }
@@ -295,6 +299,16 @@ fn enough<'a>(store: &'a StoreIdentity, marker: Result<&'a Marker, &str>) -> imp
             has_believed |= is_certified && manifest.server.marker.is_some_and(|token| tokens.contains(&token));
         }
         (has_measure && has_believed) || seen >= MOST_EARLIER
+    }
+}
+
+/// Whoever stole the keys that were replaced may have made what lies under them.
+fn is_of_these_keys(repository: &Repository, manifest: &Manifest) -> bool {
+    let id = |epoch| repository.secrets.epoch(epoch).ok()?.id.as_ref();
+    let current = repository.writer_key().ok().and_then(|key| id(key.epoch));
+    match (current, id(manifest.epoch)) {
+        (Some(current), Some(then)) => current.expose() == then.expose(),
+        _ => false,
     }
 }
 

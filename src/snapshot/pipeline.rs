@@ -44,7 +44,7 @@ const PLACES: usize = 2000;
 /// Segments that are compared before they are read: values that moved from one to another are found within.
 const WINDOW_SEGMENTS: usize = 256;
 /// Rows in them by the last count: their places lie in memory, 12 bytes each, and their maps, 26.
-const WINDOW_ROWS: u64 = 512 << 10;
+pub(super) const WINDOW_ROWS: u64 = 512 << 10;
 
 /// Rows with the bounds of their fields, one after the other.
 #[derive(Default)]

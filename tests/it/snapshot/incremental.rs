@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use restante::repository::chunk::ChunkKind;
+use restante::repository::readers::KeyHolder;
+use restante::repository::rotate::{RotateOptions, rotate};
+use restante::repository::secrets::WriterKey;
 use restante::repository::snapshots::{Snapshot, SnapshotReader};
 use restante::snapshot::{SnapshotOptions, take};
 use restante::storage::faults::{Fault, Faulty};
@@ -543,6 +546,27 @@ async fn what_is_missing_in_the_repository_is_read_again() {
         assert!(report.findings.is_empty(), "{kind:?}: {:?}", report.findings);
         assert_eq!(series.after("SELECT").await.read(), 0, "{kind:?}");
     }
+}
+
+/// What a thief of the old keys may have written is not carried on under the new ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_were_replaced_end_what_was_known_and_a_new_epoch_alone_does_not() {
+    let series = Series::with(MAIL).await;
+    let rotated = async |new_id_secret| {
+        let key = WriterKey::load(&series.place.path("writer.key")).unwrap();
+        let holder =
+            KeyHolder::open(series.place.storage.clone(), key, &[series.place.path("reader.key")]).await.unwrap();
+        let readers = holder.readers().to_vec();
+        let rotation = rotate(holder, RotateOptions { readers, new_id_secret }).await.unwrap();
+        rotation.writer_key.save(&series.place.path("writer.key"), true).unwrap();
+        rotation.commit().await.unwrap();
+    };
+    series.after("SELECT").await;
+    rotated(false).await;
+    assert_eq!(series.after("UPDATE mail SET seen = true WHERE id = 7").await.read(), 1);
+    rotated(true).await;
+    let whole = series.after("SELECT").await;
+    assert!(!whole.is_incremental() && whole.why().contains("were replaced"), "{}", whole.why());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
