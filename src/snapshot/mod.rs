@@ -4,8 +4,8 @@
 //! readers (async)            a thread each (CPU)                              uploads (async)
 //! COPY BINARY of a segment → split, cut, hash, compress, seal, into packs → put, fetch back and open, index
 //! ```
-//! Where an earlier snapshot, or a run that was cut short, can be believed ([`base`]), segments are compared with it by the places of their rows
-//! ([`compare`], [`changes`]) and only rows that came are read.
+//! Where an earlier snapshot, or a run that was cut short, can be believed (`base`), segments are compared with it by the places of their rows
+//! (`compare`, `changes`) and only rows that came are read.
 //!
 //! Bounded on the way: two batches of 1 MiB between a reader and its thread, a few packs between threads and uploads.
 //!
