@@ -73,11 +73,12 @@ impl Marker {
     }
 
     /// Leaves a new token, and the one that is believed. All that was committed before is flushed when this returns.
-    /// `None`: `reader` does not see it, because it is connected with another server.
+    /// `None`: there is none to be believed, because `reader` is connected with another server and does not see it, or nothing is random.
     pub async fn set(&self, believed: Option<Token>, reader: &Session) -> Result<Option<Token>, PostgresError> {
         let mut bytes = [0; 8];
-        // Never fails on the systems that aws-lc supports; were it all zeros, another such token would have to be left for a mistake.
-        let _ = aws_lc_rs::rand::fill(&mut bytes);
+        if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+            return Ok(None);
+        }
         let token = (i64::from_le_bytes(bytes) & (i64::MAX >> 2)) + 1;
         let [last, before] = self.sequences.each_ref().map(|sequence| sql::literal(sequence));
         // Should the server die between the two, the last token is still that of the attempt before.
@@ -90,13 +91,9 @@ impl Marker {
     }
 }
 
-/// Without a marker: flushes all WAL that was written before, with a message in it that nobody reads. `false` when the role may not.
-/// A standby replays only what it has on disk.
+/// Without a marker, on a primary: flushes all WAL that was written before, with a message in it that nobody reads. `false` when the role may not.
 pub async fn flush(dsn: &Dsn) -> Result<bool, PostgresError> {
     let session = Session::connect(dsn, SessionOptions::default()).await?;
-    if session.facts().await?.is_in_recovery {
-        return Ok(true);
-    }
     session.execute("flushing the WAL", "SET synchronous_commit = local").await?;
     let message = session.execute("flushing the WAL", "SELECT pg_logical_emit_message(true, 'restante', '')");
     match failpoint::committing(message).await {

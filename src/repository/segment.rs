@@ -1,6 +1,9 @@
 //! Segments: fixed ranges of heap blocks of a table, each with the increments that make up its rows. All of it is metadata
 //! that a writer can open: no content of a message is here, only places, lengths and keyed hashes.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::error::RepositoryError;
@@ -82,8 +85,34 @@ pub struct ValueMapChunk {
 
 impl Increment {
     pub fn payload_chunk(&self, ordinal: u32) -> Option<ChunkId> {
-        let start = ordinal as usize * ChunkId::LENGTH;
-        ChunkId::from_slice(self.payload.get(start..start + ChunkId::LENGTH)?)
+        chunk_of(&self.payload, ordinal)
+    }
+
+    /// The row map: place, transaction and digest of each row, dead ones included. `chunks` has its chunks.
+    pub fn rows_of(&self, chunks: &HashMap<ChunkId, Bytes>) -> Result<Vec<MapRow>, RepositoryError> {
+        let mut map = Vec::new();
+        for id in &self.row_map {
+            map.extend(decode_row_map(chunks.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
+        }
+        if map.len() == self.rows as usize {
+            Ok(map)
+        } else {
+            Err(RepositoryError::malformed("row map", "it does not have as many rows as the increment"))
+        }
+    }
+
+    /// The value map, in order. `chunks` has its chunks.
+    pub fn values_of(&self, chunks: &HashMap<ChunkId, Bytes>) -> Result<Vec<MapValue>, RepositoryError> {
+        let mut values = Vec::new();
+        for ValueMapChunk { id, .. } in &self.value_map {
+            values.extend(decode_value_map(chunks.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
+        }
+        let expected: u64 = self.row_chunks.iter().map(|chunk| u64::from(chunk.values)).sum();
+        if values.len() as u64 == expected {
+            Ok(values)
+        } else {
+            Err(RepositoryError::malformed("value map", "it does not have as many values as the rows"))
+        }
     }
 
     /// The ids of the chunk list.
@@ -101,6 +130,12 @@ impl Increment {
     pub fn is_dead(&self, row: u32) -> bool {
         self.dead.get(row as usize / 8).is_some_and(|byte| byte >> (row % 8) & 1 == 1)
     }
+}
+
+/// The id at a place of a chunk list.
+pub fn chunk_of(list: &[u8], ordinal: u32) -> Option<ChunkId> {
+    let start = ordinal as usize * ChunkId::LENGTH;
+    ChunkId::from_slice(list.get(start..start + ChunkId::LENGTH)?)
 }
 
 /// The place of a tuple: block and offset, as `ctid` shows it.

@@ -16,7 +16,7 @@ use super::manifest::{Certificate, Manifest, Table, manifest_name};
 use super::name::NameKind;
 use super::reader::{ChunkReader, check_name};
 use super::rows::{Field, RowHasher, RowReader, ValueHash};
-use super::segment::{self, Descriptor, Increment, MapRow, MapValue, PAGE_SEGMENTS, Page, SegmentEntry};
+use super::segment::{Descriptor, Increment, MapRow, MapValue, PAGE_SEGMENTS, Page, SegmentEntry};
 use super::writer::certificate_name;
 use super::zone::Zone;
 use crate::postgres::catalog::Catalog;
@@ -161,6 +161,19 @@ pub fn select<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Snapsho
     }
 }
 
+/// The segments of a table, in order; `pages` has its pages.
+pub fn segments_of(table: &Table, pages: &HashMap<ChunkId, Bytes>) -> Result<Vec<SegmentEntry>, RepositoryError> {
+    let mut segments = Vec::new();
+    for id in &table.pages {
+        let page: Page = cbor::decode("page", pages.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?;
+        segments.extend(page.segments);
+    }
+    if segments.len() as u64 != table.segments {
+        return Err(RepositoryError::malformed("page", "the pages do not have as many segments as the table"));
+    }
+    Ok(segments)
+}
+
 /// Reads the tables of one snapshot.
 #[derive(Clone)]
 pub struct SnapshotReader {
@@ -192,16 +205,7 @@ impl SnapshotReader {
 
     /// The segments of a table, in order.
     pub async fn segments(&self, table: &Table) -> Result<Vec<SegmentEntry>, RepositoryError> {
-        let pages = self.chunks.fetch_all(&table.pages).await?;
-        let mut segments = Vec::new();
-        for id in &table.pages {
-            let page: Page = cbor::decode("page", pages.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?;
-            segments.extend(page.segments);
-        }
-        if segments.len() as u64 != table.segments {
-            return Err(RepositoryError::malformed("page", "the pages do not have as many segments as the table"));
-        }
-        Ok(segments)
+        segments_of(table, &self.chunks.fetch_all(&table.pages).await?)
     }
 
     pub async fn descriptor(&self, entry: &SegmentEntry) -> Result<Descriptor, RepositoryError> {
@@ -244,32 +248,13 @@ impl SnapshotReader {
 
     /// Place, transaction and digest of each row of an increment, dead ones included. A writer can open it.
     pub async fn row_map(&self, increment: &Increment) -> Result<Vec<MapRow>, RepositoryError> {
-        let maps = self.chunks.fetch_all(&increment.row_map).await?;
-        let mut map = Vec::new();
-        for id in &increment.row_map {
-            map.extend(segment::decode_row_map(maps.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
-        }
-        if map.len() == increment.rows as usize {
-            Ok(map)
-        } else {
-            Err(RepositoryError::malformed("row map", "it does not have as many rows as the increment"))
-        }
+        increment.rows_of(&self.chunks.fetch_all(&increment.row_map).await?)
     }
 
     /// The value map of an increment, in order.
     pub async fn value_map(&self, increment: &Increment) -> Result<Vec<MapValue>, RepositoryError> {
         let ids: Vec<ChunkId> = increment.value_map.iter().map(|chunk| chunk.id).collect();
-        let found = self.chunks.fetch_all(&ids).await?;
-        let mut values = Vec::new();
-        for id in &ids {
-            values.extend(segment::decode_value_map(found.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?);
-        }
-        let expected: u64 = increment.row_chunks.iter().map(|chunk| u64::from(chunk.values)).sum();
-        if values.len() as u64 == expected {
-            Ok(values)
-        } else {
-            Err(RepositoryError::malformed("value map", "it does not have as many values as the rows"))
-        }
+        increment.values_of(&self.chunks.fetch_all(&ids).await?)
     }
 
     /// Puts large values together and checks each against its keyed hash. The caller bounds how many bytes he asks for.

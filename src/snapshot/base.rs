@@ -13,12 +13,11 @@ use crate::postgres::catalog;
 use crate::postgres::marker::{Marker, Token};
 use crate::postgres::reading::ReadingSet;
 use crate::repository::RepositoryError;
-use crate::repository::cbor;
 use crate::repository::checkpoint::{CheckpointTable, Run};
 use crate::repository::manifest::{Column, Manifest, ServerSummary, StoreIdentity, Table, Wire};
 use crate::repository::reader::ChunkReader;
-use crate::repository::segment::{Page, SegmentEntry};
-use crate::repository::snapshots::Snapshot;
+use crate::repository::segment::SegmentEntry;
+use crate::repository::snapshots::{Snapshot, segments_of};
 
 /// Where history stands: what the marker, or a person, proves.
 #[derive(Default)]
@@ -148,29 +147,39 @@ impl Bases {
         tables.find(same).map(|base| base.table.blocks_per_segment)
     }
 
-    /// Why no segment of a table can be taken over, if there is an earlier state of it.
-    pub fn table_misfit(&self, table: &catalog::Table, columns: &[Column], block_size: u32) -> Option<String> {
-        let before = self.found.iter().filter_map(|base| Some(&base.tables.get(&table.oid)?.table));
-        let whys: Vec<Option<&str>> = before.map(|before| table_misfit(before, table, columns, block_size)).collect();
-        let all = whys.iter().all(Option::is_some);
-        whys.first().copied().flatten().filter(|_| all).map(str::to_owned)
-    }
-
-    /// The newest that fits.
-    pub fn segment(
+    /// What is known of a table that is as it was.
+    pub fn of_table(
         &self,
         table: &catalog::Table,
         columns: &[Column],
         block_size: u32,
         blocks_per_segment: u32,
-        number: u32,
-    ) -> Option<BaseSegment<'_>> {
-        self.found.iter().find_map(|base| {
-            let before = base.tables.get(&table.oid)?;
-            let fits = before.table.blocks_per_segment == blocks_per_segment
-                && table_misfit(&before.table, table, columns, block_size).is_none();
-            let entry = before.entries.get(&number).filter(|_| fits)?;
-            Some(BaseSegment { base, entry, is_open: number == before.last })
+    ) -> TableBases<'_> {
+        let (mut fitting, mut misfit) = (Vec::new(), None);
+        for base in &self.found {
+            let Some(before) = base.tables.get(&table.oid) else { continue };
+            match table_misfit(&before.table, table, columns, block_size) {
+                Some(why) => misfit = Some(why),
+                None if before.table.blocks_per_segment == blocks_per_segment => fitting.push((base, before)),
+                None => {}
+            }
+        }
+        TableBases { misfit: misfit.filter(|_| fitting.is_empty()), fitting }
+    }
+}
+
+/// The states of a table that can be gone back to, the newest first.
+pub struct TableBases<'a> {
+    fitting: Vec<(&'a Base, &'a BaseTable)>,
+    /// Why there is none, though the table was known.
+    pub misfit: Option<&'static str>,
+}
+
+impl<'a> TableBases<'a> {
+    /// The newest that has the segment.
+    pub fn segment(&self, number: u32) -> Option<BaseSegment<'a>> {
+        self.fitting.iter().find_map(|(base, before)| {
+            Some(BaseSegment { base, entry: before.entries.get(&number)?, is_open: number == before.last })
         })
     }
 }
@@ -182,13 +191,7 @@ async fn of_manifest(manifest: &Manifest, reader: &ChunkReader) -> Result<Base, 
     let pages = reader.fetch_all(&pages).await?;
     let mut tables = HashMap::with_capacity(manifest.tables.len());
     for table in &manifest.tables {
-        let mut entries = HashMap::with_capacity(table.segments as usize);
-        for id in &table.pages {
-            let page: Page = cbor::decode("page", pages.get(id).ok_or(RepositoryError::MissingChunk { id: *id })?)?;
-            for entry in page.segments {
-                entries.insert(entries.len() as u32, entry);
-            }
-        }
+        let entries: HashMap<u32, SegmentEntry> = (0..).zip(segments_of(table, &pages)?).collect();
         let last = (entries.len() as u32).saturating_sub(1);
         tables.insert(table.oid, BaseTable { table: table.clone(), entries, last });
     }

@@ -1,12 +1,11 @@
 //! Which rows of a segment came and went since an earlier state, by place and transaction alone: no column is read, TOAST is never touched.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::base::Issued;
 use crate::postgres::copy::Tid;
 use crate::repository::RepositoryError;
-use crate::repository::id::{ChunkId, Digest};
+use crate::repository::id::Digest;
 use crate::repository::recipe::Recipe;
 use crate::repository::rows::MultisetDigest;
 use crate::repository::segment::{Descriptor, Increment, MapRow, MapValue, TupleId};
@@ -40,12 +39,7 @@ pub struct Change {
 }
 
 /// Holds the rows as they are against a segment as it was. `maps`: the row map of each increment.
-pub fn compare(
-    live: &[Version],
-    before: Descriptor,
-    maps: &[Vec<MapRow>],
-    issued: &Issued,
-) -> Result<Change, RepositoryError> {
+pub fn compare(live: &[Version], before: Descriptor, maps: &[Vec<MapRow>], issued: &Issued) -> Change {
     let mut increments = before.increments;
     let mut known: Vec<(Version, usize, u32)> = Vec::new();
     for (number, (increment, map)) in increments.iter().zip(maps).enumerate() {
@@ -80,7 +74,7 @@ pub fn compare(
     let is_anew = live.len() * 2 < stored;
     // Reading by places costs a little more a row than reading a range.
     if is_anew || new.len() * 10 > live.len() * 3 {
-        return Ok(Change { kept: Kept::default(), read: None, has_lost, is_anew });
+        return Change { kept: Kept::default(), read: None, has_lost, is_anew };
     }
     for (increment, alive) in increments.iter_mut().zip(&alive) {
         increment.dead = dead(alive, increment.rows);
@@ -101,7 +95,7 @@ pub fn compare(
             kept.digest.add(&row.digest);
         }
         kept.increments = vec![increments.swap_remove(first)];
-        return Ok(Change { kept, read: Some(new), has_lost: true, is_anew: false });
+        return Change { kept, read: Some(new), has_lost: true, is_anew: false };
     }
     let mut number = 0;
     increments.retain(|_| {
@@ -109,7 +103,7 @@ pub fn compare(
         left.contains(&(number - 1))
     });
     kept.increments = increments;
-    Ok(Change { kept, read: Some(new), has_lost, is_anew: false })
+    Change { kept, read: Some(new), has_lost, is_anew: false }
 }
 
 fn tid(version: &Version) -> Tid {
@@ -130,7 +124,7 @@ fn dead(alive: &[u8], rows: u32) -> Vec<u8> {
 #[derive(Default)]
 pub struct KnownValues {
     /// Chunk lists of increments.
-    lists: Vec<Arc<Vec<u8>>>,
+    lists: Vec<Vec<u8>>,
     /// Which list, and the recipe as it is encoded.
     values: HashMap<Digest, (u32, Box<[u8]>)>,
     bytes: usize,
@@ -143,7 +137,7 @@ impl KnownValues {
             *self = Self::default();
         }
         let list = self.lists.len() as u32;
-        self.lists.push(Arc::new(increment.payload.clone()));
+        self.lists.push(increment.payload.clone());
         self.bytes += increment.payload.len();
         for value in map {
             let mut recipe = Vec::new();
@@ -159,10 +153,4 @@ impl KnownValues {
         let recipe = Recipe::decode(&mut Cursor::new("recipe", recipe))?;
         Ok(self.lists.get(*list as usize).map(|list| (recipe, &list[..])))
     }
-}
-
-/// The chunk of a list.
-pub fn chunk_of(list: &[u8], ordinal: u32) -> Option<ChunkId> {
-    let start = ordinal as usize * ChunkId::LENGTH;
-    ChunkId::from_slice(list.get(start..start + ChunkId::LENGTH)?)
 }

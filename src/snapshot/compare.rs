@@ -8,17 +8,14 @@ use super::SnapshotError;
 use super::base::{BaseSegment, Issued};
 use super::changes::{self, Change, KnownValues, Version};
 use super::gaps::{RELEASE, ROLL_BACK, SAVEPOINT};
-use super::pipeline::{Hashing, Run, Task, WINDOW_ROWS, share_out};
+use super::pipeline::{Run, Task, WINDOW_ROWS, share_out};
 use crate::postgres::PostgresError;
 use crate::postgres::copy::BlockRange;
 use crate::postgres::reading::Reader;
-use crate::repository::RepositoryError;
 use crate::repository::cbor;
 use crate::repository::id::ChunkId;
 use crate::repository::reader::{ChunkReader, run_blocking};
-use crate::repository::segment::{
-    Descriptor, Increment, MapHasher, SegmentEntry, TupleId, decode_row_map, decode_value_map,
-};
+use crate::repository::segment::{Descriptor, Increment, MapHasher, SegmentEntry, TupleId};
 
 /// What is to be done for a segment.
 pub enum Work {
@@ -47,12 +44,7 @@ struct Seen<'a> {
 }
 
 /// Finds out what of each segment is to be read. `known` takes in the values of segments that lost rows.
-pub async fn compare(
-    run: &Run<'_>,
-    window: &[Task<'_>],
-    hashing: &Hashing,
-    known: &mut KnownValues,
-) -> Result<Vec<Work>, SnapshotError> {
+pub async fn compare(run: &Run<'_>, window: &[Task<'_>], known: &mut KnownValues) -> Result<Vec<Work>, SnapshotError> {
     let mut work: Vec<Work> = window.iter().map(|_| Work::whole()).collect();
     let with_before: Vec<(usize, &Task<'_>, BaseSegment<'_>)> =
         window.iter().enumerate().filter_map(|(at, task)| Some((at, task, task.before?))).collect();
@@ -88,24 +80,13 @@ pub async fn compare(
     let mut lost: Vec<&Increment> = Vec::new();
     for one in changed {
         let Some(descriptor) = descriptors.get(&one.before.entry.descriptor) else { continue };
-        let maps: Option<Vec<Vec<Bytes>>> = descriptor
-            .increments
-            .iter()
-            .map(|increment| increment.row_map.iter().map(|id| maps.get(id).cloned()).collect())
-            .collect();
-        let (Some(maps), before) = (maps, descriptor.clone()) else { continue };
-        let change = run_blocking(move || {
-            let maps: Result<Vec<Vec<_>>, RepositoryError> = maps
-                .iter()
-                .map(|chunks| {
-                    Ok(chunks.iter().map(|chunk| decode_row_map(chunk)).collect::<Result<Vec<_>, _>>()?.concat())
-                })
-                .collect();
-            changes::compare(&one.live, before, &maps?, &one.issued)
-        })
-        .await?;
+        let decoded = descriptor.increments.iter().map(|increment| increment.rows_of(&maps));
+        // What does not fit together is no state to go on from.
+        let Ok(decoded) = decoded.collect::<Result<Vec<_>, _>>() else { continue };
+        let before = descriptor.clone();
+        let change = run_blocking(move || Ok(changes::compare(&one.live, before, &decoded, &one.issued))).await?;
         if change.has_lost && !change.is_anew {
-            lost.extend(descriptor.increments.iter().filter(|increment| hashing.is_alike(increment.epoch)));
+            lost.extend(&descriptor.increments);
         }
         work[one.at] = Work::Read(change);
     }
@@ -161,8 +142,8 @@ async fn descriptors(
     ids: Vec<ChunkId>,
 ) -> Result<Option<HashMap<ChunkId, Descriptor>>, SnapshotError> {
     let Some(found) = fetched(reader, ids).await? else { return Ok(None) };
-    let decoded = found.into_iter().map(|(id, bytes)| Ok((id, cbor::decode("descriptor", &bytes)?)));
-    Ok(Some(decoded.collect::<Result<_, RepositoryError>>()?))
+    let decoded = found.into_iter().map(|(id, bytes)| Some((id, cbor::decode("descriptor", &bytes).ok()?)));
+    Ok(decoded.collect())
 }
 
 /// `None` when one of them is gone or damaged: then it is as if there were no earlier state.
@@ -178,9 +159,9 @@ async fn learn(run: &Run<'_>, lost: &[&Increment], known: &mut KnownValues) -> R
     let ids = lost.iter().flat_map(|increment| increment.value_map.iter().map(|chunk| chunk.id));
     let Some(maps) = fetched(run.reader, ids.collect()).await? else { return Ok(()) };
     for increment in lost {
-        let chunks = increment.value_map.iter().filter_map(|chunk| maps.get(&chunk.id));
-        let values = chunks.map(|bytes| decode_value_map(bytes)).collect::<Result<Vec<_>, _>>()?.concat();
-        known.add(increment, &values, run.memory / KNOWN_SHARE);
+        if let Ok(values) = increment.values_of(&maps) {
+            known.add(increment, &values, run.memory / KNOWN_SHARE);
+        }
     }
     Ok(())
 }

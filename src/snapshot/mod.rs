@@ -145,8 +145,9 @@ pub async fn take(
     let leave = marker.ok().map(|marker| Leave { marker, believed });
     let mut set = ReadingSet::open_marked(dsn, options.jobs, options.reading.clone(), leave.as_ref(), monitor).await?;
     let (mut server, taken) = (server(&set), set.taken_at.parse().unwrap_or(started));
+    // A standby replays only what it has on disk.
     if !server.durable {
-        server.durable = marker::flush(dsn).await?;
+        server.durable = server.standby || marker::flush(dsn).await?;
     }
 
     let writer = RepositoryWriter::open(repository, pack_target).await?;

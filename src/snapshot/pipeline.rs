@@ -200,13 +200,17 @@ pub async fn read_tables(run: &Run<'_>) -> Result<ReadTables, SnapshotError> {
         let table_layout = &layout.tables[position];
         let table = &set.catalog.tables[table_layout.table];
         let columns: Vec<Column> = table_layout.columns.iter().map(column).collect();
-        if let Some(reason) = run.bases.table_misfit(table, &columns, layout.block_size) {
-            read_whole.push(ReadWhole { table: Some(table.name.to_string()), reason });
+        let before = run.bases.of_table(table, &columns, layout.block_size, table_layout.blocks_per_segment);
+        if let Some(reason) = &before.misfit {
+            read_whole.push(ReadWhole { table: Some(table.name.to_string()), reason: (*reason).to_owned() });
         }
-        let before =
-            |number| run.bases.segment(table, &columns, layout.block_size, table_layout.blocks_per_segment, number);
         let segments = 0..table_layout.segments();
-        tasks.extend(segments.map(|segment| Task { layout: table_layout, position, segment, before: before(segment) }));
+        tasks.extend(segments.map(|segment| Task {
+            layout: table_layout,
+            position,
+            segment,
+            before: before.segment(segment),
+        }));
     }
     run.monitor.stage("reading", Unit::Bytes, Some(layout.tables.iter().map(|t| t.bytes).sum()));
 
@@ -215,7 +219,7 @@ pub async fn read_tables(run: &Run<'_>) -> Result<ReadTables, SnapshotError> {
     let mut segments: Vec<Vec<(u32, BuiltSegment)>> = layout.tables.iter().map(|_| Vec::new()).collect();
     let mut gaps: BTreeMap<usize, Vec<Gap>> = BTreeMap::new();
     for window in windows(&tasks) {
-        let work = compare(run, window, &hashing, &mut known).await?;
+        let work = compare(run, window, &mut known).await?;
         let values = Arc::new(std::mem::take(&mut known));
         let items: Vec<_> = window.iter().zip(work).collect();
         let done = share_out(set, items, async |reader, (task, work)| {
@@ -255,27 +259,17 @@ pub async fn read_tables(run: &Run<'_>) -> Result<ReadTables, SnapshotError> {
     Ok(ReadTables { tables, not_covered, read_whole, rows, bytes })
 }
 
-/// With which keys values and rows are hashed.
-pub(super) struct Hashing {
+/// With which keys values and rows are hashed. What is taken over was hashed with the same.
+struct Hashing {
     hasher: RowHasher,
     epoch: Epoch,
-    /// Epochs with the same keys.
-    alike: Vec<Epoch>,
 }
 
 impl Hashing {
     fn of(repository: &Repository) -> Result<Self, RepositoryError> {
         let epoch = repository.writer_key()?.epoch;
-        let epochs = &repository.secrets.epochs;
         let secret = repository.secrets.epoch(epoch)?.id.as_ref().ok_or(RepositoryError::WriterNeeded)?;
-        let alike =
-            epochs.iter().filter(|(_, other)| other.id.as_ref().is_some_and(|id| id.expose() == secret.expose()));
-        Ok(Self { hasher: RowHasher::new(secret), epoch, alike: alike.map(|(epoch, _)| *epoch).collect() })
-    }
-
-    /// Do values that were hashed in this epoch have the hashes that they would have now?
-    pub fn is_alike(&self, epoch: Epoch) -> bool {
-        self.alike.contains(&epoch)
+        Ok(Self { hasher: RowHasher::new(secret), epoch })
     }
 }
 

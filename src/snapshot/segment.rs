@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::changes::{Kept, KnownValues, Version, chunk_of};
+use super::changes::{Kept, KnownValues, Version};
 use crate::mail::base64::PIECE_BYTES;
 use crate::mail::cut::{CutKind, cuts};
 use crate::repository::RepositoryError;
@@ -17,7 +17,7 @@ use crate::repository::recipe::{Operation, Recipe};
 use crate::repository::rows::{self, INLINE_LIMIT, MultisetDigest, ROW_CHUNK, RowHasher};
 use crate::repository::segment::{
     Descriptor, Increment, MapHasher, MapRow, MapValue, ROW_MAP_ROWS, RowChunk, SegmentEntry, TupleId, VALUE_MAP_CHUNK,
-    ValueMapChunk, encode_row_map, encode_value_map,
+    ValueMapChunk, chunk_of, encode_row_map, encode_value_map,
 };
 use crate::repository::writer::ChunkSink;
 use crate::repository::zone::{Zone, ZoneBuilder, ZoneColumn};

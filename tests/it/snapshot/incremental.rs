@@ -663,7 +663,9 @@ async fn a_reader_that_is_held_back_still_gives_way_at_once() {
     options.reading.cancel = Default::default();
     let (cancel, packs) = (options.reading.cancel.clone(), series.place.storage.clone());
     let repository = series.place.writer_over(packs).await;
-    let running = async { take(&repository, &dsn(&series.store), &options, &monitor()).await };
+    let monitor = monitor();
+    let store = dsn(&series.store);
+    let mut running = std::pin::pin!(take(&repository, &store, &options, &monitor));
     let reading = async {
         // Until it reads: then its first batch alone would take a day.
         let client = series.database.superuser().await;
@@ -672,8 +674,11 @@ async fn a_reader_that_is_held_back_still_gives_way_at_once() {
         while client.query_one(asked, &[]).await.unwrap().get::<_, i64>(0) == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        cancel.cancel();
     };
-    let (taken, ()) = tokio::join!(running, reading);
-    taken.unwrap_err();
+    tokio::select! {
+        _ = &mut running => panic!("it was not held back"),
+        () = reading => {}
+    }
+    cancel.cancel();
+    running.await.unwrap_err();
 }
