@@ -29,7 +29,7 @@ use super::places;
 use super::predicate;
 use super::referred::{Asked, Home, Referred};
 use super::row::{Cell, Class, Print, Printer, Reason, Row};
-use super::source::{Facts, Pick, Source, Widened};
+use super::source::{Facts, Pick, Source};
 use super::tombstones::{Tombstones, Wanted};
 use super::window::{Outside, Window};
 use crate::postgres::PostgresError;
@@ -166,7 +166,7 @@ async fn read(
     // Of two equal mails each window must take the same for the one that lives, in whatever order their segments were read.
     leftovers.sort_by_cached_key(|leftover| (leftover.instant, leftover.source));
     let mut live = if scan.pairs.leftovers() > 0 { scan.live_leftovers(session, &past).await? } else { Vec::new() };
-    name_anew(&layout, &facts, &mut leftovers, &live);
+    keys::name_anew(&layout, &facts, &mut leftovers, &live);
     let had_bytes = scan.had_bytes > 0;
     let Scan { mut counters, mut pairs, same, changed, outside, mut living, .. } = scan;
     counters.collisions(&layout.mailbox, &parents, &live);
@@ -461,24 +461,6 @@ pub fn live_message(layout: &Layout, row: &[Option<&[u8]>]) -> LiveMessage {
         content,
         instant,
         taken: false,
-    }
-}
-
-/// A new key that another mail has was never this one's: where old keys are kept, theirs may be issued again. The journal must know a mail by
-/// the same name before and after that.
-fn name_anew(layout: &Layout, facts: &Facts, leftovers: &mut [Leftover], live: &[LiveMessage]) {
-    let message = &layout.message;
-    let [key] = message.link.key[..] else { return };
-    let Some(Widened::Keys(keys)) = &message.link.source.columns[key].widened else { return };
-    let others: HashMap<&[u8], &Print> = live.iter().map(|live| (&live.key[..], &live.print)).collect();
-    for Leftover { row, key, source, .. } in leftovers {
-        let evidence = message.evidence.iter().map(|at| row[*at].bytes());
-        let is_own = |print: &&Print| **print == row_print(Some(key), evidence.clone());
-        if others.get(&key[..]).is_some_and(|print| !is_own(print))
-            && let Some(key) = keys.forgotten(key)
-        {
-            *source = source_print(facts, &message.table, Some(&key), evidence);
-        }
     }
 }
 

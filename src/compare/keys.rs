@@ -4,15 +4,17 @@
 //! compared. From then on the rows of the snapshot are read as if they had the new keys, and so is what refers to them. Memory: 40 bytes
 //! for each key that becomes a UUID.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
 
+use super::classify::{Leftover, LiveMessage, row_print, source_print};
 use super::error::CompareError;
 use super::layout::Layout;
 use super::predicate::{Array, Field, ask};
-use super::source::{Pick, Source, SourceTable};
+use super::row::Print;
+use super::source::{Facts, Pick, Source, SourceTable, Widened};
 use crate::postgres::session::Session;
 use crate::postgres::sql;
 use crate::repository::zone;
@@ -196,4 +198,22 @@ pub(super) async fn read(session: &Session, source: &dyn Source, layout: &Layout
         keys.made.get_or_init(|| made);
     }
     Ok(session.execute("computing new keys", "SET LOCAL search_path = ''").await?)
+}
+
+/// A new key that another mail has was never this one's: where old keys are kept, theirs may be issued again. The journal must know a mail by
+/// the same name before and after that.
+pub(super) fn name_anew(layout: &Layout, facts: &Facts, leftovers: &mut [Leftover], live: &[LiveMessage]) {
+    let message = &layout.message;
+    let [key] = message.link.key[..] else { return };
+    let Some(Widened::Keys(keys)) = &message.link.source.columns[key].widened else { return };
+    let others: HashMap<&[u8], &Print> = live.iter().map(|live| (&live.key[..], &live.print)).collect();
+    for Leftover { row, key, source, .. } in leftovers {
+        let evidence = message.evidence.iter().map(|at| row[*at].bytes());
+        let is_own = |print: &&Print| **print == row_print(Some(key), evidence.clone());
+        if others.get(&key[..]).is_some_and(|print| !is_own(print))
+            && let Some(key) = keys.forgotten(key)
+        {
+            *source = source_print(facts, &message.table, Some(&key), evidence);
+        }
+    }
 }
