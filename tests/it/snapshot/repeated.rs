@@ -54,10 +54,11 @@ async fn a_second_snapshot_of_an_unchanged_store_stores_almost_nothing_and_asks_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attachment_that_moves_is_not_stored_again() {
     let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
-    // Bytes that nothing compresses, as an attachment of a mail, wrapped at 72 and at 76.
+    // Bytes that nothing compresses, as an attachment of a mail, wrapped at 72 and at 76. The NUL in front keeps chance from making
+    // them begin like a header field, which once in a thousand runs moved all cuts.
     database
         .execute(
-            r#"CREATE EXTENSION pgcrypto; CREATE TABLE raw AS SELECT string_agg(gen_random_bytes(1000), '') AS b FROM generate_series(1, 3000);
+            r#"CREATE EXTENSION pgcrypto; CREATE TABLE raw AS SELECT '\x00'::bytea || string_agg(gen_random_bytes(1000), '') AS b FROM generate_series(1, 3000);
              CREATE TABLE mail (id int PRIMARY KEY, body bytea);
              CREATE FUNCTION mail(line int) RETURNS bytea LANGUAGE sql AS $$ SELECT convert_to(format(E'From: a\r\nSubject: %s\r\nMIME-Version: 1.0\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: base64\r\n\r\n', line)
                || regexp_replace(translate(encode(b, 'base64'), E'\n', ''), '(.{' || line || '})', E'\\1\r\n', 'g') || E'\r\n', 'UTF8') FROM raw $$;
