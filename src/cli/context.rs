@@ -138,9 +138,16 @@ impl Context {
         dsn(text)
     }
 
-    /// All snapshots, oldest first; those that do not open are told.
+    /// All snapshots that are not forgotten, oldest first; those that do not open are told.
     pub async fn snapshots(&self, repository: &Repository) -> anyhow::Result<Vec<Snapshot>> {
-        let (found, problems) = snapshots::list(repository).await?;
+        let mut found = self.all_snapshots(repository).await?;
+        found.retain(|snapshot| snapshot.removable.is_none());
+        Ok(found)
+    }
+
+    /// The same with those that are forgotten.
+    pub async fn all_snapshots(&self, repository: &Repository) -> anyhow::Result<Vec<Snapshot>> {
+        let (found, problems) = snapshots::list_all(repository).await?;
         for problem in problems {
             self.monitor().warn(&format!("a snapshot is left out: {problem}"));
         }

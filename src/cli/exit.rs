@@ -120,7 +120,8 @@ fn classify(error: &anyhow::Error) -> Exit {
             Some(
                 RepositoryError::KeyObjectsChanged { .. }
                 | RepositoryError::RolledBack { .. }
-                | RepositoryError::NotCertified { .. },
+                | RepositoryError::NotCertified { .. }
+                | RepositoryError::Kept { .. },
             ) => return Exit::Refused,
             _ => {}
         }

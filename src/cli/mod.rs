@@ -11,8 +11,10 @@ mod diff;
 mod dump;
 mod exit;
 mod find;
+mod forget;
 mod gap;
 mod heads;
+mod hold;
 mod init;
 mod inspect;
 mod key;
@@ -119,6 +121,10 @@ enum Command {
     Undo(replays::Undo),
     /// Check that snapshots are there and sound
     Verify(verify::Verify),
+    /// Keep snapshots from being forgotten
+    Hold(hold::Hold),
+    /// Forget snapshots: those that no rule keeps, or those that are named
+    Forget(forget::Forget),
     /// Manage keys and readers
     #[command(subcommand)]
     Key(key::Key),
@@ -169,6 +175,8 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Undo(command) => command.run(&context).await,
                 Command::Restore(command) => command.run(&context).await,
                 Command::Verify(command) => command.run(&context).await,
+                Command::Hold(command) => command.run(&context).await,
+                Command::Forget(command) => command.run(&context).await,
                 Command::Key(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
             }

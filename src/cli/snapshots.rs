@@ -7,6 +7,7 @@ use super::context::Context;
 use super::exit::Exit;
 use super::output::table;
 use super::units;
+use crate::repository::forgotten;
 use crate::repository::snapshots::Snapshot;
 
 /// List snapshots
@@ -15,6 +16,9 @@ pub struct List {
     /// Also those that were never read back in full
     #[arg(long)]
     all: bool,
+    /// Only those that are forgotten and not yet removed
+    #[arg(long)]
+    forgotten: bool,
     /// Only snapshots with this tag
     #[arg(short, long, value_name = "TAG")]
     tag: Option<String>,
@@ -24,6 +28,7 @@ pub struct List {
 struct Line<'a> {
     snapshot: String,
     taken: jiff::Timestamp,
+    stored: jiff::Timestamp,
     database: &'a str,
     sequence: u64,
     rows: u64,
@@ -32,15 +37,21 @@ struct Line<'a> {
     certified: bool,
     complete: bool,
     suspect: bool,
+    held: bool,
+    /// Forgotten: from when on it may be removed.
+    removable: Option<jiff::Timestamp>,
     tags: &'a [String],
 }
 
 impl List {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let repository = context.open_to_look().await?;
-        let all = context.snapshots(&repository).await?;
+        let all = context.all_snapshots(&repository).await?;
+        let held = forgotten::held(&*repository.storage).await?;
         let wanted = |s: &&Snapshot| {
-            (self.all || s.certificate.is_some()) && self.tag.as_ref().is_none_or(|tag| s.manifest.tags.contains(tag))
+            s.removable.is_some() == self.forgotten
+                && (self.all || self.forgotten || s.certificate.is_some())
+                && self.tag.as_ref().is_none_or(|tag| s.manifest.tags.contains(tag))
         };
         let mut lines =
             table(&["snapshot", "taken", "database", "rows", "size", "stored", "state", "tags"], &[3, 4, 5]);
@@ -53,6 +64,7 @@ impl List {
                 &Line {
                     snapshot: snapshot.id.to_string(),
                     taken: manifest.taken,
+                    stored: snapshot.stored,
                     database: &manifest.store.database,
                     sequence: manifest.sequence,
                     rows: manifest.totals.rows,
@@ -61,6 +73,8 @@ impl List {
                     certified: snapshot.certificate.is_some(),
                     complete: manifest.complete,
                     suspect: !manifest.suspect.is_empty(),
+                    held: held.contains(&snapshot.id),
+                    removable: snapshot.removable,
                     tags: &manifest.tags,
                 },
             )?;
@@ -71,7 +85,7 @@ impl List {
                 units::count(manifest.totals.rows),
                 units::bytes(manifest.totals.value_bytes),
                 units::bytes(manifest.totals.stored_bytes),
-                state(snapshot),
+                described(snapshot, held.contains(&snapshot.id)),
                 super::output::inert(&manifest.tags.join(" ")),
             ]);
         }
@@ -82,6 +96,13 @@ impl List {
         }
         Ok(Exit::Done)
     }
+}
+
+/// With what was decided about it.
+fn described(snapshot: &Snapshot, held: bool) -> String {
+    let held = if held { ", held" } else { "" };
+    let removable = snapshot.removable.map(|at| format!(", forgotten, removable from {}", units::time(at)));
+    format!("{}{held}{}", state(snapshot), removable.unwrap_or_default())
 }
 
 /// In words: what a person should know before relying on it.

@@ -41,7 +41,7 @@ impl Verify {
         };
         let mut report = verify(&repository, chosen.as_ref(), level, &context.monitor()).await?;
         if let Some(key) = context.key_path().filter(|_| !reader && chosen.is_none()) {
-            let (all, _) = snapshots::list(&repository).await?;
+            let (all, _) = snapshots::list_all(&repository).await?;
             let behind = Heads::load(&heads_path(&key))?.behind(&all);
             report.findings.extend(behind.into_iter().map(|message| Finding::new(FindingKind::Missing, message)));
         }

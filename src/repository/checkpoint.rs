@@ -8,14 +8,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Repository;
-use super::envelope::{self, Author, ObjectKind};
+use super::envelope::{self, ObjectKind};
 use super::error::RepositoryError;
 use super::id::Digest;
 use super::manifest::{ServerSummary, StoreIdentity, Table};
 use super::name::NameKind;
 use super::seal::fill_random;
 use super::segment::SegmentEntry;
-use super::writer::put_checked;
 use crate::storage::ObjectName;
 
 /// The body of a checkpoint.
@@ -63,14 +62,9 @@ impl<'a> CheckpointWriter<'a> {
     }
 
     pub async fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), RepositoryError> {
-        let key = self.repository.writer_key()?;
-        let signer = key.signer()?;
-        let secrets = &self.repository.secrets;
-        let author = Author { repository: secrets.repository, epoch: key.epoch, secrets, signer: &signer };
-        let bytes = envelope::write(ObjectKind::Checkpoint, &author, checkpoint)?;
         let name = format!("{}{}/{}", folder(self.repository)?, self.run.to_hex(), self.next);
         let name = ObjectName::new(name).map_err(|e| RepositoryError::malformed("object name", e.to_string()))?;
-        put_checked(&*self.repository.storage, &name, bytes).await?;
+        self.repository.put_signed(ObjectKind::Checkpoint, &name, checkpoint).await?;
         self.next += 1;
         self.written.push(name);
         Ok(())

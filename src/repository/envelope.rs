@@ -45,10 +45,11 @@ pub enum ObjectKind {
     Change,
     Replay,
     Lease,
+    Hold,
 }
 
 impl ObjectKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Index,
         Self::Manifest,
         Self::Certificate,
@@ -59,6 +60,7 @@ impl ObjectKind {
         Self::Change,
         Self::Replay,
         Self::Lease,
+        Self::Hold,
     ];
 
     pub fn code(self) -> u8 {
@@ -73,6 +75,7 @@ impl ObjectKind {
             Self::Change => 8,
             Self::Replay => 9,
             Self::Lease => 10,
+            Self::Hold => 11,
         }
     }
 
@@ -88,6 +91,7 @@ impl ObjectKind {
             Self::Change => "change",
             Self::Replay => "replay",
             Self::Lease => "lease",
+            Self::Hold => "hold",
         }
     }
 

@@ -88,6 +88,11 @@ pub enum RepositoryError {
     )]
     RolledBack { expected: u64, found: u64 },
 
+    #[error("snapshot {snapshot} is kept: {reason}")]
+    Kept { snapshot: ObjectId, reason: String },
+    #[error("snapshot {snapshot} was removed by a prune already and cannot be taken back")]
+    Pruned { snapshot: ObjectId },
+
     #[error("a {what} of {size} bytes is larger than the {limit} that format 1 allows")]
     TooLarge { what: &'static str, size: usize, limit: usize },
     #[error("the work was interrupted")]
@@ -119,7 +124,10 @@ impl RepositoryError {
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
-            Self::NoRepository { .. } | Self::SnapshotNotFound { .. } | Self::Storage(StorageError::NotFound { .. })
+            Self::NoRepository { .. }
+                | Self::SnapshotNotFound { .. }
+                | Self::Pruned { .. }
+                | Self::Storage(StorageError::NotFound { .. })
         )
     }
 
@@ -162,6 +170,8 @@ impl RepositoryError {
             | Self::SnapshotAmbiguous { .. }
             | Self::NotCertified { .. }
             | Self::RolledBack { .. }
+            | Self::Kept { .. }
+            | Self::Pruned { .. }
             | Self::Interrupted => false,
         }
     }

@@ -1,9 +1,12 @@
 //! The kinds of object that a repository holds, told by their names. `docs/format.md` lists the names; a check uses this to tell
 //! what is Restante's from what somebody else left there, and tests use it to forget no kind.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::config;
+use super::error::RepositoryError;
 use super::id::{ObjectId, PackId};
 use super::ring::ring_place;
 use crate::storage::ObjectName;
@@ -33,13 +36,15 @@ pub enum NameKind {
     Tombstone,
     /// `forgotten/<snapshot>`
     Forgotten,
+    /// `holds/<snapshot>`
+    Hold,
     Verified,
     Change,
     Replay,
 }
 
 impl NameKind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Configuration,
         Self::LaterConfiguration,
         Self::KeyRing,
@@ -51,6 +56,7 @@ impl NameKind {
         Self::Lease,
         Self::Tombstone,
         Self::Forgotten,
+        Self::Hold,
         Self::Verified,
         Self::Change,
         Self::Replay,
@@ -70,10 +76,17 @@ impl NameKind {
             Self::Lease => "leases/",
             Self::Tombstone => "tombstones/",
             Self::Forgotten => "forgotten/",
+            Self::Hold => "holds/",
             Self::Verified => "verified/",
             Self::Change => "changes/",
             Self::Replay => "replays/",
         }
+    }
+
+    /// The object of this kind whose name ends so.
+    pub fn named(self, rest: impl fmt::Display) -> Result<ObjectName, RepositoryError> {
+        ObjectName::new(format!("{}{rest}", self.prefix()))
+            .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
     }
 
     /// `None`: no object of Restante has such a name.
@@ -86,7 +99,7 @@ impl NameKind {
             Self::LaterConfiguration | Self::Manifest => numbered(rest),
             Self::KeyRing => ring_place(name).is_some(),
             Self::Pack => pack_of(name).is_some(),
-            Self::Index | Self::Certificate | Self::Forgotten => rest.parse::<ObjectId>().is_ok(),
+            Self::Index | Self::Certificate | Self::Forgotten | Self::Hold => rest.parse::<ObjectId>().is_ok(),
             Self::Tombstone => rest.split_once('/').is_some_and(|(pack, _)| pack.parse::<PackId>().is_ok()),
             Self::Checkpoint | Self::Lease | Self::Verified | Self::Change | Self::Replay => true,
         };

@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 
 use super::config::{self, Config, Operation};
+use super::envelope::{self, Author, ObjectKind};
 use super::error::RepositoryError;
 use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId};
 use super::reader::check_name;
@@ -159,6 +160,19 @@ impl Repository {
 
     pub fn writer_key(&self) -> Result<&WriterKey, RepositoryError> {
         self.writer.as_deref().ok_or(RepositoryError::WriterNeeded)
+    }
+
+    /// Signs an object with the writer key, puts it and insists on fetching the same bytes back.
+    pub(super) async fn put_signed<T: serde::Serialize>(
+        &self,
+        kind: ObjectKind,
+        name: &ObjectName,
+        body: &T,
+    ) -> Result<(), RepositoryError> {
+        let key = self.writer_key()?;
+        let (secrets, signer) = (&*self.secrets, key.signer()?);
+        let author = Author { repository: secrets.repository, epoch: key.epoch, secrets, signer: &signer };
+        put_checked(&*self.storage, name, envelope::write(kind, &author, body)?).await
     }
 
     /// For a writer: refuses when the key objects are not those that the key knows, or the epoch is another.

@@ -247,6 +247,11 @@ impl WriterKey {
         Ok(Signer::from_seed(&self.signing_seed)?)
     }
 
+    /// With what this writer signs, and signed in earlier epochs.
+    pub fn signers(&self) -> Result<Vec<SignerId>, RepositoryError> {
+        Ok(std::iter::once(self.signer()?.id()).chain(self.previous.iter().map(|earlier| earlier.signer)).collect())
+    }
+
     /// What a process with this key can open.
     pub fn secrets(&self) -> Result<Secrets, RepositoryError> {
         let signer = self.signer()?.id();

@@ -11,6 +11,7 @@ use super::Repository;
 use super::cbor;
 use super::envelope::{self, ObjectKind};
 use super::error::RepositoryError;
+use super::forgotten;
 use super::id::{ChunkId, ObjectId, SignerId};
 use super::manifest::{Certificate, Manifest, Table, manifest_name};
 use super::name::NameKind;
@@ -20,7 +21,7 @@ use super::segment::{Descriptor, Increment, MapRow, MapValue, PAGE_SEGMENTS, Pag
 use super::writer::certificate_name;
 use super::zone::Zone;
 use crate::postgres::catalog::Catalog;
-use crate::storage::{ObjectName, StorageError};
+use crate::storage::{ObjectMeta, ObjectName, StorageError};
 
 /// A snapshot that was found, its manifest checked and opened.
 #[derive(Debug, Clone)]
@@ -30,6 +31,10 @@ pub struct Snapshot {
     pub signer: SignerId,
     /// Absent: never read back in full, so not to be used.
     pub certificate: Option<Certificate>,
+    /// When the storage wrote the manifest, by its own clock.
+    pub stored: Timestamp,
+    /// Forgotten: a prune may remove it from this instant of the storage's clock on.
+    pub removable: Option<Timestamp>,
 }
 
 impl Snapshot {
@@ -37,19 +42,34 @@ impl Snapshot {
     pub fn short(&self) -> String {
         self.id.to_hex()[..12].to_owned()
     }
+
+    /// May be relied on: it was read back in full and is not forgotten.
+    pub fn is_usable(&self) -> bool {
+        self.certificate.is_some() && self.removable.is_none()
+    }
+
+    /// The name of its manifest.
+    pub fn name(&self) -> Result<ObjectName, RepositoryError> {
+        manifest_name(self.manifest.taken, &self.id)
+    }
 }
 
-/// All snapshots, oldest first. Manifests that do not open are told in `problems` and left out; with a damaged certificate a
-/// snapshot counts as not certified.
+/// All snapshots that are not forgotten, oldest first. Manifests that do not open are told in `problems` and left out; with a damaged
+/// certificate a snapshot counts as not certified.
 pub async fn list(repository: &Repository) -> Result<(Vec<Snapshot>, Vec<RepositoryError>), RepositoryError> {
-    let names: Vec<ObjectName> = repository.storage.list("snapshots/").map_ok(|meta| meta.name).try_collect().await?;
+    let (mut snapshots, problems) = list_all(repository).await?;
+    snapshots.retain(|snapshot| snapshot.removable.is_none());
+    Ok((snapshots, problems))
+}
+
+/// The same with those that are forgotten.
+pub async fn list_all(repository: &Repository) -> Result<(Vec<Snapshot>, Vec<RepositoryError>), RepositoryError> {
+    let metas: Vec<ObjectMeta> = repository.storage.list(NameKind::Manifest.prefix()).try_collect().await?;
+    let forgotten = forgotten::claimed(&*repository.storage).await?;
     let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
-    for name in names {
-        match load(repository, &name).await {
-            Ok((snapshot, problem)) => {
-                snapshots.push(snapshot);
-                problems.extend(problem);
-            }
+    for meta in metas {
+        match load(repository, &meta, &forgotten, &mut problems).await {
+            Ok(snapshot) => snapshots.push(snapshot),
             Err(e) if e.is_about_an_object() => problems.push(e),
             // Who cannot look must not go on as if there were nothing.
             Err(e) => return Err(e),
@@ -64,22 +84,21 @@ pub async fn newest(
     repository: &Repository,
     mut is_enough: impl FnMut(&Snapshot) -> bool,
 ) -> Result<(Vec<Snapshot>, Vec<RepositoryError>), RepositoryError> {
-    let mut names: Vec<ObjectName> =
-        repository.storage.list(NameKind::Manifest.prefix()).map_ok(|meta| meta.name).try_collect().await?;
-    names.sort();
+    let mut metas: Vec<ObjectMeta> = repository.storage.list(NameKind::Manifest.prefix()).try_collect().await?;
+    metas.sort_by(|one, other| one.name.cmp(&other.name));
+    let forgotten = forgotten::claimed(&*repository.storage).await?;
     let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
     // Names tell the second; of those of one second the order is that of their ids.
     let second = |name: &ObjectName| name.file_name().split('-').next().map(str::to_owned);
     let mut last = None;
-    for name in names.iter().rev() {
-        if last.is_some() && last != Some(second(name)) {
+    for meta in metas.iter().rev() {
+        if last.is_some() && last != Some(second(&meta.name)) {
             break;
         }
-        match load(repository, name).await {
-            Ok((snapshot, problem)) => {
-                problems.extend(problem);
+        match load(repository, meta, &forgotten, &mut problems).await {
+            Ok(snapshot) => {
                 if is_enough(&snapshot) {
-                    last = Some(second(name));
+                    last = Some(second(&meta.name));
                 }
                 snapshots.push(snapshot);
             }
@@ -91,10 +110,14 @@ pub async fn newest(
     Ok((snapshots, problems))
 }
 
+/// What is wrong with the certificate, or with the object that says that it is forgotten, joins `problems`.
 async fn load(
     repository: &Repository,
-    name: &ObjectName,
-) -> Result<(Snapshot, Option<RepositoryError>), RepositoryError> {
+    meta: &ObjectMeta,
+    forgotten: &HashMap<ObjectId, Timestamp>,
+    problems: &mut Vec<RepositoryError>,
+) -> Result<Snapshot, RepositoryError> {
+    let name = &meta.name;
     let bytes = repository.storage.get(name).await?;
     let id = check_name(name, &bytes)?;
     let opened = envelope::read::<Manifest>(ObjectKind::Manifest, &repository.secrets, name, &bytes)?;
@@ -110,12 +133,30 @@ async fn load(
     if *name != manifest_name(opened.body.taken, &id)? {
         return Err(misfit("it does not lie under its own name"));
     }
-    let (certificate, problem) = match load_certificate(repository, &id).await {
-        Ok(certificate) => (certificate, None),
-        Err(e) if e.is_about_an_object() => (None, Some(e)),
-        Err(e) => return Err(e),
+    let removable = match forgotten.get(&id) {
+        Some(stored) => {
+            let (storage, epoch) = (&*repository.storage, repository.config.epoch);
+            sound(forgotten::removable(storage, &repository.secrets, epoch, &id, *stored).await, problems)?
+        }
+        None => None,
     };
-    Ok((Snapshot { id, manifest: Arc::new(opened.body), signer: opened.signer, certificate }, problem))
+    let certificate = sound(load_certificate(repository, &id).await, problems)?;
+    let (manifest, signer) = (Arc::new(opened.body), opened.signer);
+    Ok(Snapshot { id, manifest, signer, certificate, stored: meta.modified, removable })
+}
+
+/// Of what is damaged `None`, and the problem is told.
+fn sound<T>(
+    found: Result<Option<T>, RepositoryError>,
+    problems: &mut Vec<RepositoryError>,
+) -> Result<Option<T>, RepositoryError> {
+    match found {
+        Err(e) if e.is_about_an_object() => {
+            problems.push(e);
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 async fn load_certificate(repository: &Repository, id: &ObjectId) -> Result<Option<Certificate>, RepositoryError> {
@@ -147,12 +188,19 @@ pub fn select<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Snapsho
         let time: Timestamp = time.parse().map_err(|_| not_found())?;
         return certified().rfind(|s| s.manifest.taken <= time).ok_or_else(not_found);
     }
+    match select_any(snapshots, wanted)? {
+        one if one.certificate.is_none() => Err(RepositoryError::NotCertified { snapshot: one.id }),
+        one => Ok(one),
+    }
+}
+
+/// Picks a snapshot by a prefix of its id, certified or not.
+pub fn select_any<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Snapshot, RepositoryError> {
     let prefix = wanted.to_ascii_lowercase();
     let fitting: Vec<&Snapshot> =
         snapshots.iter().filter(|s| prefix.len() >= 4 && s.id.to_hex().starts_with(&prefix)).collect();
     match fitting.as_slice() {
-        [] => Err(not_found()),
-        [one] if one.certificate.is_none() => Err(RepositoryError::NotCertified { snapshot: one.id }),
+        [] => Err(RepositoryError::SnapshotNotFound { wanted: wanted.to_owned() }),
         [one] => Ok(one),
         several => Err(RepositoryError::SnapshotAmbiguous {
             wanted: wanted.to_owned(),

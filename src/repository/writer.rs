@@ -423,7 +423,8 @@ impl Stored {
         // snapshot that it was taken from is kept.
         let relied: Vec<ObjectName> = self.hits.iter().map(pack_name).collect::<Result<_, _>>()?;
         let parent = manifest.parent.iter().map(certificate_name).collect::<Result<Vec<_>, _>>()?;
-        let forgotten = manifest.parent.iter().map(forgotten_name).collect::<Result<Vec<_>, _>>()?;
+        let forgotten =
+            manifest.parent.iter().map(|id| NameKind::Forgotten.named(id)).collect::<Result<Vec<_>, _>>()?;
         if !relied.is_empty() || !parent.is_empty() {
             let present: HashSet<ObjectName> = self.storage.list("").map_ok(|meta| meta.name).try_collect().await?;
             let is_tombstoned = |name: &&ObjectName| tombstones.contains(name.file_name());
@@ -450,12 +451,6 @@ impl Stored {
     }
 }
 
-pub fn forgotten_name(snapshot: &ObjectId) -> Result<ObjectName, RepositoryError> {
-    ObjectName::new(format!("{}{snapshot}", NameKind::Forgotten.prefix()))
-        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
-}
-
 pub fn certificate_name(snapshot: &ObjectId) -> Result<ObjectName, RepositoryError> {
-    ObjectName::new(format!("certificates/{snapshot}"))
-        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+    NameKind::Certificate.named(snapshot)
 }

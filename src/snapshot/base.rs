@@ -31,7 +31,7 @@ pub struct Lineage<'a> {
 }
 
 impl<'a> Lineage<'a> {
-    /// `snapshots`: of the store, oldest first. `marker`: or why there is none. `vouched`: a person says that no history was set back.
+    /// `snapshots`: those of the store that may be relied on, oldest first. `marker`: or why there is none. `vouched`: a person says that no history was set back.
     pub fn find(
         snapshots: &[&'a Snapshot],
         runs: &'a [Run],
@@ -39,15 +39,15 @@ impl<'a> Lineage<'a> {
         marker: Result<&Marker, &str>,
         vouched: bool,
     ) -> Self {
-        let certified = || snapshots.iter().copied().filter(|snapshot| snapshot.certificate.is_some());
         let why_not = |reason: String| Self { reason: Some(reason), ..Self::default() };
         let found = match marker {
             Ok(marker) => &marker.found,
-            Err(_) if vouched => return Self { parent: certified().next_back(), ..Self::default() },
+            Err(_) if vouched => return Self { parent: snapshots.last().copied(), ..Self::default() },
             Err(why) => return why_not(format!("no marker can be left: {why}")),
         };
         let Some(last) = found.first() else { return why_not("there was no marker yet".to_owned()) };
-        let by = |token: &Token| certified().rfind(|snapshot| snapshot.manifest.server.marker == Some(*token));
+        let by =
+            |token: &Token| snapshots.iter().copied().rfind(|snapshot| snapshot.manifest.server.marker == Some(*token));
         let left = |run: &&Run| {
             run.checkpoints.first().is_some_and(|first| first.store == *store && first.server.marker == Some(*last))
         };

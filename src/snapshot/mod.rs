@@ -133,7 +133,8 @@ pub async fn take(
     }
 
     let runs = checkpoint::runs(repository).await?;
-    let mut lineage = Lineage::find(&of_store, &runs, &store, marker, options.trust_history);
+    let usable: Vec<&Snapshot> = of_store.iter().copied().filter(|s| s.is_usable()).collect();
+    let mut lineage = Lineage::find(&usable, &runs, &store, marker, options.trust_history);
     let believed = lineage.parent.and_then(|parent| parent.manifest.server.marker);
     if let Some(parent) = lineage.parent.filter(|parent| !is_of_these_keys(repository, &parent.manifest)) {
         let reason = format!("the keys of epoch {} were replaced since (key rotate --new-ids)", parent.manifest.epoch);
@@ -230,14 +231,14 @@ pub async fn take(
     not_covered.extend(read.not_covered);
     let mut read_whole = read.read_whole;
     // Of the first one nobody expects anything else.
-    let nothing = bases.nothing().filter(|_| of_store.iter().any(|s| s.certificate.is_some()));
+    let nothing = bases.nothing().filter(|_| !usable.is_empty());
     read_whole.extend(nothing.map(|reason| ReadWhole { table: None, reason }));
     let parent = lineage.parent.filter(|_| bases.rely_on_a_snapshot());
     let mut fragments = stored.fragments.clone();
     let inherited = parent.iter().flat_map(|parent| &parent.manifest.fragments);
     fragments.extend(inherited.filter(|fragment| !stored.fragments.contains(fragment)));
     // A suspect one is no measure: the next would call the same hole sound.
-    let base = of_store.iter().rfind(|s| s.certificate.is_some() && s.manifest.suspect.is_empty());
+    let base = usable.iter().rfind(|s| s.manifest.suspect.is_empty());
     let mut manifest = Manifest {
         version: 1,
         repository: repository.secrets.repository,
@@ -279,7 +280,8 @@ pub async fn take(
     let signer = repository.writer_key()?.signer().map_err(SnapshotError::Repository)?.id();
     let (id, certificate) = stored.commit(&manifest).await?;
     progress.writer.clear(&runs, &manifest.store).await;
-    Ok(Snapshot { id, manifest: manifest.into(), signer, certificate: Some(certificate) })
+    let (manifest, stored) = (manifest.into(), certificate.certified);
+    Ok(Snapshot { id, manifest, signer, certificate: Some(certificate), stored, removable: None })
 }
 
 /// Bytes of the last snapshot's metadata that are kept in memory; where it has more, it is fetched piece by piece.
@@ -295,9 +297,8 @@ fn enough<'a>(store: &'a StoreIdentity, marker: Result<&'a Marker, &str>) -> imp
         let manifest = &snapshot.manifest;
         if manifest.store == *store {
             seen += 1;
-            let is_certified = snapshot.certificate.is_some();
-            has_measure |= is_certified && manifest.suspect.is_empty();
-            has_believed |= is_certified && manifest.server.marker.is_some_and(|token| tokens.contains(&token));
+            has_measure |= snapshot.is_usable() && manifest.suspect.is_empty();
+            has_believed |= snapshot.is_usable() && manifest.server.marker.is_some_and(|token| tokens.contains(&token));
         }
         (has_measure && has_believed) || seen >= MOST_EARLIER
     }

@@ -141,6 +141,19 @@ fn random_probe_name() -> ObjectName {
     ObjectName(format!("probe/{}", data_encoding::HEXLOWER.encode(&random)))
 }
 
+/// What time it is by the storage's own clock, with which it dates its objects.
+pub async fn now(storage: &dyn Storage) -> Result<Timestamp, StorageError> {
+    let name = random_probe_name();
+    storage.put(&name, Bytes::from_static(b"now"), PutMode::Create, None).await?;
+    let meta = storage.head(&name).await?;
+    let meta = meta.ok_or_else(|| StorageError::NotFound { name: name.clone(), address: storage.address() })?;
+    match storage.delete(&name).await {
+        // It only lies there a little longer.
+        Ok(()) | Err(StorageError::Locked { .. }) => Ok(meta.modified),
+        Err(error) => Err(error),
+    }
+}
+
 /// A place that keeps objects. See the module text for the contract.
 #[async_trait]
 pub trait Storage: fmt::Debug + Send + Sync {

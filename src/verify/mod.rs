@@ -70,7 +70,8 @@ pub async fn verify(
     let chosen = match only {
         Some(snapshot) => vec![snapshot.clone()],
         None => {
-            let (all, problems) = snapshots::list(repository).await?;
+            // What is forgotten can still be taken back.
+            let (all, problems) = snapshots::list_all(repository).await?;
             for problem in problems {
                 check.findings.add_error(problem, None, [])?;
             }
@@ -88,6 +89,7 @@ pub async fn verify(
     let mut damaged = check.compare_sizes(&packs, &present).await?;
     if only.is_none() {
         check.history(&chosen).await?;
+        check.marks().await?;
         check.leftovers(&indexed, &present)?;
     }
     if level != Level::Structure {

@@ -6,6 +6,7 @@ use futures_util::TryStreamExt;
 
 use super::{Check, Finding, FindingKind, id_of};
 use crate::repository::RepositoryError;
+use crate::repository::forgotten;
 use crate::repository::id::{ChunkId, Epoch, ObjectId, PackId};
 use crate::repository::manifest::Table;
 use crate::repository::name::{NameKind, pack_of};
@@ -274,12 +275,26 @@ impl Check<'_> {
                 snapshot.short(),
                 if later { "; a later run went through" } else { "; take a snapshot" }
             );
-            let (kind, list) = if later {
+            let (kind, list) = if later || snapshot.removable.is_some() {
                 (FindingKind::Leftover, &mut self.notes)
             } else {
                 (FindingKind::Uncertified, &mut self.findings)
             };
             list.add(Finding::new(kind, message).at(&name).of(&snapshot.id));
+        }
+        Ok(())
+    }
+
+    /// What says that snapshots are forgotten or held.
+    pub(super) async fn marks(&mut self) -> Result<(), RepositoryError> {
+        for kind in [NameKind::Forgotten, NameKind::Hold] {
+            let listed = self.repository.storage.list(kind.prefix());
+            let names: Vec<ObjectName> = listed.map_ok(|meta| meta.name).try_collect().await?;
+            for name in names {
+                if let Err(e) = forgotten::check(self.repository, &name).await {
+                    self.findings.add_error(e, Some(&name), [])?;
+                }
+            }
         }
         Ok(())
     }

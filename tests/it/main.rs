@@ -5,6 +5,7 @@ mod inspect;
 mod matrix;
 mod postgres;
 mod restore;
+mod retention;
 #[cfg(feature = "s3")]
 mod s3_server;
 #[cfg(feature = "s3")]

@@ -3,6 +3,7 @@
 mod bytes;
 mod objects;
 mod packs;
+mod retention;
 mod rotation;
 mod storage;
 mod tables;

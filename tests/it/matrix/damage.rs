@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use restante::repository::chunk::ChunkKind;
 use restante::repository::envelope::{self, Author, ObjectKind};
+use restante::repository::forgotten::{self, GRACE};
 use restante::repository::id::ObjectId;
 use restante::repository::index::Fragment;
 use restante::repository::manifest::Certificate;
@@ -27,7 +28,7 @@ use super::memory::{Memory, Objects, copy_of};
 use super::sample::{Keys, Rows, rows_of, store};
 use crate::server::TestServer;
 
-/// A repository with a history: a snapshot, a second reader, a new epoch, two more snapshots.
+/// A repository with a history: a snapshot, a second reader, a new epoch, two more snapshots, one of them held, and two that are forgotten.
 struct Sample {
     keys: Keys,
     objects: Objects,
@@ -41,9 +42,17 @@ async fn history(keys: &Keys, storage: &Arc<dyn Storage>) -> Vec<(ObjectId, Rows
     let (database, role) = store(&TestServer::shared(), 40, 2).await;
     let dsn = database.dsn_as(&role);
     let mut expected = Vec::new();
-    for step in 0..3 {
+    for step in 0..5 {
         let snapshot = keys.snapshot(storage, &dsn).await.unwrap();
-        expected.push((snapshot.id, rows_of(&database).await));
+        let writer = keys.as_writer(storage).await.unwrap();
+        match step {
+            1 | 2 => forgotten::forget(&writer, &snapshot, GRACE).await.unwrap(),
+            3 => forgotten::hold(&writer, &snapshot.id).await.unwrap(),
+            _ => {}
+        }
+        if !(1..3).contains(&step) {
+            expected.push((snapshot.id, rows_of(&database).await));
+        }
         if step == 0 {
             keys.add_reader(storage).await;
             keys.rotate(storage).await;
@@ -99,11 +108,12 @@ fn rows(kind: NameKind, sample: &Sample) -> Vec<Row> {
         NameKind::Index => one("index fragment"),
         NameKind::Manifest => one("manifest"),
         NameKind::Certificate => one("certificate"),
+        NameKind::Forgotten => one("forgotten"),
+        NameKind::Hold => one("hold"),
         // Nothing writes these yet. Whoever begins to makes an honest one in `sample`, and the row gets its label here.
         NameKind::Checkpoint
         | NameKind::Lease
         | NameKind::Tombstone
-        | NameKind::Forgotten
         | NameKind::Verified
         | NameKind::Change
         | NameKind::Replay => {
@@ -328,7 +338,9 @@ fn second_name(kind: NameKind, name: &ObjectName) -> Option<ObjectName> {
         NameKind::Pack => format!("packs/{}/{}{ending}", &file[..2], &file[..62]),
         NameKind::Index => format!("index/{}{ending}", &file[..62]),
         NameKind::Manifest => format!("snapshots/20991231T235959Z-{hash}"),
-        NameKind::Certificate => format!("certificates/{}{ending}", &file[..62]),
+        NameKind::Certificate | NameKind::Forgotten | NameKind::Hold => {
+            format!("{}{}{ending}", kind.prefix(), &file[..62])
+        }
         _ => return None,
     };
     Some(ObjectName::new(second).unwrap())
@@ -394,6 +406,14 @@ fn forged(sample: &Sample, kind: NameKind, name: &ObjectName) -> Option<(ObjectN
             let opened = envelope::read::<Certificate>(ObjectKind::Certificate, &secrets, name, good).unwrap();
             Some((name.clone(), envelope::write(ObjectKind::Certificate, &author, &opened.body).unwrap()))
         }
+        NameKind::Forgotten | NameKind::Hold => {
+            // Of a snapshot that is there and wanted.
+            let of = if kind == NameKind::Hold { ObjectKind::Hold } else { ObjectKind::Forgotten };
+            let mut body: BTreeMap<String, ciborium::Value> = envelope::read(of, &secrets, name, good).unwrap().body;
+            let (wanted, _) = &sample.expected[0];
+            body.insert("snapshot".into(), ciborium::Value::Bytes(wanted.0.to_vec()));
+            Some((kind.named(wanted).unwrap(), envelope::write(of, &author, &body).unwrap()))
+        }
         _ => None,
     }
 }
@@ -450,6 +470,9 @@ fn undetectable(cell: &Cell, look: Look) -> Option<&'static str> {
         ),
         Damage::Planted if old_ring && reader => {
             Some("a ring that is older than the one in use is never opened; the writer key knows all rings by name")
+        }
+        Damage::Deleted if matches!(cell.row, "forgotten" | "hold") => {
+            Some("it is taken back, or released, by deleting it: without it more is kept, never less")
         }
         Damage::Hidden if cell.newest => Some(
             "nothing that is left tells of it: whoever was not there cannot know. The writer can, by the number that lies \

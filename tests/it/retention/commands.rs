@@ -1,0 +1,113 @@
+//! Exit codes and words of `hold`, `forget` and `snapshots`.
+
+use std::time::{Duration, SystemTime};
+
+use crate::server::{TestDatabase, TestServer};
+use crate::snapshot::support::{Place, snapshot_role, text};
+
+/// A store of one small table, and its repository.
+pub struct Small {
+    pub place: Place,
+    pub database: TestDatabase,
+    store: String,
+}
+
+impl Small {
+    pub async fn new() -> Self {
+        let database = TestServer::shared().database(None).await;
+        database.execute("CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'one')").await;
+        let store = database.dsn_as(&snapshot_role(&database).await);
+        Self { place: Place::new().await, database, store }
+    }
+
+    /// Runs the program; what it said.
+    pub fn run(&self, wanted: i32, arguments: &[&str]) -> String {
+        let output = self.place.program(&self.store).args(arguments).output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(wanted), "{arguments:?}: {said}");
+        said
+    }
+
+    /// The JSON lines of a type.
+    pub fn lines(&self, wanted: i32, kind: &str, arguments: &[&str]) -> Vec<serde_json::Value> {
+        let said = self.run(wanted, &[&["--json"], arguments].concat());
+        let lines = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+        lines.filter(|line| line["type"] == kind).collect()
+    }
+
+    /// Takes a snapshot of a row more; its id.
+    pub async fn snapshot(&self, arguments: &[&str]) -> String {
+        self.database.execute("INSERT INTO t SELECT max(a) + 1, repeat('x', 600) FROM t").await;
+        let lines = self.lines(0, "snapshot", &[&["snapshot"], arguments].concat());
+        lines[0]["snapshot"].as_str().unwrap().to_owned()
+    }
+
+    pub fn listed(&self, arguments: &[&str]) -> Vec<String> {
+        let lines = self.lines(0, "snapshot_listed", &[&["snapshots"], arguments].concat());
+        lines.iter().map(|line| line["snapshot"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The storage wrote all objects whose names begin so that much earlier.
+    pub fn age(&self, prefix: &str, by: Duration) {
+        for name in self.place.objects().into_keys().filter(|name| name.starts_with(prefix)) {
+            let file = std::fs::File::options().write(true).open(self.place.path("repository").join(name)).unwrap();
+            let then = file.metadata().unwrap().modified().unwrap_or_else(|_| SystemTime::now()) - by;
+            file.set_modified(then).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_forgotten_held_and_taken_back() {
+    let small = Small::new().await;
+    let (a, b, c) = (small.snapshot(&["--tag", "first"]).await, small.snapshot(&[]).await, small.snapshot(&[]).await);
+    let short = |id: &str| id[..12].to_owned();
+    // Nothing is asked for, or two things.
+    for wrong in [
+        &["forget"][..],
+        &["forget", "--keep-last", "0"],
+        &["forget", "--keep-within", "0d"],
+        &["forget", "--keep-last", "1", "abcd"],
+        &["forget", "--keep-last", "1", "--time-zone", "Nowhere/Land"],
+        &["forget", "--keep-within=-1d"],
+        &["forget", "--undo"],
+        &["forget", "--keep-last", "1"], // nobody to ask
+        &["hold"],
+    ] {
+        small.run(2, wrong);
+    }
+    assert_eq!(small.listed(&[]), [a.clone(), b.clone(), c.clone()], "nothing of it did anything");
+    small.run(5, &["forget", "-y", "0123456789ab"]);
+    small.run(5, &["forget", "--undo", &a]);
+
+    small.run(0, &["hold", &short(&a)]);
+    let said = small.run(4, &["forget", "-y", &a]);
+    assert!(said.contains("held"), "{said}");
+    small.run(4, &["forget", "-y", &c]);
+    let judged = small.lines(0, "snapshot_judged", &["forget", "-n", "--keep-last", "1"]);
+    let keeps: Vec<_> = judged.iter().map(|one| (one["snapshot"].as_str().unwrap(), one["keep"] == true)).collect();
+    assert_eq!(keeps, [(&*c, true), (&*b, false), (&*a, true)]);
+    assert_eq!(judged[2]["reasons"], serde_json::json!(["held"]));
+    assert_eq!(small.listed(&[]).len(), 3, "a dry run");
+
+    let forgot = small.lines(0, "forgotten", &["forget", "-y", "--keep-last", "1"]);
+    assert_eq!(forgot[0]["snapshots"], serde_json::json!([b]));
+    assert_eq!((small.listed(&[]), small.listed(&["--forgotten"])), (vec![a.clone(), c.clone()], vec![b.clone()]));
+    small.run(5, &["show", &b]);
+    small.run(0, &["verify", "--data"]);
+    let said = small.run(0, &["forget", "--undo", &b]);
+    assert!(said.contains("took back") && !said.contains("look again"), "{said}");
+    assert_eq!(small.listed(&[]).len(), 3);
+    small.run(0, &["hold", "--release", &a]);
+    small.run(0, &["forget", "-y", "--keep-last", "1"]);
+    assert_eq!(small.listed(&[]), vec![c.clone()]);
+    // What was forgotten is no measure and no source: the next one is taken from the newest, which never goes.
+    let d = small.snapshot(&[]).await;
+    let shown = small.lines(0, "snapshot_shown", &["show"]);
+    assert_eq!((shown[0]["snapshot"].as_str(), shown[0]["manifest"]["parent"].as_str()), (Some(&*d), Some(&*c)));
+    // One whose time is not the storage's is told, and stays.
+    small.age("snapshots/", Duration::from_secs(3 * 86_400));
+    let said = small.run(3, &["forget", "-y", "--keep-last", "1"]);
+    assert!(said.contains("ALARM"), "{said}");
+    assert_eq!(small.listed(&[]), [c, d]);
+}
