@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::context::read_optional;
+use crate::repository::RepositoryError;
 use crate::repository::manifest::StoreIdentity;
 use crate::repository::snapshots::Snapshot;
 use crate::snapshot::Head;
@@ -36,16 +37,21 @@ impl Heads {
         Ok(())
     }
 
+    /// What a storage that was rolled back does not show may be needed.
+    pub fn check(&self, snapshots: &[Snapshot]) -> Result<(), RepositoryError> {
+        let behind = self.heads.iter().map(|head| (head.sequence, newest(snapshots, &head.store)));
+        match behind.into_iter().find(|(expected, found)| found < expected) {
+            Some((expected, found)) => Err(RepositoryError::RolledBack { expected, found }),
+            None => Ok(()),
+        }
+    }
+
     /// In words, each store whose newest snapshot is older than the last one that this writer made.
     pub fn behind(&self, snapshots: &[Snapshot]) -> Vec<String> {
-        let newest = |store: &StoreIdentity| {
-            let of_store = snapshots.iter().filter(|snapshot| snapshot.manifest.store == *store);
-            of_store.map(|snapshot| snapshot.manifest.sequence).max().unwrap_or(0)
-        };
-        let behind = self.heads.iter().filter(|head| newest(&head.store) < head.sequence);
+        let behind = self.heads.iter().filter(|head| newest(snapshots, &head.store) < head.sequence);
         behind
             .map(|head| {
-                let (found, number, store) = (newest(&head.store), head.sequence, label(&head.store));
+                let (found, number, store) = (newest(snapshots, &head.store), head.sequence, label(&head.store));
                 format!(
                     "the storage is behind this writer: its last snapshot of {store} had number {number}, the newest one \
                      found has {found}; somebody deleted snapshots or rolled back the storage"
@@ -53,6 +59,12 @@ impl Heads {
             })
             .collect()
     }
+}
+
+/// The number of the newest snapshot of a store; 0: there is none.
+fn newest(snapshots: &[Snapshot], store: &StoreIdentity) -> u64 {
+    let of_store = snapshots.iter().filter(|snapshot| snapshot.manifest.store == *store);
+    of_store.map(|snapshot| snapshot.manifest.sequence).max().unwrap_or(0)
 }
 
 fn label(store: &StoreIdentity) -> String {

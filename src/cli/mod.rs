@@ -20,6 +20,7 @@ mod inspect;
 mod key;
 mod output;
 mod progress;
+mod prune;
 mod replays;
 mod restore;
 mod show;
@@ -125,6 +126,8 @@ enum Command {
     Hold(hold::Hold),
     /// Forget snapshots: those that no rule keeps, or those that are named
     Forget(forget::Forget),
+    /// Remove what no snapshot needs any more
+    Prune(prune::Prune),
     /// Manage keys and readers
     #[command(subcommand)]
     Key(key::Key),
@@ -177,6 +180,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Verify(command) => command.run(&context).await,
                 Command::Hold(command) => command.run(&context).await,
                 Command::Forget(command) => command.run(&context).await,
+                Command::Prune(command) => command.run(&context).await,
                 Command::Key(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
             }

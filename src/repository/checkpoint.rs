@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Repository;
 use super::envelope::{self, ObjectKind};
 use super::error::RepositoryError;
-use super::id::Digest;
+use super::id::{Digest, SignerId};
 use super::manifest::{ServerSummary, StoreIdentity, Table};
 use super::name::NameKind;
 use super::seal::fill_random;
@@ -85,6 +85,16 @@ fn folder(repository: &Repository) -> Result<String, RepositoryError> {
     Ok(format!("{}{}/", NameKind::Checkpoint.prefix(), repository.writer_key()?.signer()?.id().to_hex()))
 }
 
+/// Who wrote it, and what it says.
+pub(super) async fn read(
+    repository: &Repository,
+    name: &ObjectName,
+) -> Result<(SignerId, Checkpoint), RepositoryError> {
+    let bytes = repository.storage.get(name).await?;
+    let opened = envelope::read::<Checkpoint>(ObjectKind::Checkpoint, &repository.secrets, name, &bytes)?;
+    Ok((opened.signer, opened.body))
+}
+
 /// The runs of this writer that were cut short. A checkpoint that does not open is as good as none, and ends its run.
 pub async fn runs(repository: &Repository) -> Result<Vec<Run>, RepositoryError> {
     let folder = folder(repository)?;
@@ -108,9 +118,8 @@ pub async fn runs(repository: &Repository) -> Result<Vec<Run>, RepositoryError> 
         if number as usize != run.checkpoints.len() {
             continue;
         }
-        let bytes = repository.storage.get(&name).await?;
-        match envelope::read::<Checkpoint>(ObjectKind::Checkpoint, &repository.secrets, &name, &bytes) {
-            Ok(opened) if opened.signer == signer && opened.body.version == 1 => run.checkpoints.push(opened.body),
+        match read(repository, &name).await {
+            Ok((by, checkpoint)) if by == signer && checkpoint.version == 1 => run.checkpoints.push(checkpoint),
             Ok(_) => {}
             Err(e) if e.is_about_an_object() => {}
             Err(e) => return Err(e),

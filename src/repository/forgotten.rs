@@ -96,13 +96,26 @@ pub async fn forget(
     grace: SignedDuration,
 ) -> Result<(), RepositoryError> {
     let name = NameKind::Forgotten.named(snapshot.id)?;
-    // One that is there does not count, or the snapshot would be forgotten already.
-    if repository.storage.head(&name).await?.is_some() {
-        repository.storage.delete(&name).await?;
+    let (storage, epoch) = (&*repository.storage, repository.config.epoch);
+    match removable(storage, &repository.secrets, epoch, &snapshot.id, Timestamp::UNIX_EPOCH).await {
+        // Somebody else was faster.
+        Ok(Some(_)) => return Ok(()),
+        // One that is there all the same does not count.
+        Ok(None) => storage.delete(&name).await?,
+        Err(e) if e.is_about_an_object() => storage.delete(&name).await?,
+        Err(e) => return Err(e),
     }
     let grace = grace.as_secs().clamp(0, u32::MAX.into()) as u32;
     let body = Mark { version: 1, snapshot: snapshot.id, made: Timestamp::now(), grace };
-    repository.put_signed(ObjectKind::Forgotten, &name, &body).await
+    unless_there(repository.put_signed(ObjectKind::Forgotten, &name, &body).await)
+}
+
+/// Somebody else was faster, and said the same.
+fn unless_there(done: Result<(), RepositoryError>) -> Result<(), RepositoryError> {
+    match done {
+        Err(RepositoryError::Storage(StorageError::AlreadyExists { .. })) => Ok(()),
+        other => other,
+    }
 }
 
 /// How a snapshot was taken back.
@@ -134,11 +147,8 @@ pub async fn undo(repository: &Repository, snapshot: &Snapshot) -> Result<Undone
 /// Keeps a snapshot from being forgotten.
 pub async fn hold(repository: &Repository, snapshot: &ObjectId) -> Result<(), RepositoryError> {
     let name = NameKind::Hold.named(snapshot)?;
-    if repository.storage.head(&name).await?.is_some() {
-        return Ok(());
-    }
     let body = Mark { version: 1, snapshot: *snapshot, made: Timestamp::now(), grace: 0 };
-    repository.put_signed(ObjectKind::Hold, &name, &body).await
+    unless_there(repository.put_signed(ObjectKind::Hold, &name, &body).await)
 }
 
 /// Lets a snapshot be forgotten again.

@@ -91,6 +91,8 @@ pub struct Index {
     places: HashMap<[u8; 16], Place>,
     /// Of the few chunks that lie in several packs, the places after the first.
     more: HashMap<[u8; 16], Vec<Place>>,
+    /// Fragments that were read, and those that they replace, with who tells now what they told.
+    fragments: HashMap<ObjectId, ObjectId>,
 }
 
 fn prefix(id: &ChunkId) -> [u8; 16] {
@@ -116,12 +118,23 @@ impl Index {
         self.packs.push(KnownPack { info, signer, fragment });
     }
 
+    /// A fragment was read; it replaces others.
+    pub fn add_fragment(&mut self, id: ObjectId, supersedes: &[ObjectId]) {
+        self.fragments.extend(supersedes.iter().chain([&id]).map(|one| (*one, id)));
+    }
+
+    /// The fragment that was read and tells what this one told: itself, or one that replaced it.
+    pub fn current(&self, fragment: &ObjectId) -> Option<ObjectId> {
+        self.fragments.get(fragment).copied()
+    }
+
     /// Forgets the packs that `keep` does not want; a chunk that lies in another one too is found there. `false`: none was forgotten.
     pub fn forget_packs(&mut self, keep: impl Fn(&PackInfo) -> bool) -> bool {
         if self.packs.iter().all(|known| keep(&known.info)) {
             return false;
         }
-        let packs = std::mem::take(self).packs;
+        let Self { packs, fragments, .. } = std::mem::take(self);
+        self.fragments = fragments;
         for known in packs.into_iter().filter(|known| keep(&known.info)) {
             self.add(known.info, known.signer, known.fragment);
         }
@@ -130,8 +143,9 @@ impl Index {
 
     /// Finds chunks in the packs that `first` wants before it finds them in others.
     pub fn prefer(&mut self, first: impl Fn(&PackInfo) -> bool) {
-        let (wanted, others): (Vec<_>, Vec<_>) =
-            std::mem::take(self).packs.into_iter().partition(|known| first(&known.info));
+        let Self { packs, fragments, .. } = std::mem::take(self);
+        self.fragments = fragments;
+        let (wanted, others): (Vec<_>, Vec<_>) = packs.into_iter().partition(|known| first(&known.info));
         for known in wanted.into_iter().chain(others) {
             self.add(known.info, known.signer, known.fragment);
         }

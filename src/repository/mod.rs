@@ -25,6 +25,7 @@ pub mod manifest;
 pub mod name;
 pub mod open;
 pub mod pack;
+pub mod prune;
 pub mod reader;
 pub mod readers;
 pub mod recipe;

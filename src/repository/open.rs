@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::config::{self, Config, Operation};
 use super::envelope::{self, Author, ObjectKind};
@@ -162,17 +163,22 @@ impl Repository {
         self.writer.as_deref().ok_or(RepositoryError::WriterNeeded)
     }
 
-    /// Signs an object with the writer key, puts it and insists on fetching the same bytes back.
-    pub(super) async fn put_signed<T: serde::Serialize>(
+    /// An object, signed with the writer key.
+    pub(super) fn sign<T: Serialize>(&self, kind: ObjectKind, body: &T) -> Result<Bytes, RepositoryError> {
+        let key = self.writer_key()?;
+        let (secrets, signer) = (&*self.secrets, key.signer()?);
+        let author = Author { repository: secrets.repository, epoch: key.epoch, secrets, signer: &signer };
+        envelope::write(kind, &author, body)
+    }
+
+    /// Signs an object, puts it and insists on fetching the same bytes back.
+    pub(super) async fn put_signed<T: Serialize>(
         &self,
         kind: ObjectKind,
         name: &ObjectName,
         body: &T,
     ) -> Result<(), RepositoryError> {
-        let key = self.writer_key()?;
-        let (secrets, signer) = (&*self.secrets, key.signer()?);
-        let author = Author { repository: secrets.repository, epoch: key.epoch, secrets, signer: &signer };
-        put_checked(&*self.storage, name, envelope::write(kind, &author, body)?).await
+        put_checked(&*self.storage, name, self.sign(kind, body)?).await
     }
 
     /// For a writer: refuses when the key objects are not those that the key knows, or the epoch is another.

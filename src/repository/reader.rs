@@ -358,6 +358,7 @@ pub async fn load_sound_index(
     let superseded: HashSet<ObjectId> = read.iter().flat_map(|f| f.supersedes.iter().copied()).collect();
     let mut index = Index::default();
     for fragment in read.into_iter().filter(|fragment| !superseded.contains(&fragment.id)) {
+        index.add_fragment(fragment.id, &fragment.supersedes);
         for pack in fragment.packs {
             index.add(pack, fragment.signer, fragment.id);
         }
@@ -369,6 +370,7 @@ pub async fn load_sound_index(
 pub struct CheckedFragment {
     pub id: ObjectId,
     pub signer: SignerId,
+    pub level: u32,
     pub supersedes: Vec<ObjectId>,
     pub packs: Vec<PackInfo>,
 }
@@ -386,7 +388,7 @@ pub async fn read_fragment(
         return Err(RepositoryError::Unsupported { format, feature: String::new(), operation });
     }
     let packs = body.packs.iter().map(FragmentPack::info).collect::<Result<_, _>>()?;
-    Ok(CheckedFragment { id, signer, supersedes: body.supersedes, packs })
+    Ok(CheckedFragment { id, signer, level: body.level, supersedes: body.supersedes, packs })
 }
 
 /// An object that is named by the hash of its bytes has it.

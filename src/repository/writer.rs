@@ -20,11 +20,13 @@ use super::chunk::{self, ChunkKind};
 use super::config::Operation;
 use super::envelope::{self, Author, ObjectKind};
 use super::error::RepositoryError;
+use super::forgotten;
 use super::id::{ChunkId, Epoch, ObjectId, PackId};
 use super::index::{FRAGMENT_CHUNKS, Fragment, FragmentPack, Index};
 use super::manifest::{Certificate, Manifest, manifest_name};
 use super::name::{NameKind, pack_of};
 use super::pack::{self, FinishedPack, PackBuilder, PackInfo};
+use super::prune::tombstone::tombstoned;
 use super::reader::{ChunkReader, fragment_name, load_sound_index, pack_name, run_blocking};
 use super::seal::{Sealer, Secret, Signer};
 use super::secrets::Secrets;
@@ -58,6 +60,8 @@ struct Shared {
     id_keys: HashMap<ChunkKind, Secret>,
     /// Of packs that are there: nothing is deduplicated against one that was lost or cut short.
     index: Arc<Index>,
+    /// Packs that are about to be deleted: nothing new relies on them.
+    tombstoned: HashSet<PackId>,
     /// Packs were lost, or fragments.
     is_short: bool,
     signer: Signer,
@@ -89,12 +93,9 @@ impl ChunkSink {
         let id = chunk::chunk_id(id_key, plain);
         {
             let mut seen = lock(&shared.seen);
-            if let Some((info, _)) = shared.index.find(&id) {
-                // Only what this writer signed: a stolen host must not poison the others.
-                if shared.is_trusted(&info.id) {
-                    seen.hits.insert(info.id);
-                    return Ok(id);
-                }
+            if let Some(pack) = shared.reliable(&id) {
+                seen.hits.insert(pack);
+                return Ok(id);
             }
             if !seen.new.insert(id) {
                 return Ok(id);
@@ -118,20 +119,19 @@ impl ChunkSink {
 
     /// May a chunk of an earlier snapshot be relied on, as [`ChunkSink::store`] does when it meets its bytes again?
     pub fn rely_on(&self, id: &ChunkId) -> bool {
-        let shared = &*self.0;
-        let found = shared.index.find(id).map(|(info, _)| info);
-        let trusted = found.filter(|info| shared.is_trusted(&info.id));
-        if let Some(info) = trusted {
-            lock(&shared.seen).hits.insert(info.id);
-        }
-        trusted.is_some()
+        let pack = self.0.reliable(id);
+        lock(&self.0.seen).hits.extend(pack);
+        pack.is_some()
     }
 
-    /// Is every pack there that any fragment names, and was every one of these fragments read?
+    /// Is every pack there that any fragment names, and was every one of these fragments read, or what replaced it?
     pub fn is_sound(&self, fragments: &[ObjectId]) -> bool {
-        let index = &self.0.index;
-        let known: HashSet<ObjectId> = index.packs().filter_map(|pack| index.fragment(&pack.id)).collect();
-        !self.0.is_short && fragments.iter().all(|fragment| known.contains(fragment))
+        !self.0.is_short && fragments.iter().all(|fragment| self.0.index.current(fragment).is_some())
+    }
+
+    /// The fragments that tell now what these told.
+    pub fn current(&self, fragments: &[ObjectId]) -> BTreeSet<ObjectId> {
+        fragments.iter().map(|fragment| self.0.index.current(fragment).unwrap_or(*fragment)).collect()
     }
 
     /// Closes the packs that are not payload and sends them on, so that what is finished can be found after a crash.
@@ -164,6 +164,12 @@ impl ChunkSink {
 }
 
 impl Shared {
+    /// A pack that a chunk may be relied on to lie in. Only of what this writer signed: a stolen host must not poison the others.
+    fn reliable(&self, id: &ChunkId) -> Option<PackId> {
+        let mut places = self.index.find(id).into_iter().chain(self.index.others(id)).map(|(info, _)| info.id);
+        places.find(|pack| self.is_trusted(pack) && !self.tombstoned.contains(pack))
+    }
+
     fn is_trusted(&self, pack: &PackId) -> bool {
         let Some(signer) = self.index.signer(pack) else { return false };
         self.secrets.epochs.values().any(|epoch| epoch.signers.contains(&signer))
@@ -184,6 +190,7 @@ pub struct RepositoryWriter {
 }
 
 struct Uploaded {
+    packs: Vec<PackId>,
     fragments: Vec<ObjectId>,
     added: Added,
 }
@@ -216,6 +223,7 @@ impl RepositoryWriter {
             recipient,
             id_keys,
             index: Arc::new(index),
+            tombstoned: tombstoned(&*repository.storage).await?,
             is_short,
             open: Default::default(),
             seen: Mutex::default(),
@@ -250,7 +258,8 @@ impl RepositoryWriter {
         let mut fragments = uploaded.fragments;
         let reused: BTreeSet<ObjectId> = hits.iter().filter_map(|pack| self.sink.0.index.fragment(pack)).collect();
         fragments.extend(reused);
-        Ok(Stored { storage: self.storage, sink: self.sink, hits, fragments, added: uploaded.added })
+        let (storage, sink, packs) = (self.storage, self.sink, uploaded.packs);
+        Ok(Stored { storage, sink, hits, packs, fragments, added: uploaded.added })
     }
 
     /// Gives up, but keeps what is there: what was stored is indexed, so that the next run finds it. The error that stopped
@@ -281,7 +290,7 @@ async fn upload_all(
     let mut done = std::pin::pin!(
         packs.map(|finished| put_and_read_back(storage.clone(), sink.clone(), finished)).buffer_unordered(UPLOADS)
     );
-    let mut result = Uploaded { fragments: Vec::new(), added: Added::default() };
+    let mut result = Uploaded { packs: Vec::new(), fragments: Vec::new(), added: Added::default() };
     let mut waiting: Vec<PackInfo> = Vec::new();
     let mut written = Instant::now();
     loop {
@@ -290,6 +299,7 @@ async fn upload_all(
                 result.added.packs += 1;
                 result.added.chunks += info.entries.len() as u64;
                 result.added.stored_bytes += u64::from(info.size);
+                result.packs.push(info.id);
                 waiting.push(info);
             }
             Ok(None) => break,
@@ -398,7 +408,10 @@ pub(super) async fn put_checked(storage: &dyn Storage, name: &ObjectName, bytes:
 pub struct Stored {
     storage: Arc<dyn Storage>,
     sink: ChunkSink,
+    /// Packs of earlier snapshots that this one relies on.
     hits: HashSet<PackId>,
+    /// Packs of this one.
+    packs: Vec<PackId>,
     /// Fragments that name every pack of the run, new or relied on: a manifest's hints.
     pub fragments: Vec<ObjectId>,
     pub added: Added,
@@ -411,30 +424,11 @@ impl Stored {
         let bytes = envelope::write(ObjectKind::Manifest, &author, manifest)?;
         let id = ObjectId::of(&bytes);
         put_checked(&*self.storage, &manifest_name(manifest.taken, &id)?, bytes).await?;
-
-        // Tombstones first, existence second: the other way round a pruner can slip in between.
-        let tombstones: HashSet<String> = self
-            .storage
-            .list("tombstones/")
-            .map_ok(|meta| meta.name.as_str().split('/').nth(1).unwrap_or_default().to_owned())
-            .try_collect()
-            .await?;
-        // After the tombstones: another order could miss what a pruner does meanwhile. What was taken over whole is safe as long as the
-        // snapshot that it was taken from is kept.
-        let relied: Vec<ObjectName> = self.hits.iter().map(pack_name).collect::<Result<_, _>>()?;
-        let parent = manifest.parent.iter().map(certificate_name).collect::<Result<Vec<_>, _>>()?;
-        let forgotten =
-            manifest.parent.iter().map(|id| NameKind::Forgotten.named(id)).collect::<Result<Vec<_>, _>>()?;
-        if !relied.is_empty() || !parent.is_empty() {
-            let present: HashSet<ObjectName> = self.storage.list("").map_ok(|meta| meta.name).try_collect().await?;
-            let is_tombstoned = |name: &&ObjectName| tombstones.contains(name.file_name());
-            let missing = relied.iter().chain(&parent).find(|name| !present.contains(*name));
-            let gone = missing.or(forgotten.iter().find(|name| present.contains(*name)));
-            if let Some(name) = gone.or(relied.iter().find(is_tombstoned)) {
-                let message =
-                    "the snapshot relies on it, but it was pruned meanwhile: run the snapshot again".to_owned();
-                return Err(RepositoryError::Damaged { name: name.clone(), message });
-            }
+        // `repository::prune` says why in this order: the manifest, then tombstones, then existence.
+        let tombstoned = tombstoned(&*self.storage).await?;
+        self.check_packs(&tombstoned).await?;
+        if let Some(parent) = &manifest.parent {
+            self.check_parent(parent).await?;
         }
         let certificate = Certificate {
             version: 1,
@@ -449,6 +443,49 @@ impl Stored {
         put_checked(&*self.storage, &certificate_name(&id)?, bytes).await?;
         Ok((id, certificate))
     }
+
+    /// Every pack that the snapshot wrote, or relies on by itself, is there to stay. Of its own too: a run that stood still for days may have lost
+    /// what nothing named yet.
+    async fn check_packs(&self, tombstoned: &HashSet<PackId>) -> Result<(), RepositoryError> {
+        let relied: HashSet<PackId> = self.hits.iter().chain(&self.packs).copied().collect();
+        if let Some(pack) = relied.iter().find(|pack| tombstoned.contains(*pack)) {
+            return Err(pruned(pack_name(pack)?));
+        }
+        let present = if relied.is_empty() { HashMap::new() } else { present_packs(&*self.storage).await? };
+        for pack in relied.iter().filter(|pack| !present.contains_key(*pack)) {
+            let name = pack_name(pack)?;
+            // A listing may lag.
+            if self.storage.head(&name).await?.is_none() {
+                return Err(pruned(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was taken over whole is safe as long as the snapshot that it was taken from is kept.
+    async fn check_parent(&self, parent: &ObjectId) -> Result<(), RepositoryError> {
+        let (storage, shared) = (&*self.storage, &self.sink.0);
+        let forgotten = forgotten::removable(storage, &shared.secrets, shared.epoch, parent, Timestamp::UNIX_EPOCH);
+        match forgotten.await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(pruned(NameKind::Forgotten.named(parent)?)),
+            // One that does not open hides nothing.
+            Err(e) if e.is_about_an_object() => {}
+            Err(e) => return Err(e),
+        }
+        // At last: it goes before anything else of its snapshot does.
+        let certificate = certificate_name(parent)?;
+        match storage.head(&certificate).await? {
+            Some(_) => Ok(()),
+            None => Err(pruned(certificate)),
+        }
+    }
+}
+
+fn pruned(name: ObjectName) -> RepositoryError {
+    let message =
+        "the snapshot relies on it, but it was pruned or forgotten meanwhile: run the snapshot again".to_owned();
+    RepositoryError::Damaged { name, message }
 }
 
 pub fn certificate_name(snapshot: &ObjectId) -> Result<ObjectName, RepositoryError> {

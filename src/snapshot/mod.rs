@@ -235,8 +235,8 @@ pub async fn take(
     read_whole.extend(nothing.map(|reason| ReadWhole { table: None, reason }));
     let parent = lineage.parent.filter(|_| bases.rely_on_a_snapshot());
     let mut fragments = stored.fragments.clone();
-    let inherited = parent.iter().flat_map(|parent| &parent.manifest.fragments);
-    fragments.extend(inherited.filter(|fragment| !stored.fragments.contains(fragment)));
+    let inherited = parent.map(|parent| sink.current(&parent.manifest.fragments));
+    fragments.extend(inherited.into_iter().flatten().filter(|fragment| !stored.fragments.contains(fragment)));
     // A suspect one is no measure: the next would call the same hole sound.
     let base = usable.iter().rfind(|s| s.manifest.suspect.is_empty());
     let mut manifest = Manifest {

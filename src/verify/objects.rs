@@ -11,6 +11,7 @@ use crate::repository::id::{ChunkId, Epoch, ObjectId, PackId};
 use crate::repository::manifest::Table;
 use crate::repository::name::{NameKind, pack_of};
 use crate::repository::open::key_objects;
+use crate::repository::prune::tombstone;
 use crate::repository::reader::{fragment_name, pack_name, read_fragment};
 use crate::repository::ring::ring_place;
 use crate::repository::segment::SegmentEntry;
@@ -285,13 +286,17 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What says that snapshots are forgotten or held.
+    /// What says that snapshots are forgotten or held, and packs about to be deleted.
     pub(super) async fn marks(&mut self) -> Result<(), RepositoryError> {
-        for kind in [NameKind::Forgotten, NameKind::Hold] {
+        for kind in [NameKind::Forgotten, NameKind::Hold, NameKind::Tombstone] {
             let listed = self.repository.storage.list(kind.prefix());
             let names: Vec<ObjectName> = listed.map_ok(|meta| meta.name).try_collect().await?;
             for name in names {
-                if let Err(e) = forgotten::check(self.repository, &name).await {
+                let checked = match kind {
+                    NameKind::Tombstone => tombstone::read(self.repository, &name).await.map(drop),
+                    _ => forgotten::check(self.repository, &name).await,
+                };
+                if let Err(e) = checked {
                     self.findings.add_error(e, Some(&name), [])?;
                 }
             }

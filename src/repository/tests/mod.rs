@@ -3,6 +3,8 @@
 mod bytes;
 mod objects;
 mod packs;
+mod protocol;
+mod pruning;
 mod retention;
 mod rotation;
 mod storage;

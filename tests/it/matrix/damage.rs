@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
+use jiff::SignedDuration;
 use restante::repository::chunk::ChunkKind;
 use restante::repository::envelope::{self, Author, ObjectKind};
 use restante::repository::forgotten::{self, GRACE};
@@ -18,6 +19,7 @@ use restante::repository::index::Fragment;
 use restante::repository::manifest::Certificate;
 use restante::repository::name::NameKind;
 use restante::repository::pack;
+use restante::repository::prune::{PruneOptions, prune};
 use restante::repository::ring::{Ring, ring_place};
 use restante::repository::seal::{Secret, Signer};
 use restante::storage::{ObjectName, Storage};
@@ -25,7 +27,7 @@ use restante::verify::{Level, Report};
 
 use super::long;
 use super::memory::{Memory, Objects, copy_of};
-use super::sample::{Keys, Rows, rows_of, store};
+use super::sample::{Keys, Rows, monitor, rows_of, store};
 use crate::server::TestServer;
 
 /// A repository with a history: a snapshot, a second reader, a new epoch, two more snapshots, one of them held, and two that are forgotten.
@@ -62,6 +64,11 @@ async fn history(keys: &Keys, storage: &Arc<dyn Storage>) -> Vec<(ObjectId, Rows
                       FROM generate_series(1, 3)";
         database.execute(change).await;
     }
+    // Of the forgotten ones alone: marked, and not yet removed.
+    let options = PruneOptions { grace: SignedDuration::ZERO, listing_delay: Default::default(), dry_run: false };
+    let writer = keys.as_writer(storage).await.unwrap();
+    let pruned = prune(&writer, &options, &monitor()).await.unwrap();
+    assert!(pruned.marked.packs > 1 && pruned.snapshots.is_empty() && pruned.unexpected.is_empty(), "{pruned:?}");
     expected
 }
 
@@ -110,13 +117,9 @@ fn rows(kind: NameKind, sample: &Sample) -> Vec<Row> {
         NameKind::Certificate => one("certificate"),
         NameKind::Forgotten => one("forgotten"),
         NameKind::Hold => one("hold"),
+        NameKind::Tombstone => one("tombstone"),
         // Nothing writes these yet. Whoever begins to makes an honest one in `sample`, and the row gets its label here.
-        NameKind::Checkpoint
-        | NameKind::Lease
-        | NameKind::Tombstone
-        | NameKind::Verified
-        | NameKind::Change
-        | NameKind::Replay => {
+        NameKind::Checkpoint | NameKind::Lease | NameKind::Verified | NameKind::Change | NameKind::Replay => {
             assert_eq!(all(), [], "{kind:?} is written now and has no row in the damage matrix");
             Vec::new()
         }
@@ -341,6 +344,7 @@ fn second_name(kind: NameKind, name: &ObjectName) -> Option<ObjectName> {
         NameKind::Certificate | NameKind::Forgotten | NameKind::Hold => {
             format!("{}{}{ending}", kind.prefix(), &file[..62])
         }
+        NameKind::Tombstone => format!("{}{ending}", &name.as_str()[..name.as_str().len() - 2]),
         _ => return None,
     };
     Some(ObjectName::new(second).unwrap())
@@ -414,6 +418,10 @@ fn forged(sample: &Sample, kind: NameKind, name: &ObjectName) -> Option<(ObjectN
             body.insert("snapshot".into(), ciborium::Value::Bytes(wanted.0.to_vec()));
             Some((kind.named(wanted).unwrap(), envelope::write(of, &author, &body).unwrap()))
         }
+        NameKind::Tombstone => {
+            let body: ciborium::Value = envelope::read(ObjectKind::Tombstone, &secrets, name, good).unwrap().body;
+            Some((name.clone(), envelope::write(ObjectKind::Tombstone, &author, &body).unwrap()))
+        }
         _ => None,
     }
 }
@@ -474,6 +482,7 @@ fn undetectable(cell: &Cell, look: Look) -> Option<&'static str> {
         Damage::Deleted if matches!(cell.row, "forgotten" | "hold") => {
             Some("it is taken back, or released, by deleting it: without it more is kept, never less")
         }
+        Damage::Deleted if cell.row == "tombstone" => Some("its pack is marked anew by the next prune"),
         Damage::Hidden if cell.newest => Some(
             "nothing that is left tells of it: whoever was not there cannot know. The writer can, by the number that lies \
              beside its key (`restante verify --key`, and no further snapshot)",

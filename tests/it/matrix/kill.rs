@@ -23,6 +23,13 @@ struct Operation {
     arguments: fn(&Run<'_>) -> Vec<String>,
 }
 
+/// On a repository where there is something to remove and something to mark ([`Scene::to_prune`]).
+#[cfg(feature = "failpoints")]
+const PRUNE: Operation = Operation {
+    name: "prune",
+    arguments: |run| format!("prune|-y|--key|{}", run.key.display()).split('|').map(str::to_owned).collect(),
+};
+
 const OPERATIONS: [Operation; 2] = [
     Operation {
         name: "snapshot",
@@ -61,7 +68,10 @@ impl<'a> Run<'a> {
         for (name, bytes) in &scene.objects {
             let path = repository.join(name.as_str());
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+            // Marks are old enough.
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_secs(4 * 86_400)).unwrap();
         }
         Self { scene, folder, key }
     }
@@ -125,6 +135,28 @@ async fn a_process_that_dies_around_any_call_leaves_a_repository_that_is_whole()
         // Listings have no point after them.
         assert!(before > after && after > 10, "{}: {before} and {after}", operation.name);
     }
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_that_dies_around_any_call_leaves_work_for_the_next() {
+    let scene = Scene::new(&TestServer::shared(), 40, 36).await.to_prune().await;
+    let (before, after) = tokio::join!(
+        dies_everywhere(&scene, &PRUNE, "storage:before"),
+        dies_everywhere(&scene, &PRUNE, "storage:after")
+    );
+    println!("prune: died before {before} calls and after {after}");
+    assert!(before > after && after > 20, "{before} and {after}");
+    // Whatever was left, the next one ends it.
+    let run = Run::new(&scene).await;
+    let count = |folder: &str| std::fs::read_dir(run.repository().join(folder)).unwrap().count();
+    let (snapshots, tombstones) = (count("snapshots"), count("tombstones"));
+    for failpoint in [Some("storage:after:40".to_owned()), None] {
+        run.finish(&PRUNE, failpoint).await;
+    }
+    assert_eq!(count("snapshots"), snapshots - 1, "the one whose grace was over is gone");
+    assert!(tombstones > 0 && count("tombstones") > 0, "what was marked before is gone, and something is marked");
+    scene.all_is_well(&run.storage(), "pruned").await;
 }
 
 /// The exit code of `verify` and what it said.

@@ -7,8 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
+#[cfg(feature = "failpoints")]
+use jiff::SignedDuration;
 use restante::monitor::{SharedMonitor, Silent};
 use restante::postgres::reading::ReadingOptions;
+#[cfg(feature = "failpoints")]
+use restante::repository::forgotten;
+#[cfg(feature = "failpoints")]
+use restante::repository::prune::{PruneOptions, prune};
 use restante::repository::readers::KeyHolder;
 use restante::repository::rotate::{RotateOptions, rotate};
 use restante::repository::secrets::WriterKey;
@@ -253,6 +259,30 @@ impl Scene {
         let after = rows_of(&database).await;
         let objects = copy_of(&*storage).await;
         Self { database, dsn, keys, objects, before, after }
+    }
+
+    /// The same with a snapshot that is forgotten and its packs marked, and one that was forgotten since for longer: when everything is some
+    /// days old there is something of each kind to do.
+    #[cfg(feature = "failpoints")]
+    pub async fn to_prune(mut self) -> Self {
+        let storage: Arc<dyn Storage> = Memory::of(self.objects.clone());
+        let writer = self.keys.as_writer(&storage).await.unwrap();
+        for grace in [forgotten::GRACE, forgotten::GRACE * 100] {
+            let snapshot = self.keys.snapshot(&storage, &self.dsn).await.unwrap();
+            forgotten::forget(&writer, &snapshot, grace).await.unwrap();
+            if grace == forgotten::GRACE {
+                // The clock of this storage stands still.
+                let (grace, listing_delay) = (SignedDuration::ZERO, Default::default());
+                let options = PruneOptions { grace, listing_delay, dry_run: false };
+                let marked = prune(&writer, &options, &monitor()).await.unwrap();
+                assert!(marked.marked.packs > 0 && marked.snapshots.is_empty(), "{marked:?}");
+            }
+            let change = "UPDATE messages SET body = body || 'y' WHERE id % 4 = 0; DELETE FROM messages WHERE id = 7";
+            self.database.execute(change).await;
+        }
+        self.after = rows_of(&self.database).await;
+        self.objects = copy_of(&*storage).await;
+        self
     }
 
     /// Puts a copy of the repository into a place.

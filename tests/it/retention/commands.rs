@@ -111,3 +111,42 @@ async fn snapshots_are_forgotten_held_and_taken_back() {
     assert!(said.contains("ALARM"), "{said}");
     assert_eq!(small.listed(&[]), [c, d]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prune_removes_what_was_forgotten_and_marked_days_ago() {
+    let small = Small::new().await;
+    let days = |n: u64| Duration::from_secs(n * 86_400);
+    let (a, b) = (small.snapshot(&[]).await, small.snapshot(&["--full"]).await);
+    small.run(0, &["forget", "-y", &a]);
+    small.run(2, &["prune"]); // nobody to ask
+    small.run(2, &["prune", "-y", "--grace", "1m"]);
+    small.run(2, &["prune", "-y", "--grace", "2h", "--listing-delay", "3600"]);
+    small.age("", days(4));
+    // Its time is not the storage's any more, and a prune does not care.
+    let before = small.place.objects();
+    let would = small.lines(0, "pruned", &["prune", "-n"]);
+    assert!(would[0]["marked"]["packs"].as_u64() > Some(0) && small.place.objects() == before, "{would:?}");
+    let marked = small.lines(0, "pruned", &["prune", "-y"]);
+    assert_eq!((&marked[0]["snapshots"], &marked[0]["removed"]["packs"]), (&serde_json::json!([a]), &0.into()));
+    assert_eq!((&marked[0]["marked"], &would[0]["dry_run"]), (&would[0]["marked"], &true.into()));
+    small.run(5, &["forget", "--undo", &a]);
+    small.age("tombstones/", days(4));
+    let removed = small.lines(0, "pruned", &["prune", "-y"]);
+    assert_eq!(removed[0]["removed"], marked[0]["marked"]);
+    assert!(removed[0]["requests"]["delete"].as_u64() > Some(2), "{removed:?}");
+    small.run(0, &["verify", "--data"]);
+    assert_eq!(small.listed(&[]), [b]);
+    small.snapshot(&[]).await;
+    // Something that does not open.
+    let manifest = small.place.objects().into_keys().find(|name| name.starts_with("snapshots/")).unwrap();
+    std::fs::write(small.place.path("repository").join(manifest), "x").unwrap();
+    let said = small.run(3, &["prune", "-y"]);
+    assert!(said.contains("UNEXPECTED") && said.contains("is damaged"), "{said}");
+    // A storage that was set back.
+    let small = Small::new().await;
+    small.snapshot(&[]).await;
+    for (name, _) in small.place.objects().into_iter().filter(|(name, _)| name.starts_with("snapshots/")) {
+        std::fs::remove_file(small.place.path("repository").join(name)).unwrap();
+    }
+    small.run(4, &["prune", "-y"]);
+}

@@ -1,0 +1,467 @@
+//! The protocol between a writer and prunes, tried: the real program, one writer and two pruners who also forget, take back and hold, over one
+//! storage that stops each of them before each request for as long as a random schedule says, days of its clock included.
+//!
+//! What must hold at every instant: whatever is certified can be read whole. `RESTANTE_SEED` and `RESTANTE_SCHEDULES` say which schedules;
+//! `docs/testing.md` lists what was broken on purpose and the schedule that saw it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::storage::Memory;
+use super::whole::{copy, made, manifest, reader};
+use crate::monitor::{SharedMonitor, Silent};
+use crate::repository::cbor;
+use crate::repository::chunk::ChunkKind;
+use crate::repository::forgotten;
+use crate::repository::id::{ChunkId, Digest, Epoch, ObjectId};
+use crate::repository::manifest::Table;
+use crate::repository::prune::{PruneOptions, prune};
+use crate::repository::retention::Retention;
+use crate::repository::secrets::WriterKey;
+use crate::repository::segment::{Descriptor, Increment, Page, SegmentEntry};
+use crate::repository::snapshots::{self, Snapshot, SnapshotReader};
+use crate::repository::writer::RepositoryWriter;
+use crate::repository::{Access, Repository, RepositoryError};
+use crate::storage::directory::Directory;
+use crate::storage::{Capabilities, ObjectMeta, ObjectName, PutMode, Retention as Lock, Storage, StorageError};
+
+pub const GRACE: SignedDuration = SignedDuration::from_hours(72);
+
+/// Numbers that look random, of a seed.
+struct Dice(u64, u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.1 += 1;
+        let hash = blake3::hash(&[self.0.to_le_bytes(), self.1.to_le_bytes()].concat());
+        u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap()) % n
+    }
+}
+
+/// The storage that all see, its clock, and who waits before a request.
+pub struct World {
+    pub inner: Arc<dyn Storage>,
+    clock: Mutex<Timestamp>,
+    written: Mutex<HashMap<ObjectName, Timestamp>>,
+    waiting: Mutex<BTreeMap<usize, Vec<oneshot::Sender<()>>>>,
+    changed: Notify,
+    /// Objects whose names begin so are not let go.
+    pub locked: Mutex<Option<&'static str>>,
+}
+
+impl World {
+    pub fn new(inner: Arc<dyn Storage>) -> Arc<Self> {
+        let clock = Mutex::new("2014-08-10T12:00:00Z".parse().unwrap());
+        Arc::new(Self {
+            inner,
+            clock,
+            written: Mutex::default(),
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+            locked: Mutex::default(),
+        })
+    }
+
+    pub fn now(&self) -> Timestamp {
+        *self.clock.lock().unwrap()
+    }
+
+    pub fn pass(&self, time: SignedDuration) {
+        *self.clock.lock().unwrap() += time;
+    }
+
+    fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
+        meta.modified = self.written.lock().unwrap().get(&meta.name).copied().unwrap_or(self.now());
+        meta
+    }
+
+    /// How one of them sees it. `None`: nobody stops him.
+    pub fn seen_by(self: &Arc<Self>, party: Option<usize>) -> Arc<dyn Storage> {
+        Arc::new(Seen { world: self.clone(), party })
+    }
+
+    /// Waits until the party is about to make a request; `false`: it makes none any more.
+    async fn settled<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            if self.waiting.lock().unwrap().get(&party).is_some_and(|waiting| !waiting.is_empty()) {
+                return true;
+            }
+            if task.is_finished() {
+                return false;
+            }
+            drop(tokio::time::timeout(Duration::from_millis(2), changed).await);
+        }
+    }
+
+    /// Lets the party do its next request, and whatever it does until the one after it; `false`: it makes none any more.
+    async fn step<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
+        if !self.settled(party, task).await {
+            return false;
+        }
+        let next = self.waiting.lock().unwrap().get_mut(&party).map(|waiting| waiting.remove(0));
+        let _ = next.map(|next| next.send(()));
+        self.settled(party, task).await
+    }
+}
+
+struct Seen {
+    world: Arc<World>,
+    party: Option<usize>,
+}
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Seen({:?})", self.party)
+    }
+}
+
+impl Seen {
+    async fn gate(&self) {
+        let Some(party) = self.party else { return };
+        let (sender, receiver) = oneshot::channel();
+        self.world.waiting.lock().unwrap().entry(party).or_default().push(sender);
+        self.world.changed.notify_waiters();
+        let _ = receiver.await;
+    }
+}
+
+#[async_trait]
+impl Storage for Seen {
+    fn address(&self) -> String {
+        "the world".into()
+    }
+
+    async fn put(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        mode: PutMode,
+        lock: Option<Lock>,
+    ) -> Result<(), StorageError> {
+        self.gate().await;
+        let done = self.world.inner.put(name, bytes, mode, lock).await;
+        if done.is_ok() {
+            self.world.written.lock().unwrap().insert(name.clone(), self.world.now());
+        }
+        done
+    }
+
+    async fn get(&self, name: &ObjectName) -> Result<Bytes, StorageError> {
+        self.gate().await;
+        self.world.inner.get(name).await
+    }
+
+    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.gate().await;
+        self.world.inner.get_range(name, range).await
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError> {
+        self.gate().await;
+        Ok(self.world.inner.head(name).await?.map(|meta| self.world.dated(meta)))
+    }
+
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<ObjectMeta, StorageError>> {
+        let prefix = prefix.to_owned();
+        stream::once(async move {
+            self.gate().await;
+            let all: Vec<_> = self.world.inner.list(&prefix).collect().await;
+            stream::iter(all.into_iter().map(|one| one.map(|meta| self.world.dated(meta))))
+        })
+        .flatten()
+        .boxed()
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.gate().await;
+        if self.world.locked.lock().unwrap().is_some_and(|prefix| name.as_str().starts_with(prefix)) {
+            return Err(StorageError::Locked { name: name.clone(), address: self.address() });
+        }
+        self.world.inner.delete(name).await
+    }
+
+    async fn probe(&self) -> Result<Capabilities, StorageError> {
+        self.world.inner.probe().await
+    }
+}
+
+pub async fn open(storage: Arc<dyn Storage>, key: &WriterKey) -> Repository {
+    Repository::open(storage, Access::Writer(copy(key)), None).await.unwrap()
+}
+
+/// One of a few contents, so that it comes again: each is a pack of its own.
+pub fn content(n: u64) -> Vec<u8> {
+    let mut plain = vec![0; 1500];
+    blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut plain);
+    plain
+}
+
+/// Takes a snapshot of some contents: from the newest one whole segments, others by what they hold.
+pub async fn snapshot(
+    repository: &Repository,
+    contents: &[u64],
+    take_over: bool,
+    at: Timestamp,
+) -> Result<ObjectId, RepositoryError> {
+    let (all, _) = snapshots::list(repository).await?;
+    let parent = all.iter().rfind(|one| one.is_usable()).filter(|_| take_over);
+    let writer = RepositoryWriter::open(repository, 1000).await?;
+    let mut entries: Vec<SegmentEntry> = Vec::new();
+    if let Some(parent) = parent {
+        let reader = writer.reader(repository);
+        let pages = reader.fetch_all(&parent.manifest.tables[0].pages).await;
+        match pages.and_then(|pages| snapshots::segments_of(&parent.manifest.tables[0], &pages)) {
+            Ok(before) => entries.extend(before.into_iter().take(2)),
+            Err(e) => {
+                writer.abandon().await;
+                return Err(e);
+            }
+        }
+    }
+    let (sink, inherited, contents) = (writer.sink(), writer.sink(), contents.to_vec());
+    let work = tokio::task::spawn_blocking(move || {
+        for n in contents {
+            let id = sink.store(ChunkKind::Meta, &content(n))?;
+            let increment = Increment {
+                epoch: Epoch(1),
+                rows: 0,
+                row_chunks: Vec::new(),
+                row_map: Vec::new(),
+                value_map: Vec::new(),
+                payload: id.0.to_vec(),
+                dead: Vec::new(),
+                zone: None,
+                value_bytes: 0,
+            };
+            let digest = Digest([0; 16]);
+            let increments = vec![increment];
+            let descriptor = Descriptor { first_block: 0, end_block: None, rows: n, digest, increments };
+            let descriptor = sink.store(ChunkKind::Meta, &cbor::encode("descriptor", &descriptor)?)?;
+            let (map_hash, zones) = ([0; 32], Vec::new());
+            entries.push(SegmentEntry { descriptor, rows: n, map_hash, digest, value_bytes: 0, zones });
+        }
+        let page = sink.store(ChunkKind::Meta, &cbor::encode("page", &Page { segments: entries.clone() })?)?;
+        Ok::<_, RepositoryError>((page, entries.len() as u64))
+    });
+    let (page, segments) = match work.await.unwrap() {
+        Ok(done) => done,
+        Err(e) => return Err(writer.abandon().await.unwrap_or(e)),
+    };
+    let stored = writer.finish_chunks().await?;
+    let mut manifest = manifest(repository, stored.fragments.clone());
+    (manifest.taken, manifest.started, manifest.finished) = (at, at, at);
+    manifest.parent = parent.map(|parent| parent.id);
+    manifest.fragments.extend(parent.into_iter().flat_map(|parent| inherited.current(&parent.manifest.fragments)));
+    manifest.sequence = all.last().map_or(1, |last| last.manifest.sequence + 1);
+    manifest.tables = vec![Table {
+        oid: 1,
+        schema: "public".into(),
+        name: "t".into(),
+        kind: "r".into(),
+        relfilenode: None,
+        partition_of: None,
+        block_size: 8192,
+        blocks_per_segment: 1,
+        columns: Vec::new(),
+        schema_digest: String::new(),
+        pages: vec![page],
+        segments,
+        rows: 0,
+        value_bytes: 0,
+        digest: Digest([0; 16]),
+        updated: None,
+        deleted: None,
+    }];
+    Ok(stored.commit(&manifest).await?.0)
+}
+
+/// Whatever is certified can be read whole, forgotten or not; how many there are.
+pub async fn certified_is_whole(repository: &Repository, what: &str) -> usize {
+    let (all, problems) = snapshots::list_all(repository).await.unwrap();
+    assert!(problems.is_empty(), "{what}: {problems:?}");
+    let certified: Vec<&Snapshot> = all.iter().filter(|one| one.certificate.is_some()).collect();
+    for snapshot in &certified {
+        let read = async {
+            let reader = SnapshotReader::open(repository, snapshot).await?;
+            let mut wanted: Vec<ChunkId> = Vec::new();
+            for entry in reader.segments(&reader.manifest().tables[0]).await? {
+                let descriptor = reader.descriptor(&entry).await?;
+                wanted.extend(descriptor.increments.iter().flat_map(Increment::chunks));
+            }
+            reader.chunks.fetch_all(&wanted).await
+        };
+        if let Err(e) = read.await {
+            panic!("{what}: {} of {} cannot be read: {e}", snapshot.short(), snapshot.stored);
+        }
+    }
+    certified.len()
+}
+
+#[derive(Default)]
+struct Counts {
+    snapshots: u64,
+    refused: u64,
+    packs: u64,
+    removed: u64,
+    undone: u64,
+    unexpected: u64,
+}
+
+/// Forgets, takes back, holds, prunes, in an order of its own.
+async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool>, counts: Arc<Mutex<Counts>>) {
+    let monitor: SharedMonitor = Arc::new(Silent);
+    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run: false };
+    while !done.load(Ordering::SeqCst) {
+        let (all, _) = snapshots::list_all(&repository).await.unwrap();
+        let some = |dice: &mut Dice, forgotten: bool| {
+            let fit: Vec<&Snapshot> = all.iter().filter(|one| one.removable.is_some() == forgotten).collect();
+            (!fit.is_empty()).then(|| fit[dice.below(fit.len() as u64) as usize].clone())
+        };
+        for _ in 0..2 {
+            let held = HashSet::new();
+            let retention = Retention::new(&all, &held, &[]);
+            match some(&mut dice, false).filter(|one| retention.check(one).is_ok()) {
+                // The other one may take it back at the same instant.
+                Some(one) if dice.below(3) > 0 => match forgotten::forget(&repository, &one, GRACE).await {
+                    Err(e) if !e.is_about_an_object() => panic!("{e}"),
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        match some(&mut dice, true) {
+            Some(one) if dice.below(4) == 0 => {
+                if forgotten::undo(&repository, &one).await.is_ok() {
+                    counts.lock().unwrap().undone += 1;
+                }
+            }
+            _ => {}
+        }
+        match prune(&repository, &options, &monitor).await {
+            Ok(report) => {
+                let mut counts = counts.lock().unwrap();
+                counts.packs += report.removed.packs;
+                counts.removed += report.snapshots.len() as u64;
+                counts.unexpected += u64::from(!report.unexpected.is_empty());
+            }
+            // The other one was faster with an object.
+            Err(e) if e.is_about_an_object() => counts.lock().unwrap().unexpected += 1,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+async fn take_snapshots(repository: Repository, world: Arc<World>, mut dice: Dice, counts: Arc<Mutex<Counts>>) {
+    for _ in 0..4 {
+        let contents: Vec<u64> = (0..1 + dice.below(3)).map(|_| dice.below(6)).collect();
+        let taken = snapshot(&repository, &contents, dice.below(3) > 0, world.now()).await;
+        let mut counts = counts.lock().unwrap();
+        match taken {
+            Ok(_) => counts.snapshots += 1,
+            Err(e) if e.is_about_an_object() => counts.refused += 1,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// One schedule.
+async fn run(seed: u64, inner: Arc<dyn Storage>, key: &WriterKey, counts: &Arc<Mutex<Counts>>) {
+    let world = World::new(inner);
+    let what = format!("schedule {seed}");
+    let watcher = open(world.seen_by(None), key).await;
+    for n in 0..2 {
+        snapshot(&watcher, &[n, n + 1], false, world.now()).await.unwrap();
+        world.pass(SignedDuration::from_hours(100));
+    }
+    let mut dice = Dice(seed, 0);
+    let dice_of = |party| Dice(seed, (party as u64 + 1) << 32);
+    let mut repositories = Vec::new();
+    for party in 0..3 {
+        let repository = watcher.over(world.seen_by(Some(party)));
+        repositories.push((repository, dice_of(party)));
+    }
+    let mut repositories = repositories.into_iter();
+    let mut tasks = Vec::new();
+    let (repository, of) = repositories.next().unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    tasks.push(tokio::spawn(take_snapshots(repository, world.clone(), of, counts.clone())));
+    for (repository, of) in repositories {
+        tasks.push(tokio::spawn(keep_house(repository, of, done.clone(), counts.clone())));
+    }
+    let mut left: Vec<usize> = (0..tasks.len()).collect();
+    while !left.is_empty() {
+        let at = dice.below(left.len() as u64) as usize;
+        let party = left[at];
+        // A pass is some hundred requests, a snapshot thirty: the writer is stopped in the middle, and passes go through meanwhile.
+        let most = if party == 0 { [1, 4, 12, 30] } else { [12, 80, 300, 300] }[dice.below(4) as usize];
+        for _ in 0..1 + dice.below(most) {
+            if !world.step(party, &tasks[party]).await {
+                left.remove(at);
+                break;
+            }
+        }
+        done.store(!left.contains(&0), Ordering::SeqCst);
+        world.pass(SignedDuration::from_hours([0, 0, 1, 25, 80][dice.below(5) as usize]));
+        if dice.below(8) == 0 {
+            certified_is_whole(&watcher, &what).await;
+        }
+    }
+    for task in tasks {
+        task.await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    }
+    assert!(certified_is_whole(&watcher, &what).await > 0, "{what}");
+    // In the end everything goes that nothing needs.
+    let monitor: SharedMonitor = Arc::new(Silent);
+    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run: false };
+    for _ in 0..4 {
+        world.pass(SignedDuration::from_hours(100));
+        let report = prune(&watcher, &options, &monitor).await.unwrap();
+        assert_eq!(report.unexpected, [""; 0], "{what}");
+    }
+    let report = prune(&watcher, &options, &monitor).await.unwrap();
+    assert_eq!((report.marked, report.removed, report.young, report.waiting), Default::default(), "{what}");
+    certified_is_whole(&watcher, &what).await;
+}
+
+fn from_environment(name: &str, or: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(or)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_schedule_does_what_is_certified_can_be_read() {
+    let (storage, one) = (Memory::new(), reader());
+    let key = made(&storage, &[&one]).await;
+    let (seed, schedules) = (from_environment("RESTANTE_SEED", 1), from_environment("RESTANTE_SCHEDULES", 8));
+    let counts = Arc::new(Mutex::new(Counts::default()));
+    for seed in seed..seed + schedules {
+        let folder = tempfile::tempdir().unwrap();
+        let inner: Arc<dyn Storage> = match seed % 8 {
+            0 => Arc::new(Directory::new(folder.path()).unwrap()),
+            _ => Memory::new(),
+        };
+        for name in storage.names("") {
+            inner.put(&name, storage.bytes(&name), PutMode::Create, None).await.unwrap();
+        }
+        run(seed, inner, &key, &counts).await;
+    }
+    let counts = counts.lock().unwrap();
+    println!(
+        "{schedules} schedules from {seed}: {} snapshots certified, {} refused, {} forgotten ones removed, {} taken back, {} packs removed, {} passes stopped",
+        counts.snapshots, counts.refused, counts.removed, counts.undone, counts.packs, counts.unexpected
+    );
+    assert!(
+        counts.packs > schedules && counts.removed > schedules / 2 && counts.snapshots > schedules,
+        "too little was done"
+    );
+}
