@@ -201,8 +201,9 @@ impl Pass<'_> {
             }
             match NameKind::of(&meta.name) {
                 Some(NameKind::Tombstone) => {
-                    let pack = tombstone::pack_in(&meta.name);
-                    pack.map(|pack| present.tombstones.entry(pack).or_default().push((meta.name, meta.modified)));
+                    if let Some(pack) = tombstone::pack_in(&meta.name) {
+                        present.tombstones.entry(pack).or_default().push((meta.name, meta.modified));
+                    }
                 }
                 Some(NameKind::Index) => present.fragments.push(meta.name),
                 Some(NameKind::Forgotten | NameKind::Hold) => present.marks.push((meta.name, meta.modified)),
@@ -224,22 +225,24 @@ impl Pass<'_> {
         let reader = ChunkReader::over(self.repository, fragments.index.clone());
         monitor.stage("references", Unit::Objects, Some(snapshots.len() as u64));
         let mut needed = Needed::new(&reader);
-        for stays in [true, false] {
-            for snapshot in snapshots.iter().filter(|one| one.removable.is_none() == stays) {
-                match needed.snapshot(&snapshot.manifest, stays).await {
-                    Err(e) if e.is_about_an_object() => self.unexpected(&e),
-                    other => other?,
-                }
-                monitor.advance(1);
+        let certified = |stays: bool| {
+            snapshots.iter().filter(move |one| one.certificate.is_some() && one.removable.is_none() == stays)
+        };
+        for (snapshot, stays) in certified(true).map(|one| (one, true)).chain(certified(false).map(|one| (one, false)))
+        {
+            match needed.snapshot(&snapshot.manifest, stays).await {
+                Err(e) if e.is_about_an_object() => self.unexpected(&e),
+                other => other?,
             }
+            monitor.advance(1);
         }
         let lost = needed.chunks.keys().filter(|id| index.find(id).is_none());
         self.report.unexpected.extend(lost.map(|id| RepositoryError::MissingChunk { id: *id }.to_string()));
         if !self.report.unexpected.is_empty() {
             return Ok(());
         }
-        let mut wanted: HashSet<_> = needed.chunks.iter().filter(|(_, stays)| **stays).map(|(id, _)| *id).collect();
-        wanted.extend(self.unfinished(&reader, &present).await?);
+        self.unfinished(snapshots, &present, &mut needed).await?;
+        let wanted: Vec<ChunkId> = needed.chunks.iter().filter(|(_, stays)| **stays).map(|(id, _)| *id).collect();
         let tombstoned: HashSet<PackId> = present.tombstones.keys().copied().collect();
         let of_all = Choice::new(index, needed.chunks.keys(), &tombstoned);
         let of_wanted = Choice::new(index, wanted.iter(), &tombstoned);
@@ -251,20 +254,31 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The chunks of runs that were cut short not long ago, or are under way.
-    async fn unfinished(&self, reader: &ChunkReader, present: &Present) -> Result<HashSet<ChunkId>, RepositoryError> {
+    /// Adds what runs need that are under way or were cut short: snapshots without a certificate, and young checkpoints. Of these something may be
+    /// missing, and then they are never certified, or taken over: whoever would looks whether everything is there.
+    async fn unfinished<'r>(
+        &self,
+        snapshots: &[Snapshot],
+        present: &Present,
+        needed: &mut Needed<'r>,
+    ) -> Result<(), RepositoryError> {
+        for snapshot in snapshots.iter().filter(|one| one.certificate.is_none()) {
+            let mut own = Needed::new(needed.reader);
+            let ended = own.snapshot(&snapshot.manifest, snapshot.removable.is_none()).await;
+            needed.join(own, ended)?;
+        }
         let run = |name: &ObjectName| name.as_str().rsplit_once('/').map(|(run, _)| run.to_owned());
         let young: HashSet<_> =
             present.checkpoints.iter().filter(|(_, at)| *at > self.before_grace()).map(|(name, _)| run(name)).collect();
-        let mut needed = Needed::new(reader);
         for (name, _) in present.checkpoints.iter().filter(|(name, _)| young.contains(&run(name))) {
-            match checkpoint::read(self.repository, name).await {
-                Ok((_, checkpoint)) => needed.checkpoint(&checkpoint).await?,
-                Err(e) if e.is_about_an_object() => {}
-                Err(e) => return Err(e),
-            }
+            let mut own = Needed::new(needed.reader);
+            let ended = match checkpoint::read(self.repository, name).await {
+                Ok((_, checkpoint)) => own.checkpoint(&checkpoint).await,
+                Err(e) => Err(e),
+            };
+            needed.join(own, ended)?;
         }
-        Ok(needed.chunks.into_keys().collect())
+        Ok(())
     }
 
     /// What becomes of each pack.

@@ -14,7 +14,7 @@ use crate::repository::snapshots::segments_of;
 
 /// The chunks that are needed; `true`: by something that stays, not only by what is forgotten. In memory about 50 bytes each.
 pub struct Needed<'a> {
-    reader: &'a ChunkReader,
+    pub reader: &'a ChunkReader,
     pub chunks: HashMap<ChunkId, bool>,
 }
 
@@ -52,11 +52,18 @@ impl<'a> Needed<'a> {
         self.segments(&entries, stays).await
     }
 
-    /// Finished segments of a run that was cut short: whoever takes them over looks whether they are there, so what is missing is no
-    /// reason to stop.
+    /// Finished segments of a run that was cut short.
     pub async fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), RepositoryError> {
         let entries = checkpoint.tables.iter().flat_map(|table| table.segments.iter().map(|(_, entry)| entry.clone()));
-        match self.segments(&entries.collect::<Vec<_>>(), true).await {
+        self.segments(&entries.collect::<Vec<_>>(), true).await
+    }
+
+    /// Adds what another walk found that may have ended early. Of its own, because after an error what was seen was not all opened.
+    pub fn join(&mut self, other: Self, ended: Result<(), RepositoryError>) -> Result<(), RepositoryError> {
+        for (id, stays) in other.chunks.into_iter().filter(|(id, _)| other.reader.locate(id).is_ok()) {
+            self.need(id, stays);
+        }
+        match ended {
             Err(e) if e.is_about_an_object() => Ok(()),
             other => other,
         }

@@ -25,7 +25,7 @@ use crate::repository::chunk::ChunkKind;
 use crate::repository::forgotten;
 use crate::repository::id::{ChunkId, Digest, Epoch, ObjectId};
 use crate::repository::manifest::Table;
-use crate::repository::prune::{PruneOptions, prune};
+use crate::repository::prune::{PruneOptions, Report, prune};
 use crate::repository::retention::Retention;
 use crate::repository::secrets::WriterKey;
 use crate::repository::segment::{Descriptor, Increment, Page, SegmentEntry};
@@ -48,12 +48,15 @@ impl Dice {
     }
 }
 
+type Waiting = (String, oneshot::Sender<()>);
+
 /// The storage that all see, its clock, and who waits before a request.
 pub struct World {
     pub inner: Arc<dyn Storage>,
     clock: Mutex<Timestamp>,
     written: Mutex<HashMap<ObjectName, Timestamp>>,
-    waiting: Mutex<BTreeMap<usize, Vec<oneshot::Sender<()>>>>,
+    /// By party: what it is about to ask, and how to let it.
+    waiting: Mutex<BTreeMap<usize, Vec<Waiting>>>,
     changed: Notify,
     /// Objects whose names begin so are not let go.
     pub locked: Mutex<Option<&'static str>>,
@@ -110,8 +113,23 @@ impl World {
             return false;
         }
         let next = self.waiting.lock().unwrap().get_mut(&party).map(|waiting| waiting.remove(0));
-        let _ = next.map(|next| next.send(()));
+        let _ = next.map(|(_, next)| next.send(()));
         self.settled(party, task).await
+    }
+
+    /// Is this what the party is about to ask?
+    fn is_next(&self, party: usize, request: &str) -> bool {
+        let waiting = self.waiting.lock().unwrap();
+        waiting.get(&party).and_then(|waiting| waiting.first()).is_some_and(|(next, _)| next.starts_with(request))
+    }
+
+    /// Lets the party go on until it is about to make such a request, as `list tombstones/`; or, without one, to its end.
+    async fn until<T>(&self, party: usize, task: &JoinHandle<T>, request: Option<&str>) {
+        let is_next = || request.is_some_and(|request| self.is_next(party, request));
+        while self.settled(party, task).await && !is_next() {
+            self.step(party, task).await;
+        }
+        assert_eq!(request.is_some(), !task.is_finished(), "{request:?} never came");
     }
 }
 
@@ -127,10 +145,10 @@ impl std::fmt::Debug for Seen {
 }
 
 impl Seen {
-    async fn gate(&self) {
+    async fn gate(&self, request: &str, name: impl std::fmt::Display) {
         let Some(party) = self.party else { return };
         let (sender, receiver) = oneshot::channel();
-        self.world.waiting.lock().unwrap().entry(party).or_default().push(sender);
+        self.world.waiting.lock().unwrap().entry(party).or_default().push((format!("{request} {name}"), sender));
         self.world.changed.notify_waiters();
         let _ = receiver.await;
     }
@@ -149,7 +167,7 @@ impl Storage for Seen {
         mode: PutMode,
         lock: Option<Lock>,
     ) -> Result<(), StorageError> {
-        self.gate().await;
+        self.gate("put", name).await;
         let done = self.world.inner.put(name, bytes, mode, lock).await;
         if done.is_ok() {
             self.world.written.lock().unwrap().insert(name.clone(), self.world.now());
@@ -158,24 +176,24 @@ impl Storage for Seen {
     }
 
     async fn get(&self, name: &ObjectName) -> Result<Bytes, StorageError> {
-        self.gate().await;
+        self.gate("get", name).await;
         self.world.inner.get(name).await
     }
 
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.gate().await;
+        self.gate("get_range", name).await;
         self.world.inner.get_range(name, range).await
     }
 
     async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError> {
-        self.gate().await;
+        self.gate("head", name).await;
         Ok(self.world.inner.head(name).await?.map(|meta| self.world.dated(meta)))
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<ObjectMeta, StorageError>> {
         let prefix = prefix.to_owned();
         stream::once(async move {
-            self.gate().await;
+            self.gate("list", &prefix).await;
             let all: Vec<_> = self.world.inner.list(&prefix).collect().await;
             stream::iter(all.into_iter().map(|one| one.map(|meta| self.world.dated(meta))))
         })
@@ -184,7 +202,7 @@ impl Storage for Seen {
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
-        self.gate().await;
+        self.gate("delete", name).await;
         if self.world.locked.lock().unwrap().is_some_and(|prefix| name.as_str().starts_with(prefix)) {
             return Err(StorageError::Locked { name: name.clone(), address: self.address() });
         }
@@ -340,13 +358,9 @@ async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool
                 _ => {}
             }
         }
-        match some(&mut dice, true) {
-            Some(one) if dice.below(4) == 0 => {
-                if forgotten::undo(&repository, &one).await.is_ok() {
-                    counts.lock().unwrap().undone += 1;
-                }
-            }
-            _ => {}
+        if let Some(one) = some(&mut dice, true).filter(|_| dice.below(4) == 0) {
+            let undone = forgotten::undo(&repository, &one).await.is_ok();
+            counts.lock().unwrap().undone += u64::from(undone);
         }
         match prune(&repository, &options, &monitor).await {
             Ok(report) => {
@@ -363,7 +377,7 @@ async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool
 }
 
 async fn take_snapshots(repository: Repository, world: Arc<World>, mut dice: Dice, counts: Arc<Mutex<Counts>>) {
-    for _ in 0..4 {
+    for _ in 0..8 {
         let contents: Vec<u64> = (0..1 + dice.below(3)).map(|_| dice.below(6)).collect();
         let taken = snapshot(&repository, &contents, dice.below(3) > 0, world.now()).await;
         let mut counts = counts.lock().unwrap();
@@ -422,14 +436,12 @@ async fn run(seed: u64, inner: Arc<dyn Storage>, key: &WriterKey, counts: &Arc<M
     }
     assert!(certified_is_whole(&watcher, &what).await > 0, "{what}");
     // In the end everything goes that nothing needs.
-    let monitor: SharedMonitor = Arc::new(Silent);
-    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run: false };
+    let last = async || pass(watcher.over(world.seen_by(None))).await;
     for _ in 0..4 {
         world.pass(SignedDuration::from_hours(100));
-        let report = prune(&watcher, &options, &monitor).await.unwrap();
-        assert_eq!(report.unexpected, [""; 0], "{what}");
+        assert_eq!(last().await.unexpected, [""; 0], "{what}");
     }
-    let report = prune(&watcher, &options, &monitor).await.unwrap();
+    let report = last().await;
     assert_eq!((report.marked, report.removed, report.young, report.waiting), Default::default(), "{what}");
     certified_is_whole(&watcher, &what).await;
 }
@@ -442,7 +454,7 @@ fn from_environment(name: &str, or: u64) -> u64 {
 async fn whatever_a_schedule_does_what_is_certified_can_be_read() {
     let (storage, one) = (Memory::new(), reader());
     let key = made(&storage, &[&one]).await;
-    let (seed, schedules) = (from_environment("RESTANTE_SEED", 1), from_environment("RESTANTE_SCHEDULES", 8));
+    let (seed, schedules) = (from_environment("RESTANTE_SEED", 1), from_environment("RESTANTE_SCHEDULES", 5));
     let counts = Arc::new(Mutex::new(Counts::default()));
     for seed in seed..seed + schedules {
         let folder = tempfile::tempdir().unwrap();
@@ -464,4 +476,114 @@ async fn whatever_a_schedule_does_what_is_certified_can_be_read() {
         counts.packs > schedules && counts.removed > schedules / 2 && counts.snapshots > schedules,
         "too little was done"
     );
+}
+
+async fn pass(repository: Repository) -> Report {
+    let monitor: SharedMonitor = Arc::new(Silent);
+    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run: false };
+    prune(&repository, &options, &monitor).await.unwrap()
+}
+
+/// Pruner and writer, stopped where the order between them matters: the pass has looked before the manifest came, and deletes while the writer checks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_goes_while_the_writer_looks_is_missed() {
+    let storage = Memory::new();
+    let key = made(&storage, &[&reader()]).await;
+    let world = World::new(storage.clone());
+    let watcher = open(world.seen_by(None), &key).await;
+    let days = |n: i64| world.pass(SignedDuration::from_hours(24 * n));
+    let old = snapshot(&watcher, &[1], false, world.now()).await.unwrap();
+    days(1);
+    snapshot(&watcher, &[2], false, world.now()).await.unwrap();
+    days(4);
+    // It knows of no tombstone, and finds the content of the first snapshot again.
+    let (repository, at) = (watcher.over(world.seen_by(Some(0))), world.now());
+    let writer = tokio::spawn(async move { snapshot(&repository, &[1], false, at).await });
+    world.until(0, &writer, Some("put ")).await;
+    let all = snapshots::list_all(&watcher).await.unwrap().0;
+    forgotten::forget(&watcher, all.iter().find(|one| one.id == old).unwrap(), GRACE).await.unwrap();
+    assert!(pass(watcher.over(world.seen_by(None))).await.marked.packs > 0);
+    days(4);
+    // The pass has looked and is about to delete; then the writer puts its manifest and begins to look.
+    let removing = tokio::spawn(pass(watcher.over(world.seen_by(Some(1)))));
+    world.until(1, &removing, Some("delete packs/")).await;
+    world.until(0, &writer, Some("put snapshots/")).await;
+    world.until(0, &writer, Some("list tombstones/")).await;
+    world.until(1, &removing, None).await;
+    assert!(removing.await.unwrap().removed.packs > 0);
+    world.until(0, &writer, None).await;
+    let refused = writer.await.unwrap();
+    assert!(matches!(refused, Err(RepositoryError::Damaged { .. })), "{refused:?}");
+    certified_is_whole(&watcher, "after it").await;
+}
+
+/// Two pruners: one that saw the pack needed, before its snapshot was forgotten for good, must leave its tombstone to the one that is about to delete it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_takes_a_tombstone_from_under_another_pass() {
+    let storage = Memory::new();
+    let key = made(&storage, &[&reader()]).await;
+    let world = World::new(storage.clone());
+    let watcher = open(world.seen_by(None), &key).await;
+    let days = |n: i64| world.pass(SignedDuration::from_hours(24 * n));
+    let old = snapshot(&watcher, &[1], false, world.now()).await.unwrap();
+    days(1);
+    snapshot(&watcher, &[2], false, world.now()).await.unwrap();
+    days(4);
+    let (repository, at) = (watcher.over(world.seen_by(Some(0))), world.now());
+    let writer = tokio::spawn(async move { snapshot(&repository, &[1], false, at).await });
+    world.until(0, &writer, Some("put ")).await;
+    let found = async || snapshots::list_all(&watcher).await.unwrap().0.into_iter().find(|one| one.id == old).unwrap();
+    forgotten::forget(&watcher, &found().await, GRACE).await.unwrap();
+    assert!(pass(watcher.over(world.seen_by(None))).await.marked.packs > 0);
+    forgotten::undo(&watcher, &found().await).await.unwrap();
+    days(4);
+    // Sees that the pack is needed again.
+    let first = tokio::spawn(pass(watcher.over(world.seen_by(Some(1)))));
+    world.until(1, &first, Some("get_range packs/")).await;
+    while !world.is_next(1, "delete tombstones/") && world.step(1, &first).await {}
+    forgotten::forget(&watcher, &found().await, GRACE).await.unwrap();
+    days(4);
+    let second = tokio::spawn(pass(watcher.over(world.seen_by(Some(2)))));
+    world.until(2, &second, Some("delete packs/")).await;
+    world.until(1, &first, None).await;
+    assert!(first.await.unwrap().needed_again.packs > 0);
+    world.until(0, &writer, None).await;
+    world.until(2, &second, None).await;
+    assert!(second.await.unwrap().removed.packs > 0);
+    let refused = writer.await.unwrap();
+    assert!(matches!(refused, Err(RepositoryError::Damaged { .. })), "{refused:?}");
+    certified_is_whole(&watcher, "after it").await;
+}
+
+/// A snapshot that was taken from another one is certified in the instant before that goes for good, because it was taken back in the instant before:
+/// a pass that has decided to remove it looks for what came meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_over_stays_when_its_source_goes() {
+    let storage = Memory::new();
+    let key = made(&storage, &[&reader()]).await;
+    let world = World::new(storage.clone());
+    let watcher = open(world.seen_by(None), &key).await;
+    let days = |n: i64| world.pass(SignedDuration::from_hours(24 * n));
+    snapshot(&watcher, &[2], false, world.now()).await.unwrap();
+    days(1);
+    let parent = snapshot(&watcher, &[1], false, world.now()).await.unwrap();
+    days(4);
+    let (repository, at) = (watcher.over(world.seen_by(Some(0))), world.now());
+    let writer = tokio::spawn(async move { snapshot(&repository, &[3], true, at).await });
+    world.until(0, &writer, Some("put ")).await;
+    let found =
+        async || snapshots::list_all(&watcher).await.unwrap().0.into_iter().find(|one| one.id == parent).unwrap();
+    forgotten::forget(&watcher, &found().await, GRACE).await.unwrap();
+    assert!(pass(watcher.over(world.seen_by(None))).await.marked.packs > 0);
+    days(4);
+    let removing = tokio::spawn(pass(watcher.over(world.seen_by(Some(1)))));
+    world.until(1, &removing, Some("delete certificates/")).await;
+    assert_eq!(forgotten::undo(&watcher, &found().await).await.unwrap(), forgotten::Undone::Doubtful);
+    world.until(0, &writer, None).await;
+    let child = writer.await.unwrap().unwrap();
+    world.until(1, &removing, None).await;
+    assert_eq!(removing.await.unwrap().snapshots, [parent]);
+    let all = snapshots::list_all(&watcher).await.unwrap().0;
+    assert!(all.iter().any(|one| one.id == child && one.manifest.parent == Some(parent)));
+    certified_is_whole(&watcher, "without its source").await;
 }

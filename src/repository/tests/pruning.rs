@@ -12,7 +12,8 @@ use super::whole::{made, manifest, reader};
 use crate::monitor::{SharedMonitor, Silent};
 use crate::repository::chunk::ChunkKind;
 use crate::repository::forgotten::{self, Undone};
-use crate::repository::id::ObjectId;
+use crate::repository::id::{ChunkId, ObjectId};
+use crate::repository::manifest::{Manifest, Schema};
 use crate::repository::prune::{Amount, PruneOptions, Report, prune};
 use crate::repository::reader::{ChunkReader, load_index};
 use crate::repository::secrets::WriterKey;
@@ -242,6 +243,15 @@ async fn what_nobody_names_yet_gets_its_time() {
         let refused = stored.commit(&manifest(&place.repository, Vec::new())).await;
         assert!(matches!(refused, Err(RepositoryError::Damaged { .. })), "{passes}: {refused:?}");
     }
+    // What it left, a manifest of chunks that are gone, stops nobody.
+    let stored = store(30).await;
+    let lost = manifest(&place.repository, stored.fragments.clone());
+    let catalog = vec![ChunkId([9; 32])];
+    let lost = Manifest { schema: Schema { catalog, ..Schema::default() }, sequence: 9, ..lost };
+    place.days(4);
+    place.prune().await;
+    stored.commit(&lost).await.unwrap_err();
+    assert_eq!(place.prune().await.unexpected, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

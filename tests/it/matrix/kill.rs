@@ -23,7 +23,7 @@ struct Operation {
     arguments: fn(&Run<'_>) -> Vec<String>,
 }
 
-/// On a repository where there is something to remove and something to mark ([`Scene::to_prune`]).
+/// On a repository where there is something to remove and something to mark ([`Scene::with_something_to_prune`]).
 #[cfg(feature = "failpoints")]
 const PRUNE: Operation = Operation {
     name: "prune",
@@ -140,7 +140,7 @@ async fn a_process_that_dies_around_any_call_leaves_a_repository_that_is_whole()
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prune_that_dies_around_any_call_leaves_work_for_the_next() {
-    let scene = Scene::new(&TestServer::shared(), 40, 36).await.to_prune().await;
+    let scene = Scene::new(&TestServer::shared(), 40, 36).await.with_something_to_prune().await;
     let (before, after) = tokio::join!(
         dies_everywhere(&scene, &PRUNE, "storage:before"),
         dies_everywhere(&scene, &PRUNE, "storage:after")

@@ -264,7 +264,7 @@ impl Scene {
     /// The same with a snapshot that is forgotten and its packs marked, and one that was forgotten since for longer: when everything is some
     /// days old there is something of each kind to do.
     #[cfg(feature = "failpoints")]
-    pub async fn to_prune(mut self) -> Self {
+    pub async fn with_something_to_prune(mut self) -> Self {
         let storage: Arc<dyn Storage> = Memory::of(self.objects.clone());
         let writer = self.keys.as_writer(&storage).await.unwrap();
         for grace in [forgotten::GRACE, forgotten::GRACE * 100] {
