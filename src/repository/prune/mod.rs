@@ -247,11 +247,15 @@ impl Pass<'_> {
         let of_all = Choice::new(index, needed.chunks.keys(), &tombstoned);
         let of_wanted = Choice::new(index, wanted.iter(), &tombstoned);
         let decided = self.decide(&present, &of_all, &of_wanted).await?;
-        if self.report.unexpected.is_empty() && !self.options.dry_run {
-            self.remove(snapshots, &present, &fragments, &decided).await?;
-            self.mark(&decided, &of_wanted).await?;
+        if !self.report.unexpected.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        if self.options.dry_run {
+            decided.going.values().for_each(|size| self.report.removed.add(*size));
+            return Ok(());
+        }
+        self.remove(snapshots, &present, &fragments, &decided).await?;
+        self.mark(&decided, &of_wanted).await
     }
 
     /// Adds what runs need that are under way or were cut short: snapshots without a certificate, and young checkpoints. Of these something may be

@@ -16,7 +16,6 @@ use crate::repository::id::{ChunkId, ObjectId};
 use crate::repository::manifest::{Manifest, Schema};
 use crate::repository::prune::{Amount, PruneOptions, Report, prune};
 use crate::repository::reader::{ChunkReader, load_index};
-use crate::repository::secrets::WriterKey;
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::writer::RepositoryWriter;
 use crate::repository::{Repository, RepositoryError};
@@ -26,7 +25,6 @@ struct Place {
     storage: Arc<Memory>,
     world: Arc<World>,
     repository: Repository,
-    key: WriterKey,
 }
 
 impl Place {
@@ -35,7 +33,7 @@ impl Place {
         let key = made(&storage, &[&reader()]).await;
         let world = World::new(storage.clone());
         let repository = open(world.seen_by(None), &key).await;
-        Self { storage, world, repository, key }
+        Self { storage, world, repository }
     }
 
     /// A snapshot of these contents, and a day.
@@ -288,5 +286,4 @@ async fn a_prune_stops_when_the_keys_are_not_those_it_knows() {
     place.storage.set(&ring, "x");
     let stopped = place.pruned(false).await;
     assert!(matches!(stopped, Err(RepositoryError::KeyObjectsChanged { .. })), "{stopped:?}");
-    let _ = &place.key;
 }
