@@ -11,7 +11,7 @@ use super::exit::{Exit, UsageError};
 use super::output::table;
 use super::{snapshots as listed, units};
 use crate::repository::Repository;
-use crate::repository::forgotten::{self, GRACE, Undone};
+use crate::repository::forgotten::{self, Undone};
 use crate::repository::retention::{Judged, Policy, Retention};
 use crate::repository::snapshots::{self, Snapshot};
 
@@ -34,13 +34,13 @@ pub struct Forget {
     /// Keep the newest of each of the last N days that have one
     #[arg(long, value_name = "N", default_value_t = 0)]
     keep_daily: u32,
-    /// … weeks, from Monday
+    /// Keep the newest of each of the last N weeks, from Monday, that have one
     #[arg(long, value_name = "N", default_value_t = 0)]
     keep_weekly: u32,
-    /// … months
+    /// Keep the newest of each of the last N months that have one
     #[arg(long, value_name = "N", default_value_t = 0)]
     keep_monthly: u32,
-    /// … years
+    /// Keep the newest of each of the last N years that have one
     #[arg(long, value_name = "N", default_value_t = 0)]
     keep_yearly: u32,
     /// Keep all that are at most so much older than the newest, as 30d or 1y6mo
@@ -53,7 +53,7 @@ pub struct Forget {
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
     time_zone: String,
     /// How long they can be taken back at least
-    #[arg(long, value_name = "TIME", default_value_t = GRACE)]
+    #[arg(long, value_name = "TIME", default_value = "72h")]
     grace: SignedDuration,
     /// Take forgotten snapshots back
     #[arg(long, requires = "snapshot")]

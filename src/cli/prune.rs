@@ -10,7 +10,6 @@ use super::context::{Context, heads_path};
 use super::exit::{Exit, UsageError};
 use super::heads::Heads;
 use super::units;
-use crate::repository::forgotten::GRACE;
 use crate::repository::prune::{Amount, PruneOptions, Report, prune};
 use crate::repository::snapshots;
 use crate::storage::layers::{Counting, Counts};
@@ -23,7 +22,7 @@ use crate::storage::layers::{Counting, Counts};
 #[derive(Args)]
 pub struct Prune {
     /// How long a pack stays after it was marked, and how old a pack must be that is marked
-    #[arg(long, value_name = "TIME", default_value_t = GRACE)]
+    #[arg(long, value_name = "TIME", default_value = "72h")]
     grace: SignedDuration,
     /// By how much listings of the storage may be behind
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]

@@ -25,7 +25,7 @@ use super::snapshots::Snapshot;
 use super::writer::certificate_name;
 use crate::storage::{self, ObjectName, Storage, StorageError};
 
-/// How long a forgotten snapshot can be taken back, unless another time is asked for.
+/// How long a forgotten snapshot can be taken back as a rule.
 pub const GRACE: SignedDuration = SignedDuration::from_hours(72);
 
 /// The body of `forgotten/<snapshot>` and of `holds/<snapshot>`.
