@@ -483,12 +483,20 @@ fn undetectable(cell: &Cell, look: Look) -> Option<&'static str> {
             Some("it is taken back, or released, by deleting it: without it more is kept, never less")
         }
         Damage::Deleted if cell.row == "tombstone" => Some("its pack is marked anew by the next prune"),
+        Damage::Deleted | Damage::Hidden if cell.row == "manifest" && is_forgotten(cell) => {
+            Some("it is forgotten: a prune removes it in the end")
+        }
         Damage::Hidden if cell.newest => Some(
             "nothing that is left tells of it: whoever was not there cannot know. The writer can, by the number that lies \
              beside its key (`restante verify --key`, and no further snapshot)",
         ),
         _ => None,
     }
+}
+
+fn is_forgotten(cell: &Cell) -> bool {
+    let id = cell.object.file_name().rsplit('-').next().unwrap();
+    cell.objects.keys().any(|name| NameKind::of(name) == Some(NameKind::Forgotten) && name.file_name() == id)
 }
 
 /// What a look said, as text; and whether it names the object.
