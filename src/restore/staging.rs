@@ -3,6 +3,7 @@
 //! A staged row is complete: keys and references are those of the live store already, so what follows is `INSERT … SELECT`
 //! with PostgreSQL's own casts to whatever types the live columns have now.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -10,6 +11,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use super::error::ReplayError;
 use crate::compare::layout::{Layout, LiveColumn, Table};
 use crate::failpoint;
+use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
 use crate::postgres::copy::CopyInWriter;
 use crate::postgres::session::Session;
@@ -128,7 +130,13 @@ pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), Re
 /// A row to stage: the fields in the order of the snapshot's columns.
 pub(super) type StagedRow = Vec<Option<bytes::Bytes>>;
 
+/// About from this size on PostgreSQL compresses a value (`TOAST_TUPLE_THRESHOLD`).
+const LARGE: usize = 2000;
+
 /// Sends rows; each is numbered by its place in `rows`.
+///
+/// A large value that several of them have is sent once and copied there: PostgreSQL copies it compressed, and compressing costs more
+/// than all else that is done with it. The rows that follow from these have it in that form too.
 pub(super) async fn fill(
     session: &Session,
     layout: &Layout,
@@ -138,16 +146,39 @@ pub(super) async fn fill(
     let Some(table) = stage.table(layout).filter(|_| !rows.is_empty()) else { return Ok(()) };
     let mut columns = vec![NUMBER];
     columns.extend(table.columns.iter().map(|column| &*column.name));
+    // Others may not allow NULL.
+    let may_wait = |at: usize| table.columns[at].text || matches!(&*table.columns[at].type_name, "bytea" | "text");
+    let mut first: HashMap<(usize, &[u8]), i64> = HashMap::new();
+    let mut copies: BTreeMap<usize, (Vec<i64>, Vec<i64>)> = BTreeMap::new();
     let encoding = session.carried();
     let mut writer = CopyInWriter::begin_encoded(session.client(), &stage.name(), &columns, &encoding).await?;
     for (number, row) in rows.iter().enumerate() {
-        let number = (number as i64).to_be_bytes();
-        let fields = row.iter().map(|field| field.as_ref().map(|bytes| &bytes[..]));
-        writer.row(std::iter::once(Some(&number[..])).chain(fields)).await?;
+        let number = number as i64;
+        let mut fields: Vec<Option<&[u8]>> = row.iter().map(Option::as_deref).collect();
+        for (at, field) in fields.iter_mut().enumerate() {
+            let Some(bytes) = field.filter(|bytes| bytes.len() >= LARGE && may_wait(at)) else { continue };
+            let has = *first.entry((at, bytes)).or_insert(number);
+            if has != number {
+                *field = None;
+                let (these, those) = copies.entry(at).or_default();
+                these.push(number);
+                those.push(has);
+            }
+        }
+        writer.row(std::iter::once(Some(&number.to_be_bytes()[..])).chain(fields)).await?;
     }
     writer.finish().await?;
     if encoding != "UTF8" {
         session.execute("setting the encoding back", "SET client_encoding = 'UTF8'").await?;
+    }
+    for (at, (these, those)) in copies {
+        let copy = format!(
+            "UPDATE {0} s SET {1} = f.{1} FROM unnest($1::int8[], $2::int8[]) c(this, that) JOIN {0} f ON f.{NUMBER} = c.that WHERE s.{NUMBER} = c.this",
+            stage.name().quoted(),
+            table.ident(at)
+        );
+        let failed = PostgresError::server("copying values that several rows have");
+        session.client().execute(&copy, &[&these, &those]).await.map_err(failed)?;
     }
     Ok(())
 }
@@ -207,7 +238,7 @@ impl Insert {
 }
 
 /// `set` replaces the old value, `omit` leaves the column to its default.
-pub(super) fn insert(table: &Table, set: &std::collections::BTreeMap<usize, String>, omit: &[usize]) -> Insert {
+pub(super) fn insert(table: &Table, set: &BTreeMap<usize, String>, omit: &[usize]) -> Insert {
     let (mut columns, mut values, mut overriding) = (Vec::new(), Vec::new(), "");
     let given = |name: &str| table.added.iter().any(|(added, _)| added == name);
     for (at, column) in table.columns.iter().enumerate() {

@@ -5,6 +5,7 @@
 
 mod changed;
 mod check;
+mod equal;
 mod fields;
 mod hard;
 mod history;
