@@ -12,8 +12,9 @@ use super::fits::fits;
 use super::parents::Targets;
 use super::plan::{Move, Plan};
 use super::raise::{self, Raised};
+use super::staging::{self, Stage};
 use super::throttle::{Limits, Throttle};
-use super::{columns, journal, parents, repair, staging};
+use super::{columns, journal, parents, repair};
 use crate::compare::layout::Layout;
 use crate::compare::source::Source;
 use crate::failpoint;
@@ -130,7 +131,6 @@ impl Apply {
         }
         let layout = &plan.comparison.layout;
         journal::prepare(session).await?;
-        staging::prepare(session, layout).await?;
         report.counters = raise::raise(session, plan).await?;
         let replay = journal::begin(session, plan).await?;
         let targets = parents::restore(session, plan, &replay).await?;
@@ -140,9 +140,9 @@ impl Apply {
         monitor.stage("restoring mail", Unit::Rows, Some(plan.moves.len() as u64));
         let sessions: Vec<&Session> = std::iter::once(session).chain(&self.beside).collect();
         let lanes = plan.lanes(sessions.len());
-        for session in sessions.iter().take(lanes.len()).skip(1) {
+        for session in sessions.iter().take(lanes.len()) {
             session.carry(&plan.comparison.facts.encoding);
-            staging::prepare(session, layout).await?;
+            staging::prepare(session, layout, &Stage::mail(layout)).await?;
         }
         let lanes = lanes.iter().zip(sessions);
         let lanes = lanes.map(|(moves, session)| self.lane(session, source, &targets, &replay, moves, monitor));

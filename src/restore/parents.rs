@@ -36,6 +36,9 @@ pub(super) type Targets = HashMap<(usize, bool), Target>;
 pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Result<Targets, ReplayError> {
     let replay = Replay { session, plan, id: replay };
     let (layout, parents) = (&plan.comparison.layout, &plan.comparison.parents);
+    let none = plan.owners.is_empty() && plan.mailboxes.is_empty() && plan.aside.is_empty();
+    let stages = if none { Vec::new() } else { Stage::parents(layout) };
+    staging::prepare(session, layout, &stages).await?;
     let mut owners: HashMap<usize, Bytes> = HashMap::new();
     for (at, owner) in parents.owners.iter().enumerate() {
         if let Fate::Alive(live) | Fate::Successor(live) = owner.fate {
@@ -78,6 +81,7 @@ pub(super) async fn restore(session: &Session, plan: &Plan, replay: &str) -> Res
             targets.insert((at, aside), target);
         }
     }
+    staging::discard(session, &stages).await?;
     Ok(targets)
 }
 

@@ -38,7 +38,7 @@ impl Batch<'_> {
                 return Err(ReplayError::Altered { table: table.label(), columns, rows });
             }
         }
-        for (kind, child) in layout.belonging().enumerate() {
+        for (kind, child) in layout.belonging().enumerate().filter(|(kind, _)| self.has(*kind)) {
             let stage = Stage::of(layout, kind);
             let content = if let Stage::Via(kind) = stage { vec![layout.parts[kind].part] } else { Vec::new() };
             let stage = stage.name().quoted();

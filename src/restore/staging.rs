@@ -83,32 +83,32 @@ impl Stage {
         kind.checked_sub(layout.parts.len()).map_or(Self::Via(kind), Self::Child)
     }
 
-    fn all(layout: &Layout) -> Vec<Self> {
+    /// Those of mail.
+    pub fn mail(layout: &Layout) -> Vec<Self> {
         let parts = (0..layout.parts.len()).flat_map(|kind| [Self::Via(kind), Self::Part(kind)]);
         let children = (0..layout.children.len()).map(Self::Child);
         let dictionaries = layout.dictionaries.iter().enumerate().flat_map(|(dictionary, one)| {
             let under = (0..one.children.len()).map(move |kind| Self::Under { dictionary, kind });
             std::iter::once(Self::Dictionary(dictionary)).chain(under)
         });
-        let parents = [true, false].into_iter().flat_map(|mailbox| {
-            let hanging = layout.parent(mailbox).map_or(0, |parent| parent.children.len());
-            let hanging = (0..hanging).map(move |kind| Self::Hanging { mailbox, kind });
+        [Self::Message, Self::Content].into_iter().chain(parts).chain(children).chain(dictionaries).collect()
+    }
+
+    /// Those of accounts and mailboxes.
+    pub fn parents(layout: &Layout) -> Vec<Self> {
+        let hanging = |mailbox| layout.parent(mailbox).map_or(0, |parent| parent.children.len());
+        let of = |mailbox| {
+            let hanging = (0..hanging(mailbox)).map(move |kind| Self::Hanging { mailbox, kind });
             std::iter::once(Self::Parent { mailbox }).chain(hanging)
-        });
-        [Self::Message, Self::Content]
-            .into_iter()
-            .chain(parts)
-            .chain(children)
-            .chain(dictionaries)
-            .chain(parents)
-            .collect()
+        };
+        [true, false].into_iter().flat_map(of).collect()
     }
 }
 
-/// Makes the staging tables of this session.
-pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
+/// Makes staging tables in this session.
+pub(super) async fn prepare(session: &Session, layout: &Layout, stages: &[Stage]) -> Result<(), ReplayError> {
     let mut create = String::new();
-    for stage in Stage::all(layout) {
+    for stage in stages {
         let Some(table) = stage.table(layout) else { continue };
         let columns: Vec<String> = table
             .columns
@@ -125,6 +125,12 @@ pub(super) async fn prepare(session: &Session, layout: &Layout) -> Result<(), Re
         );
     }
     Ok(failpoint::committing(session.execute("making the staging tables", &create)).await?)
+}
+
+/// Removes staging tables that are needed no more: each COMMIT empties all that there are, whether anything is in them or not.
+pub(super) async fn discard(session: &Session, stages: &[Stage]) -> Result<(), ReplayError> {
+    let drop: String = stages.iter().map(|stage| format!("DROP TABLE IF EXISTS {};", stage.name().quoted())).collect();
+    Ok(failpoint::committing(session.execute("removing the staging tables", &drop)).await?)
 }
 
 /// A row to stage: the fields in the order of the snapshot's columns.
@@ -302,11 +308,13 @@ pub(super) async fn new_keys(
 ///
 /// Locks are waited for less than the server's deadlock timeout, so that nobody's delivery is ever chosen as the victim of a
 /// deadlock with us. The search path is the store's, because its triggers may name tables without a schema, with the system's
-/// names in front and temporary ones at the end; our own statements name every schema.
+/// names in front and temporary ones at the end; our own statements name every schema. Rows that we ask for by their keys were
+/// written a moment ago, so they are in memory: without being told, the planner reads a table that is not large as a whole instead.
 pub(super) async fn settings(session: &Session, layout: &Layout) -> Result<(), ReplayError> {
     let timeout = "extract(epoch FROM current_setting('deadlock_timeout')::interval) * 500";
     let sql = format!(
-        "SELECT set_config('lock_timeout', least(greatest({timeout}, 10), 5000)::int8::text, true); SET LOCAL {}",
+        "SELECT set_config('lock_timeout', least(greatest({timeout}, 10), 5000)::int8::text, true), \
+         set_config('random_page_cost', current_setting('seq_page_cost'), true); SET LOCAL {}",
         layout.search_path()
     );
     Ok(session.execute("setting up a transaction", &sql).await?)

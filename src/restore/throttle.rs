@@ -8,6 +8,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Statement;
+
 use super::error::ReplayError;
 use crate::monitor::Monitor;
 use crate::postgres::PostgresError;
@@ -54,6 +56,8 @@ pub(super) struct Throttle<'a> {
     begun: Option<(Instant, i64)>,
     /// Of all sessions.
     told: &'a AtomicBool,
+    /// The question, which the server takes longer to plan than to answer.
+    asked: Option<Statement>,
 }
 
 struct State {
@@ -65,7 +69,7 @@ struct State {
 
 impl<'a> Throttle<'a> {
     pub fn new(session: &'a Session, limits: Limits, monitor: &'a dyn Monitor, told: &'a AtomicBool) -> Self {
-        Self { session, limits, monitor, begun: None, told }
+        Self { session, limits, monitor, begun: None, told, asked: None }
     }
 
     /// Waits until the next batch may be written.
@@ -96,9 +100,15 @@ impl<'a> Throttle<'a> {
         Ok(())
     }
 
-    async fn state(&self) -> Result<State, ReplayError> {
-        let failed = PostgresError::server("asking how far the standbys are");
-        let row = self.session.client().query_one(STATE, &[]).await.map_err(failed)?;
+    async fn state(&mut self) -> Result<State, ReplayError> {
+        let failed = || PostgresError::server("asking how far the standbys are");
+        let client = self.session.client();
+        let asked = match self.asked.take() {
+            Some(asked) => asked,
+            None => client.prepare(STATE).await.map_err(failed())?,
+        };
+        let row = client.query_one(&asked, &[]).await.map_err(failed())?;
+        self.asked = Some(asked);
         let follower = |at: usize| row.get::<_, Option<String>>(at).and_then(|text| serde_json::from_str(&text).ok());
         let (standby, slot): (Option<Follower>, Option<Follower>) = (follower(1), follower(2));
         let lag = self.limits.lag.map(|lag| i64::try_from(lag).unwrap_or(i64::MAX));

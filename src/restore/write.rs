@@ -14,6 +14,7 @@ use super::raise;
 use super::staging::{self, NUMBER, Stage, StagedRow};
 use crate::compare::Leftover;
 use crate::compare::layout::{Child, Layout, Table};
+use crate::compare::row::Row;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::TableName;
 use crate::postgres::session::Session;
@@ -84,6 +85,11 @@ impl Batch<'_> {
         keys
     }
 
+    /// Does anything of this kind, by its place in [`Layout::belonging`], hang on these messages? Of what is not there nothing need be asked.
+    pub(super) fn has(&self, kind: usize) -> bool {
+        self.items.iter().any(|item| !rows_of(item.leftover, kind).is_empty())
+    }
+
     /// What hangs on links, or on contents, to be staged.
     pub(super) fn belonging(&self, on_contents: bool, holders: &[Holder<'_>]) -> Vec<(Stage, Vec<StagedRow>)> {
         let comparison = &self.plan.comparison;
@@ -93,11 +99,7 @@ impl Batch<'_> {
         {
             let mut staging = Vec::new();
             for Holder { leftover, key, own } in holders {
-                let rows = match kind.checked_sub(layout.parts.len()) {
-                    None => &leftover.via[kind],
-                    Some(kind) => &leftover.children[kind],
-                };
-                for row in rows {
+                for row in rows_of(leftover, kind) {
                     let mut row = staged(row, &self.found);
                     for (at, field) in child.of.iter().zip(*key) {
                         row[*at] = Some(field.clone());
@@ -293,7 +295,7 @@ impl Batch<'_> {
         let (left, placed): (Vec<usize>, Vec<usize>) = claimed.into_iter().partition(|at| left.contains(&(*at as i64)));
         self.settle_answers(session, &left, keys).await?;
         dictionaries::close(session, layout, entries).await?;
-        for (kind, part) in layout.parts.iter().enumerate() {
+        for (kind, part) in layout.parts.iter().enumerate().filter(|(kind, _)| self.has(*kind)) {
             if !part.numbered {
                 let needed = format!(
                     "EXISTS (SELECT FROM {} v WHERE v.{} = s.{} AND {})",
@@ -308,7 +310,8 @@ impl Batch<'_> {
             let held = format!("{} AND {}", is_held(layout, &part.via, "s"), is_new(layout, &part.via));
             insert.all(session, "restoring the parts of mail", &part.via.table, Stage::Via(kind), &held).await?;
         }
-        for (kind, child) in layout.children.iter().enumerate() {
+        for (kind, child) in layout.children.iter().enumerate().filter(|(kind, _)| self.has(layout.parts.len() + kind))
+        {
             let insert = staging::insert(&child.table, &child.set, &child.issued);
             let held = format!("{} AND {}", is_held(layout, child, "s"), is_new(layout, child));
             leave_out(session, child, Stage::Child(kind), &held, &mut left_rows).await?;
@@ -335,6 +338,12 @@ impl Batch<'_> {
         }
         Ok((placed, left_rows))
     }
+}
+
+/// What hangs on a message, by its place in [`Layout::belonging`].
+fn rows_of(leftover: &Leftover, kind: usize) -> &[Row] {
+    let child = kind.checked_sub(leftover.via.len());
+    child.map_or_else(|| &leftover.via[kind], |kind| &leftover.children[kind])
 }
 
 /// Takes out of the staging table those of the rows that refer to what is gone, and counts them.
