@@ -1,7 +1,12 @@
-"""What the benchmarks measure with: a PostgreSQL of their own, and what a command takes, with the server's share."""
+"""What the benchmarks measure with: a PostgreSQL of their own, what a command takes, with the server's share, and a relay
+that counts what goes to and fro."""
 
+import asyncio
+import multiprocessing
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -156,3 +161,72 @@ def stored(path):
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+class Relay:
+    """A process that passes connections on to a server, each direction later by half of `delay`, and counts."""
+
+    def __init__(self, target, delay=0):
+        self.target, self.delay = target, delay
+        self.requests, self.received = multiprocessing.Value("q", 0), multiprocessing.Value("q", 0)
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self.process = multiprocessing.Process(target=self.work, args=(listening,), daemon=True)
+        self.process.start()
+        listening.close()
+
+    def work(self, listening):
+        # Not the parent's way to end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        asyncio.run(self.serve(listening))
+
+    async def serve(self, listening):
+        async with await asyncio.start_server(self.connected, sock=listening) as server:
+            await server.serve_forever()
+
+    async def connected(self, reader, writer):
+        onward_reader, onward_writer = await asyncio.open_connection(*self.target)
+        # One request at a time goes over a connection, so one begins whenever the client speaks after the server has.
+        answered = [True]
+
+        def asked(_):
+            self.requests.value += answered[0]
+            answered[0] = False
+
+        def told(data):
+            self.received.value += len(data)
+            answered[0] = True
+
+        await asyncio.gather(self.carry(reader, onward_writer, asked), self.carry(onward_reader, writer, told))
+
+    async def carry(self, reader, writer, seen):
+        """What comes later waits here, so that the delay does not limit how much is on its way."""
+        waiting, clock = asyncio.Queue(0 if self.delay else 1), asyncio.get_running_loop()
+
+        async def deliver():
+            while True:
+                due, data = await waiting.get()
+                if (rest := due - clock.time()) > 0:
+                    await asyncio.sleep(rest)
+                if not data:
+                    break
+                writer.write(data)
+                await writer.drain()
+
+        delivery = asyncio.create_task(deliver())
+        try:
+            while data := await reader.read(1 << 18):
+                seen(data)
+                await waiting.put((clock.time() + self.delay / 2, data))
+        except ConnectionError:
+            pass
+        try:
+            await waiting.put((clock.time() + self.delay / 2, b""))
+            await delivery
+            writer.close()
+        except ConnectionError:
+            pass
+
+    def stop(self):
+        self.process.terminate()
+        self.process.join()
