@@ -1,5 +1,5 @@
 //! The pieces that every byte of a store goes through, one by one: `cargo bench --no-default-features`, or with a word after it
-//! only those whose name holds it. `scripts/bench` measures the whole against other programs; `docs/performance.md` has figures.
+//! only those whose name holds it; `cargo bench --profile ci --no-default-features -- --test` runs each once. `scripts/bench` measures the whole against other programs; `docs/performance.md` has figures.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot begin may as well panic")]
 
@@ -7,8 +7,12 @@ use bytes::Bytes;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 
+use restante::compare::classify::row_print;
+use restante::compare::pairing::{Paired, Pairs};
 use restante::mail::base64::{Base64Form, LineEnding, PIECE_BYTES};
 use restante::mail::cut::cuts;
+use restante::mail::identity::Fingerprint;
+use restante::mail::matching::matching;
 use restante::postgres::copy::FrameSplitter;
 use restante::repository::chunk::{self, ChunkKind};
 use restante::repository::id::{ChunkId, Digest, Epoch, ObjectId, PackId, RepositoryId, SignerId};
@@ -224,10 +228,14 @@ fn look_chunks_up(bencher: Bencher) {
     bencher.counter(ItemsCount::new(ids.len())).bench(|| ids.iter().filter(|id| index.find(id).is_some()).count());
 }
 
-fn zone(kind: ZoneColumn) -> ColumnZone {
+fn zone_from(kind: ZoneColumn, first: u64, rows: u64) -> ColumnZone {
     let mut builder = ZoneBuilder::new(1, kind);
-    (0..10_000_u64).for_each(|key| builder.add(&(key * 3).to_be_bytes()));
+    (first..first + rows).for_each(|key| builder.add(&(key * 3).to_be_bytes()));
     builder.finish().unwrap()
+}
+
+fn zone(kind: ZoneColumn) -> ColumnZone {
+    zone_from(kind, 0, 10_000)
 }
 
 #[divan::bench(args = [ZoneColumn::Key, ZoneColumn::Integer { time: false }])]
@@ -240,6 +248,65 @@ fn ask_a_zone(bencher: Bencher) {
     let zone = zone(ZoneColumn::Key);
     let hits = || (0..10_000_u64).filter(|key| zone.may_contain_key(&key.to_be_bytes())).count();
     bencher.counter(ItemsCount::new(10_000_u32)).bench(hits);
+}
+
+/// The 32,000 segments of a terabyte, asked for a window of twenty hours out of thirty days.
+#[divan::bench]
+fn prune_by_time(bencher: Bencher) {
+    const SEGMENTS: u64 = 32_000;
+    let kind = ZoneColumn::Integer { time: true };
+    let zones: Vec<ColumnZone> = (0..SEGMENTS).map(|number| zone_from(kind, number * 50, 50)).collect();
+    let (from, to) = (SEGMENTS * 50 * 3 * 35 / 36, SEGMENTS * 50 * 3);
+    bencher
+        .counter(ItemsCount::new(zones.len()))
+        .bench(|| zones.iter().filter(|zone| zone.may_contain_range(from as i64, to as i64)).count());
+}
+
+/// The filters of a thousand segments with 500 messages each, asked for the keys of twenty messages.
+#[divan::bench]
+fn prune_by_key(bencher: Bencher) {
+    let zones: Vec<ColumnZone> = (0..1_000).map(|number| zone_from(ZoneColumn::Key, number * 500, 500)).collect();
+    let keys: Vec<[u8; 8]> = (0..20_u64).map(|number| (number * 25_000 * 3).to_be_bytes()).collect();
+    bencher
+        .counter(ItemsCount::new(zones.len() * keys.len()))
+        .bench(|| zones.iter().filter(|zone| keys.iter().any(|key| zone.may_contain_key(key))).count());
+}
+
+/// Rows of both sides held against each other, of which one in 36 is gone: key, two columns of evidence, and what may change.
+#[divan::bench]
+fn pair_rows(bencher: Bencher) {
+    const ROWS: u64 = 100_000;
+    let print = |number: u64| {
+        let (key, saved, size) =
+            (number.to_be_bytes(), (number * 43_200_000).to_be_bytes(), (number % 9_973).to_be_bytes());
+        row_print(Some(&key), [Some(&saved[..]), Some(&size[..])].into_iter())
+    };
+    bencher.counter(ItemsCount::new(2 * ROWS)).bench(|| {
+        let mut pairs = Pairs::default();
+        (0..ROWS * 35 / 36).for_each(|number| pairs.live(print(number), number as u32));
+        (0..ROWS).filter(|number| pairs.snapshot(print(*number), *number as u32) == Paired::Leftover).count()
+    });
+}
+
+/// What tells whether two mails are the same: headers without traces, decoded parts.
+#[divan::bench(args = [20_000, 2_000_000])]
+fn fingerprint(bencher: Bencher, attachment: usize) {
+    let mail = mail(attachment);
+    bencher.counter(BytesCount::new(mail.len())).bench(|| Fingerprint::of(black_box(&mail)));
+}
+
+/// Lost mails looked for among as many living ones: a third of them is there, mostly with other traces.
+#[divan::bench]
+fn match_mails(bencher: Bencher) {
+    let of = |number: u32, trace: u32| {
+        let mail = format!(
+            "Received: by mx{trace}.example.org\r\nFrom: a@example.org\r\nMessage-ID: <{number}@example.org>\r\n\r\nText {number}\r\n"
+        );
+        Fingerprint::of(mail.as_bytes())
+    };
+    let lost: Vec<Fingerprint> = (0..2_000).map(|number| of(number, 0)).collect();
+    let live: Vec<Fingerprint> = (0..2_000).map(|number| of(number * 3, number % 4)).collect();
+    bencher.counter(ItemsCount::new(lost.len())).bench(|| matching(&lost, &live).pairs.len());
 }
 
 #[divan::bench]
