@@ -72,8 +72,9 @@ pub fn compare(live: &[Version], before: Descriptor, maps: &[Vec<MapRow>], issue
     lost += known.count();
     let has_lost = lost > 0;
     let is_anew = live.len() * 2 < stored;
-    // Reading by places costs a little more a row than reading a range.
-    if is_anew || new.len() * 10 > live.len() * 3 {
+    // Reading by places costs a little more a row than reading a range, but a row of mail that is read again costs far more.
+    let is_nearly_all_new = (live.len() - new.len()) * 10 < new.len();
+    if is_anew || is_nearly_all_new {
         return Change { kept: Kept::default(), read: None, has_lost, is_anew };
     }
     for (increment, alive) in increments.iter_mut().zip(&alive) {
