@@ -6,6 +6,7 @@
 //! `commit:after` ([`committing`]).
 //! `RESTANTE_FAILPOINTS_PASSED=FILE` writes the name of each point down as it is passed, so that a test knows them all beforehand.
 //! `RESTANTE_STORAGE_DELAY=MS` makes each storage call take so many milliseconds longer: all that may wait for the storage then does.
+//! `RESTANTE_NO_READ_BACK=1` leaves out that packs are fetched back, to measure what that costs.
 //!
 //! Without the cargo feature `failpoints` nothing of this is compiled in. Every layer may use it.
 
@@ -47,6 +48,19 @@ pub fn hit(point: &'static str) {
         eprintln!("dying at {point}:{}", asked.pass);
         std::process::abort();
     }
+}
+
+/// Are packs not fetched back after they were put?
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn skips_reading_back() -> bool {
+    false
+}
+
+/// Are packs not fetched back after they were put?
+#[cfg(feature = "failpoints")]
+pub fn skips_reading_back() -> bool {
+    std::env::var_os("RESTANTE_NO_READ_BACK").is_some()
 }
 
 /// Does what the live store keeps from then on, a COMMIT or a statement without a transaction, between `commit:before` and

@@ -1,5 +1,8 @@
 //! Chunks: pieces of plaintext of at most 4 MiB, named by their keyed BLAKE3, compressed and sealed one by one.
 
+use std::cell::RefCell;
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::RepositoryError;
@@ -63,50 +66,69 @@ pub fn chunk_id(key: &Secret, plain: &[u8]) -> ChunkId {
 }
 
 /// Compressed, not yet sealed.
-pub struct Compressed {
+pub struct Compressed<'a> {
     pub id: ChunkId,
     pub codec: Codec,
     pub raw_length: u32,
-    pub bytes: Vec<u8>,
+    pub bytes: &'a [u8],
+}
+
+/// What a thread works with, chunk after chunk: fresh memory for each would cost more than the work itself.
+#[derive(Default)]
+struct Workplace {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+    compressed: Vec<u8>,
 }
 
 thread_local! {
-    static COMPRESSOR: std::cell::RefCell<Option<zstd::bulk::Compressor<'static>>> = const { std::cell::RefCell::new(None) };
+    static WORKPLACE: RefCell<Workplace> = RefCell::default();
 }
 
-/// Compresses where that makes the chunk smaller.
-pub fn compress(id: ChunkId, plain: &[u8]) -> Result<Compressed, RepositoryError> {
+/// The one in the slot, made when it is missing.
+fn filled<T>(slot: &mut Option<T>, make: impl FnOnce() -> io::Result<T>) -> io::Result<&mut T> {
+    Ok(match slot {
+        Some(one) => one,
+        empty => empty.insert(make()?),
+    })
+}
+
+/// Compresses where that makes the chunk smaller, and hands on what came of it.
+pub fn compress<R>(id: ChunkId, plain: &[u8], hand_on: impl FnOnce(Compressed<'_>) -> R) -> Result<R, RepositoryError> {
     if plain.len() > MAX_CHUNK {
         return Err(RepositoryError::TooLarge { what: "chunk", size: plain.len(), limit: MAX_CHUNK });
     }
     let raw_length = plain.len() as u32;
-    let compressed = COMPRESSOR.with_borrow_mut(|slot| -> std::io::Result<Vec<u8>> {
-        if slot.is_none() {
-            *slot = Some(zstd::bulk::Compressor::new(ZSTD_LEVEL)?);
-        }
-        // Filled in just above.
-        slot.as_mut().map_or_else(|| Ok(Vec::new()), |compressor| compressor.compress(plain))
-    });
-    match compressed {
-        Ok(bytes) if !bytes.is_empty() && bytes.len() < plain.len() => {
-            Ok(Compressed { id, codec: Codec::Zstd, raw_length, bytes })
-        }
-        Ok(_) => Ok(Compressed { id, codec: Codec::Raw, raw_length, bytes: plain.to_vec() }),
-        Err(e) => Err(RepositoryError::malformed("chunk", format!("zstd cannot compress it: {e}"))),
-    }
+    WORKPLACE.with_borrow_mut(|Workplace { compressor, compressed, .. }| {
+        compressed.clear();
+        compressed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        filled(compressor, || zstd::bulk::Compressor::new(ZSTD_LEVEL))
+            .and_then(|compressor| compressor.compress_to_buffer(plain, compressed))
+            .map_err(|e| RepositoryError::malformed("chunk", format!("zstd cannot compress it: {e}")))?;
+        let is_smaller = compressed.len() < plain.len();
+        let (codec, bytes) = if is_smaller { (Codec::Zstd, compressed.as_slice()) } else { (Codec::Raw, plain) };
+        Ok(hand_on(Compressed { id, codec, raw_length, bytes }))
+    })
 }
 
-pub fn decompress(codec: Codec, bytes: Vec<u8>, raw_length: u32) -> Result<Vec<u8>, RepositoryError> {
+/// Puts what was compressed in place of what `plain` held.
+pub fn decompress(codec: Codec, bytes: &[u8], raw_length: u32, plain: &mut Vec<u8>) -> Result<(), RepositoryError> {
     if raw_length as usize > MAX_CHUNK {
         return Err(RepositoryError::TooLarge { what: "chunk", size: raw_length as usize, limit: MAX_CHUNK });
     }
-    let plain = match codec {
-        Codec::Raw => bytes,
-        Codec::Zstd => zstd::bulk::decompress(&bytes, raw_length as usize)
+    plain.clear();
+    match codec {
+        Codec::Raw => plain.extend_from_slice(bytes),
+        Codec::Zstd => WORKPLACE
+            .with_borrow_mut(|Workplace { decompressor, .. }| {
+                plain.reserve(raw_length as usize);
+                filled(decompressor, zstd::bulk::Decompressor::new)?.decompress_to_buffer(bytes, plain)
+            })
+            .map(|_| ())
             .map_err(|e| RepositoryError::malformed("chunk", format!("zstd cannot decompress it: {e}")))?,
-    };
+    }
     if plain.len() == raw_length as usize {
-        Ok(plain)
+        Ok(())
     } else {
         Err(RepositoryError::malformed("chunk", format!("{} bytes came out, {raw_length} were recorded", plain.len())))
     }
@@ -138,8 +160,15 @@ impl SealedAs {
         data
     }
 
-    pub fn seal(&self, repository: &RepositoryId, key: &Sealer, bytes: &mut Vec<u8>) -> Result<(), RepositoryError> {
-        Ok(key.seal(self.ordinal, &self.associated_data(repository), bytes)?)
+    /// Seals what stands in `bytes` from `start` on.
+    pub fn seal(
+        &self,
+        repository: &RepositoryId,
+        key: &Sealer,
+        bytes: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<(), RepositoryError> {
+        Ok(key.seal_from(self.ordinal, &self.associated_data(repository), bytes, start)?)
     }
 
     /// The only way to the plaintext of a chunk: opened, decompressed, and its id computed again.
@@ -150,10 +179,25 @@ impl SealedAs {
         id_key: &Secret,
         sealed: &[u8],
     ) -> Result<Vec<u8>, RepositoryError> {
-        let compressed = key.open(self.ordinal, &self.associated_data(repository), sealed)?;
-        let plain = decompress(self.codec, compressed, self.raw_length)?;
-        if chunk_id(id_key, &plain) == self.id {
-            Ok(plain)
+        let mut plain = Vec::new();
+        self.open_into(repository, key, id_key, sealed, &mut Vec::new(), &mut plain)?;
+        Ok(plain)
+    }
+
+    /// As [`SealedAs::open`], in place of what `plain` held; `compressed` is only worked in.
+    pub fn open_into(
+        &self,
+        repository: &RepositoryId,
+        key: &Sealer,
+        id_key: &Secret,
+        sealed: &[u8],
+        compressed: &mut Vec<u8>,
+        plain: &mut Vec<u8>,
+    ) -> Result<(), RepositoryError> {
+        key.open_into(self.ordinal, &self.associated_data(repository), sealed, compressed)?;
+        decompress(self.codec, compressed, self.raw_length, plain)?;
+        if chunk_id(id_key, plain) == self.id {
+            Ok(())
         } else {
             Err(RepositoryError::malformed("chunk", "its plaintext does not have the id it is named by"))
         }

@@ -34,6 +34,7 @@ use super::error::RepositoryError;
 use super::id::{ChunkId, Epoch, PackId, RepositoryId};
 use super::seal::{self, Sealer, Secret};
 use super::secrets::{Secrets, context, seal_age};
+use crate::storage::buffer::Buffer;
 
 const MAGIC: &[u8; 8] = b"RSTPACK1";
 const TAIL: &[u8; 8] = b"RSTTAIL1";
@@ -211,7 +212,7 @@ pub struct PackBuilder {
     sealer: Sealer,
     slot: Slot,
     entries: Vec<Entry>,
-    data: Vec<u8>,
+    data: PackData,
 }
 
 impl PackBuilder {
@@ -238,7 +239,7 @@ impl PackBuilder {
         };
         let sealer = Sealer::new(&data_key)?;
         let repository = secrets.repository;
-        Ok(Self { kind, repository, epoch, data_key, sealer, slot, entries: Vec::new(), data: Vec::new() })
+        Ok(Self { kind, repository, epoch, data_key, sealer, slot, entries: Vec::new(), data: PackData::new() })
     }
 
     /// Bytes of sealed chunks so far.
@@ -255,27 +256,58 @@ impl PackBuilder {
         self.entries.len() < MAX_CHUNKS && self.data.len() + stored + 2 * MAX_DIRECTORY + OVERHEAD < MAX_PACK
     }
 
-    pub fn add(&mut self, chunk: Compressed) -> Result<(), RepositoryError> {
-        let Compressed { id, codec, raw_length, mut bytes } = chunk;
-        let ordinal = self.entries.len() as u32;
-        SealedAs { kind: self.kind, id, raw_length, codec, ordinal }.seal(
-            &self.repository,
-            &self.sealer,
-            &mut bytes,
-        )?;
-        let (offset, stored_length) = (self.data.len() as u32, bytes.len() as u32);
-        self.entries.push(Entry { id, slot: 0, codec, ordinal, offset, stored_length, raw_length });
-        self.data.extend_from_slice(&bytes);
+    pub fn add(&mut self, chunk: Compressed<'_>) -> Result<(), RepositoryError> {
+        let Compressed { id, codec, raw_length, bytes } = chunk;
+        let (ordinal, offset) = (self.entries.len() as u32, self.data.len());
+        let buffer = &mut self.data.0;
+        let start = buffer.len();
+        buffer.extend_from_slice(bytes);
+        let sealed_as = SealedAs { kind: self.kind, id, raw_length, codec, ordinal };
+        sealed_as.seal(&self.repository, &self.sealer, buffer, start)?;
+        let stored_length = (self.data.len() - offset) as u32;
+        self.entries.push(Entry { id, slot: 0, codec, ordinal, offset: offset as u32, stored_length, raw_length });
         Ok(())
     }
 
     pub fn finish(self, secrets: &Secrets) -> Result<FinishedPack, RepositoryError> {
         let slots = vec![self.slot];
         let head = Head { kind: self.kind, repository: self.repository, epoch: self.epoch, salt: seal::random_salt()? };
-        let (bytes, data_start) = assemble(&head, secrets, &slots, &self.entries, &self.data)?;
+        let (bytes, data_start) = assemble(&head, secrets, &slots, &self.entries, self.data)?;
         let id = PackId::of(&bytes);
         let info = PackInfo { id, kind: self.kind, size: bytes.len() as u32, data_start, slots, entries: self.entries };
-        Ok(FinishedPack { info, bytes: bytes.into(), data_key: self.data_key })
+        Ok(FinishedPack { info, bytes, data_key: self.data_key })
+    }
+}
+
+/// The sealed chunks of a pack, behind room for what stands before them: so they are never copied.
+struct PackData(Buffer);
+
+impl PackData {
+    /// Room for the header, a slot and a directory of a thousand chunks.
+    const ROOM: usize = 64 << 10;
+    /// As much as most packs have at most. It costs address space, not memory.
+    const USUAL: usize = 20 << 20;
+
+    fn new() -> Self {
+        let mut buffer = Buffer::with_capacity(Self::USUAL);
+        buffer.resize(Self::ROOM, 0);
+        Self(buffer)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len() - Self::ROOM
+    }
+
+    /// The whole object.
+    fn between(self, head: &[u8], tail: [&[u8]; 3]) -> Bytes {
+        let mut buffer = self.0;
+        if head.len() > Self::ROOM {
+            buffer.splice(..0, std::iter::repeat_n(0, head.len() - Self::ROOM));
+        }
+        let end = head.len().max(Self::ROOM);
+        buffer[end - head.len()..end].copy_from_slice(head);
+        tail.iter().for_each(|part| buffer.extend_from_slice(part));
+        buffer.freeze().slice(end - head.len()..)
     }
 }
 
@@ -297,8 +329,8 @@ fn assemble(
     secrets: &Secrets,
     slots: &[Slot],
     entries: &[Entry],
-    data: &[u8],
-) -> Result<(Vec<u8>, u32), RepositoryError> {
+    data: PackData,
+) -> Result<(Bytes, u32), RepositoryError> {
     let mut directory = encode_entries(entries);
     let directory_length = directory.len() + seal::TAG_LENGTH;
     let slot_length: usize = slots.iter().map(|slot| 8 + slot.wrapped.len()).sum();
@@ -306,7 +338,7 @@ fn assemble(
     if size > MAX_PACK || directory_length > MAX_DIRECTORY || slots.len() > MAX_SLOTS {
         return Err(RepositoryError::TooLarge { what: "pack", size, limit: MAX_PACK });
     }
-    let mut bytes = Vec::with_capacity(size);
+    let mut bytes = Vec::with_capacity(size - data.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&[head.kind.code(), 0]);
     bytes.extend_from_slice(&(slots.len() as u16).to_le_bytes());
@@ -328,11 +360,8 @@ fn assemble(
     head.directory_key(secrets)?.seal(0, &bytes, &mut directory)?;
     bytes.extend_from_slice(&directory);
     let data_start = bytes.len() as u32;
-    bytes.extend_from_slice(data);
-    bytes.extend_from_slice(&directory);
-    bytes.extend_from_slice(&(directory_length as u32).to_le_bytes());
-    bytes.extend_from_slice(TAIL);
-    Ok((bytes, data_start))
+    let tail = [&directory[..], &(directory_length as u32).to_le_bytes(), TAIL];
+    Ok((data.between(&bytes, tail), data_start))
 }
 
 /// Reads head, slots and directory of a whole pack. The caller has compared the hash of the bytes with the name, or
@@ -410,7 +439,8 @@ pub fn copy_sealed(
 ) -> Result<(PackInfo, Bytes), RepositoryError> {
     let kind =
         sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
-    let (mut slots, mut entries, mut data) = (Vec::<Slot>::new(), Vec::new(), Vec::new());
+    let (mut slots, mut entries) = (Vec::<Slot>::new(), Vec::new());
+    let mut data = PackData::new();
     let outside = || RepositoryError::malformed("pack", "its directory points outside it");
     for (info, bytes, wanted) in sources {
         if info.kind != kind {
@@ -426,11 +456,11 @@ pub fn copy_sealed(
             let start = info.data_start as usize + entry.offset as usize;
             let sealed = bytes.get(start..start + entry.stored_length as usize).ok_or_else(outside)?;
             entries.push(Entry { slot: position as u16, offset: data.len() as u32, ..*entry });
-            data.extend_from_slice(sealed);
+            data.0.extend_from_slice(sealed);
         }
     }
     let head = Head { kind, repository: secrets.repository, epoch, salt: seal::random_salt()? };
-    let (bytes, data_start) = assemble(&head, secrets, &slots, &entries, &data)?;
+    let (bytes, data_start) = assemble(&head, secrets, &slots, &entries, data)?;
     let id = PackId::of(&bytes);
-    Ok((PackInfo { id, kind, size: bytes.len() as u32, data_start, slots, entries }, bytes.into()))
+    Ok((PackInfo { id, kind, size: bytes.len() as u32, data_start, slots, entries }, bytes))
 }

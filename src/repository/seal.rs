@@ -103,19 +103,47 @@ impl Sealer {
 
     /// Turns `bytes` into ciphertext followed by the tag.
     pub fn seal(&self, counter: u32, associated: &[u8], bytes: &mut Vec<u8>) -> Result<(), CryptoError> {
-        self.0.seal_in_place_append_tag(nonce(counter), Aad::from(associated), bytes).map_err(|_| CryptoError::TooLarge)
+        self.seal_from(counter, associated, bytes, 0)
+    }
+
+    /// As [`Sealer::seal`], leaving the bytes before `start` as they are.
+    pub fn seal_from(
+        &self,
+        counter: u32,
+        associated: &[u8],
+        bytes: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<(), CryptoError> {
+        let plain = bytes.get_mut(start..).unwrap_or_default();
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce(counter), Aad::from(associated), plain)
+            .map_err(|_| CryptoError::TooLarge)?;
+        bytes.extend_from_slice(tag.as_ref());
+        Ok(())
     }
 
     /// The plaintext of `bytes` (ciphertext and tag).
     pub fn open(&self, counter: u32, associated: &[u8], bytes: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        let mut buffer = bytes.to_vec();
-        let length = self
-            .0
-            .open_in_place(nonce(counter), Aad::from(associated), &mut buffer)
-            .map_err(|_| CryptoError::DoesNotOpen)?
-            .len();
-        buffer.truncate(length);
-        Ok(buffer)
+        let mut plain = Vec::new();
+        self.open_into(counter, associated, bytes, &mut plain)?;
+        Ok(plain)
+    }
+
+    /// As [`Sealer::open`], in place of what `plain` held.
+    pub fn open_into(
+        &self,
+        counter: u32,
+        associated: &[u8],
+        bytes: &[u8],
+        plain: &mut Vec<u8>,
+    ) -> Result<(), CryptoError> {
+        plain.clear();
+        plain.extend_from_slice(bytes);
+        let opened = self.0.open_in_place(nonce(counter), Aad::from(associated), plain);
+        let length = opened.map_err(|_| CryptoError::DoesNotOpen)?.len();
+        plain.truncate(length);
+        Ok(())
     }
 }
 

@@ -50,7 +50,7 @@ use progress::{Done, Progress};
 pub use layout::{InvalidPattern, SEGMENT_BYTES, TablePattern};
 
 /// A pack in an unbounded budget.
-const LARGEST_PACK: usize = 24 << 20;
+const LARGEST_PACK: usize = 16 << 20;
 const SMALLEST_PACK: usize = 1 << 20;
 
 #[derive(Debug, Clone)]

@@ -31,10 +31,13 @@ use crate::repository::rows::{MultisetDigest, RowHasher};
 use crate::repository::segment::{PAGE_SEGMENTS, Page, SegmentEntry, TupleId};
 use crate::repository::writer::{ChunkSink, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
+use crate::storage::buffer::Buffer;
 
 /// Bytes of rows that go to a thread at a time.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 4096;
+/// A row of more bytes goes on as it came: two of them would be a lot of memory.
+const LARGE_ROW: usize = 4 << 20;
 /// Batches between a reader and its thread.
 const QUEUE: usize = 2;
 /// Bytes between a reader and its thread, the batch in work included. Rows of 20 MB would otherwise queue up three deep.
@@ -49,9 +52,10 @@ pub(super) const WINDOW_ROWS: u64 = 512 << 10;
 /// Rows with the bounds of their fields, one after the other.
 #[derive(Default)]
 struct Batch {
-    rows: Vec<(Tid, u32, Bytes)>,
+    /// Place, `xmin`, and where the row ends in `bytes`.
+    rows: Vec<(Tid, u32, usize)>,
     bounds: Vec<FieldBounds>,
-    bytes: usize,
+    bytes: Bytes,
     /// Its share of [`QUEUE_BYTES`]; a larger batch has all of it.
     room: Option<OwnedSemaphorePermit>,
 }
@@ -68,6 +72,8 @@ struct Queue<'a> {
     sender: mpsc::Sender<Part>,
     room: Arc<Semaphore>,
     batch: Batch,
+    /// The bytes of the batch. Copied, so that the connection's buffer is free again at once: a copy costs less than fresh pages for the next.
+    bytes: Buffer,
     /// Hears of bytes that were read.
     monitor: Option<&'a SharedMonitor>,
     pace: &'a Pace,
@@ -76,19 +82,39 @@ struct Queue<'a> {
 impl Queue<'_> {
     /// `false`: the thread stopped with an error of its own, which it tells itself.
     async fn push(&mut self, row: CopiedRow, bounds: &mut Vec<FieldBounds>) -> bool {
-        self.batch.bytes += row.bytes.len();
-        self.batch.rows.push((row.tid, row.xmin, row.bytes));
+        let is_large = row.bytes.len() > LARGE_ROW;
+        let has_room = self.bytes.len() + row.bytes.len() <= self.bytes.capacity();
+        // A large row is a batch of its own.
+        if (is_large || !has_room) && !self.batch.rows.is_empty() && !self.flush().await {
+            return false;
+        }
         self.batch.bounds.append(bounds);
-        if self.batch.bytes >= BATCH_BYTES || self.batch.rows.len() >= BATCH_ROWS { self.flush().await } else { true }
+        if is_large {
+            self.batch.rows.push((row.tid, row.xmin, row.bytes.len()));
+            return self.send(row.bytes).await;
+        }
+        if self.batch.rows.is_empty() {
+            self.bytes = Buffer::with_capacity(row.bytes.len().max(BATCH_BYTES));
+        }
+        self.bytes.extend_from_slice(&row.bytes);
+        self.batch.rows.push((row.tid, row.xmin, self.bytes.len()));
+        if self.bytes.len() >= BATCH_BYTES || self.batch.rows.len() >= BATCH_ROWS { self.flush().await } else { true }
     }
 
     async fn flush(&mut self) -> bool {
+        let bytes = std::mem::take(&mut self.bytes).freeze();
+        self.send(bytes).await
+    }
+
+    async fn send(&mut self, bytes: Bytes) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
+        batch.bytes = bytes;
+        let bytes = batch.bytes.len();
         if let Some(monitor) = self.monitor {
-            monitor.advance(batch.bytes as u64);
+            monitor.advance(bytes as u64);
         }
-        self.pace.wait(batch.bytes as u64).await;
-        batch.room = self.room.clone().acquire_many_owned(batch.bytes.min(QUEUE_BYTES) as u32).await.ok();
+        self.pace.wait(bytes as u64).await;
+        batch.room = self.room.clone().acquire_many_owned(bytes.min(QUEUE_BYTES) as u32).await.ok();
         self.sender.send(Part::Rows(batch)).await.is_ok()
     }
 }
@@ -332,7 +358,7 @@ async fn read_segment(
     let worker = tokio::spawn(run_blocking(move || build(builder, receiver, first, end)));
     let room = Arc::new(Semaphore::new(QUEUE_BYTES));
     let monitor = change.read.is_none().then_some(run.monitor);
-    let mut queue = Queue { sender, room, batch: Batch::default(), monitor, pace: run.pace };
+    let mut queue = Queue { sender, room, batch: Batch::default(), bytes: Buffer::default(), monitor, pace: run.pace };
 
     let mut gaps = Vec::new();
     reader.session().execute("reading", SAVEPOINT).await.map_err(|e| reader.explain(e))?;
@@ -433,7 +459,10 @@ fn build(
         // A table without columns has rows all the same.
         let columns = batch.bounds.len().checked_div(batch.rows.len()).unwrap_or(0);
         let mut bounds = batch.bounds.chunks(columns.max(1));
-        for (tid, xmin, bytes) in &batch.rows {
+        let mut start = 0;
+        for (tid, xmin, end) in &batch.rows {
+            let bytes = batch.bytes.get(start..*end).unwrap_or_default();
+            start = *end;
             let place = TupleId { block: tid.block, offset: tid.offset };
             let fields = bounds.next().unwrap_or_default();
             builder.row(place, *xmin, fields.iter().map(|field| field.of(bytes)))?;
@@ -503,5 +532,39 @@ fn column(column: &catalog::Column) -> Column {
             catalog::Wire::Binary => Wire::Binary,
             catalog::Wire::Text => Wire::Text,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn rows_of_any_size_come_to_the_thread_as_they_were() {
+        let (sender, mut receiver) = mpsc::channel(64);
+        let pace = Pace::new(None, CancellationToken::new());
+        let room = Arc::new(Semaphore::new(64 << 20));
+        let (batch, bytes) = (Batch::default(), Buffer::default());
+        let mut queue = Queue { sender, room, batch, bytes, monitor: None, pace: &pace };
+        let sizes = [10, 20, LARGE_ROW + 5, 30, BATCH_BYTES, 40, LARGE_ROW, 50, LARGE_ROW + 1, LARGE_ROW + 2, 0, 60];
+        let row = |number: usize| Bytes::from(vec![number as u8 + 1; sizes[number]]);
+        for number in 0..sizes.len() {
+            let tid = Tid { block: number as u32, offset: 1 };
+            assert!(queue.push(CopiedRow { tid, xmin: 7, bytes: row(number) }, &mut Vec::new()).await);
+            // As large as one that a pack had.
+            queue.bytes.reserve(20 << 20);
+        }
+        assert!(queue.flush().await);
+        drop(queue);
+        let mut came = Vec::new();
+        while let Some(Part::Rows(batch)) = receiver.recv().await {
+            let mut start = 0;
+            for (tid, _, end) in &batch.rows {
+                came.push((tid.block as usize, batch.bytes.slice(start..*end)));
+                start = *end;
+            }
+            assert_eq!(start, batch.bytes.len());
+        }
+        assert!(came == (0..sizes.len()).map(|number| (number, row(number))).collect::<Vec<_>>());
     }
 }

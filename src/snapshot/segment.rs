@@ -21,6 +21,7 @@ use crate::repository::segment::{
 };
 use crate::repository::writer::ChunkSink;
 use crate::repository::zone::{Zone, ZoneBuilder, ZoneColumn};
+use crate::storage::buffer::Buffer;
 
 /// Values, and stretches between cuts, below this go into a group with their neighbours.
 const SMALL_VALUE: usize = 32 << 10;
@@ -53,12 +54,12 @@ pub struct SegmentBuilder {
     values_size: usize,
     value_map: Vec<ValueMapChunk>,
 
-    group: Vec<u8>,
+    group: Buffer,
     group_ordinal: Option<u32>,
     payload: Vec<Option<ChunkId>>,
     ordinals: HashMap<ChunkId, u32>,
-    scratch: Vec<u8>,
-    encoded: Vec<u8>,
+    scratch: Buffer,
+    encoded: Buffer,
 
     row_count: u64,
     value_bytes: u64,
@@ -111,12 +112,12 @@ impl SegmentBuilder {
             values: Vec::new(),
             values_size: 0,
             value_map: Vec::new(),
-            group: Vec::new(),
+            group: Buffer::with_capacity(GROUP),
             group_ordinal: None,
             payload: Vec::new(),
             ordinals: HashMap::new(),
-            scratch: Vec::new(),
-            encoded: Vec::new(),
+            scratch: Buffer::with_capacity(PIECE_BYTES),
+            encoded: Buffer::with_capacity(PIECE_BYTES / 2 * 3),
             row_count: 0,
             value_bytes: 0,
             digest: kept.digest,
@@ -228,7 +229,7 @@ impl SegmentBuilder {
                         self.encoded.clear();
                         let decoded = piece.form.decode_into(text, &mut self.scratch).is_ok();
                         piece.form.encode_into(&self.scratch, &mut self.encoded);
-                        if decoded && self.encoded == text {
+                        if decoded && self.encoded.as_slice() == text {
                             let id = self.sink.store(ChunkKind::Payload, &self.scratch)?;
                             let (chunk, length) = (self.ordinal(id), self.scratch.len() as u32);
                             operations.push(Operation { chunk, offset: 0, length, base64: Some(piece.form) });

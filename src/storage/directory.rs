@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::buffer::Buffer;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -171,9 +172,10 @@ impl Directory {
             return Err(truncated(metadata.len()));
         }
         // At most MAX_OBJECT_BYTES, checked above.
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = Buffer::with_capacity(length as usize);
+        bytes.resize(length as usize, 0);
         match file.read_exact_at(&mut bytes, range.start) {
-            Ok(()) => Ok(bytes.into()),
+            Ok(()) => Ok(bytes.freeze()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(truncated(metadata.len())),
             Err(error) => Err(self.error(format!("read {name}"), &error)),
         }

@@ -4,6 +4,7 @@
 //! but [`crate::monitor`]; `repository` is its only caller besides the commands that open it.
 //!
 //! * [`location`] reads addresses and opens them; [`directory`] and [`s3`] are the two kinds of place.
+//! * [`buffer`] keeps the memory of large objects for the next one.
 //! * [`layers`] counts calls for statistics and budgets; [`faults`] makes tests live with broken storages.
 //!
 //! The contract that every implementation keeps, and that one conformance suite (`tests/it/storage/`) checks:
@@ -18,6 +19,7 @@
 //! * **Errors** tell permanent from transient ([`StorageError::is_transient`]); an implementation has already retried what it can.
 //!   After a transient error of `put` the object *may* be there: nobody heard the answer.
 
+pub mod buffer;
 pub mod directory;
 pub mod faults;
 pub mod layers;

@@ -18,7 +18,7 @@ fn id(secrets: &Secrets, epoch: Epoch, kind: ChunkKind, plain: &[u8]) -> ChunkId
 fn build(secrets: &Secrets, keys: &Keys, epoch: Epoch, kind: ChunkKind, plains: &[&[u8]]) -> FinishedPack {
     let mut builder = PackBuilder::new(kind, secrets, epoch, &keys.identity.to_public()).unwrap();
     for plain in plains {
-        builder.add(chunk::compress(id(secrets, epoch, kind, plain), plain).unwrap()).unwrap();
+        chunk::compress(id(secrets, epoch, kind, plain), plain, |chunk| builder.add(chunk)).unwrap().unwrap();
     }
     builder.finish(secrets).unwrap()
 }
@@ -107,7 +107,7 @@ fn plaintext_under_a_foreign_id_does_not_come_out() {
     let secrets = reader_secrets(&[&keys]);
     let claimed = id(&secrets, Epoch(1), ChunkKind::Row, b"the mail of Alice");
     let mut builder = PackBuilder::new(ChunkKind::Row, &secrets, Epoch(1), &keys.identity.to_public()).unwrap();
-    builder.add(chunk::compress(claimed, b"something else ..").unwrap()).unwrap();
+    chunk::compress(claimed, b"something else ..", |chunk| builder.add(chunk)).unwrap().unwrap();
     let finished = builder.finish(&secrets).unwrap();
     assert!(matches!(open_all(&secrets, &finished.bytes), Err(RepositoryError::Malformed { .. })));
 }
@@ -202,8 +202,8 @@ fn an_index_finds_what_was_added_and_compares_whole_ids() {
 #[test]
 fn a_chunk_over_the_cap_is_neither_made_nor_opened() {
     let over = vec![0; chunk::MAX_CHUNK + 1];
-    assert!(chunk::compress(ChunkId([0; 32]), &over).is_err());
-    assert!(chunk::decompress(chunk::Codec::Zstd, vec![], u32::MAX).is_err());
+    assert!(chunk::compress(ChunkId([0; 32]), &over, |_| ()).is_err());
+    assert!(chunk::decompress(chunk::Codec::Zstd, &[], u32::MAX, &mut Vec::new()).is_err());
     let bomb = zstd::bulk::compress(&over, 3).unwrap();
-    assert!(chunk::decompress(chunk::Codec::Zstd, bomb, 100).is_err());
+    assert!(chunk::decompress(chunk::Codec::Zstd, &bomb, 100, &mut Vec::new()).is_err());
 }

@@ -59,7 +59,7 @@ fn computed(filter: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let raw_length = plain.len() as u32;
     let sealed_as = SealedAs { kind: ChunkKind::Row, id, raw_length, codec: Codec::Raw, ordinal: 258 };
     let mut sealed = plain.to_vec();
-    sealed_as.seal(&REPOSITORY, &Sealer::new(&secret).unwrap(), &mut sealed).unwrap();
+    sealed_as.seal(&REPOSITORY, &Sealer::new(&secret).unwrap(), &mut sealed, 0).unwrap();
     let stored_length = sealed.len() as u32;
     let entry = Entry { id, slot: 0, codec: Codec::Raw, ordinal: 258, offset: 4096, stored_length, raw_length };
     all.push(("chunk id row", id.0.to_vec()));

@@ -387,7 +387,7 @@ fn forged(sample: &Sample, kind: NameKind, name: &ObjectName) -> Option<(ObjectN
             let id_key = secrets.epoch(key.epoch).unwrap().chunk_id_key(ChunkKind::Meta).unwrap();
             let plain = b"what an attacker wants to be read";
             let id = restante::repository::chunk::chunk_id(&id_key, plain);
-            builder.add(restante::repository::chunk::compress(id, plain).unwrap()).unwrap();
+            restante::repository::chunk::compress(id, plain, |chunk| builder.add(chunk)).unwrap().unwrap();
             let pack = builder.finish(&secrets).unwrap();
             Some((restante::repository::reader::pack_name(&pack.info.id).unwrap(), pack.bytes))
         }
