@@ -40,6 +40,8 @@ const UPLOADS: usize = 2;
 const FRAGMENT_EVERY: Duration = Duration::from_secs(60);
 /// Packs in memory at a time: one of each kind open, one that is full, those above, and each upload's copy that was fetched back.
 pub const PACKS_IN_MEMORY: usize = 3 + 1 + QUEUE + 2 * UPLOADS;
+/// Buffers of packs that wait for the next one ([`crate::storage::buffer`]).
+pub const PACKS_KEPT: usize = 2;
 
 /// What a run added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -39,7 +39,7 @@ use crate::postgres::session::ServerFacts;
 use crate::repository::checkpoint::{self, Checkpoint, CheckpointWriter};
 use crate::repository::manifest::{Manifest, NotCovered, ReadWhole, ServerSummary, StoreIdentity, Totals};
 use crate::repository::snapshots::{self, Snapshot};
-use crate::repository::writer::{PACKS_IN_MEMORY, RepositoryWriter};
+use crate::repository::writer::{PACKS_IN_MEMORY, PACKS_KEPT, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
 use crate::storage::layers::Listed;
 
@@ -314,14 +314,14 @@ fn is_of_these_keys(repository: &Repository, manifest: &Manifest) -> bool {
     }
 }
 
-/// Half of the memory is for packs on their way; each reader takes about 4 MiB of batches, a group and a piece.
+/// The memory is for packs on their way and for readers. A reader cannot do with less than 4 MiB of batches, a group and a piece; as much again is
+/// kept for its next ones.
 fn pack_target(options: &SnapshotOptions) -> Result<usize, SnapshotError> {
-    let readers = options.jobs * (6 << 20);
-    let target = options.memory.saturating_sub(readers) / PACKS_IN_MEMORY;
-    if target < SMALLEST_PACK {
+    let left = |reader: usize| options.memory.saturating_sub(options.jobs * reader);
+    if left(6 << 20) / PACKS_IN_MEMORY < SMALLEST_PACK {
         return Err(SnapshotError::Memory(options.jobs, options.memory));
     }
-    Ok(target.min(LARGEST_PACK))
+    Ok((left(12 << 20) / (PACKS_IN_MEMORY + PACKS_KEPT)).clamp(SMALLEST_PACK, LARGEST_PACK))
 }
 
 fn identity(facts: &ServerFacts) -> StoreIdentity {

@@ -14,7 +14,7 @@ const SMALLEST: usize = 256 << 10;
 /// Those up to here are for batches of rows, those above for whole packs: neither takes the other's place.
 const LARGE: usize = 4 << 20;
 /// Of buffers that nobody uses.
-const KEPT_SMALL: usize = 8 << 20;
+const KEPT_SMALL: usize = 4 << 20;
 const KEPT_LARGE: usize = 48 << 20;
 /// Capacities are multiples of it, so that objects of about one size fit into each other's buffers.
 const STEP: usize = 4 << 20;

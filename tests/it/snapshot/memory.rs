@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 
 /// What `--memory 64MiB` may take in all with two readers: the buffers in use and those that are kept for the next pack or batch, the program,
 /// its threads' stacks and compressors, and what malloc keeps.
-const BOUND: u64 = 144 * MIB;
+const BOUND: u64 = 112 * MIB;
 
 /// So slow a storage that every pack that may wait for it does, on any machine: the peak comes near its ceiling each time.
 const STORAGE_DELAY: &str = "250";
