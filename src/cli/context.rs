@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::exit::{Interrupted, UsageError};
+use super::metrics::Metrics;
 use super::output::Output;
 use super::progress::Progress;
 use crate::config::Config;
@@ -25,6 +26,7 @@ pub struct Context {
     pub config: Config,
     pub output: Output,
     pub progress: Arc<Progress>,
+    pub metrics: Metrics,
     /// Cancelled by the first Ctrl-C; the second ends at once.
     pub cancel: CancellationToken,
 }
@@ -34,7 +36,8 @@ impl Context {
         let config = Config::load(global.config.as_deref())?;
         let output = Output::new(global.json, global.quiet);
         let progress = Arc::new(Progress::new(global.progress, global.json, global.quiet));
-        Ok(Self { global, config, output, progress, cancel: CancellationToken::new() })
+        let (metrics, cancel) = (Metrics::default(), CancellationToken::new());
+        Ok(Self { global, config, output, progress, metrics, cancel })
     }
 
     pub fn monitor(&self) -> SharedMonitor {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::output;
 use crate::compare::CompareError;
+use crate::drill::DrillError;
 use crate::postgres::PostgresError;
 use crate::report::inert::{inert, inert_json};
 use crate::repository::RepositoryError;
@@ -112,6 +113,12 @@ fn classify(error: &anyhow::Error) -> Exit {
         }
         if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_not_found) {
             return Exit::NotFound;
+        }
+        if matches!(link.downcast_ref(), Some(DrillError::NoServer { .. })) {
+            return Exit::NotFound;
+        }
+        if matches!(link.downcast_ref(), Some(DrillError::Restore(RestoreError::Interrupted))) {
+            return Exit::Interrupted;
         }
         let repository = repository_error(link);
         match repository {

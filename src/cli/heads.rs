@@ -51,7 +51,7 @@ impl Heads {
         let behind = self.heads.iter().filter(|head| newest(snapshots, &head.store) < head.sequence);
         behind
             .map(|head| {
-                let (found, number, store) = (newest(snapshots, &head.store), head.sequence, label(&head.store));
+                let (found, number, store) = (newest(snapshots, &head.store), head.sequence, &head.store);
                 format!(
                     "the storage is behind this writer: its last snapshot of {store} had number {number}, the newest one \
                      found has {found}; somebody deleted snapshots or rolled back the storage"
@@ -65,9 +65,4 @@ impl Heads {
 fn newest(snapshots: &[Snapshot], store: &StoreIdentity) -> u64 {
     let of_store = snapshots.iter().filter(|snapshot| snapshot.manifest.store == *store);
     of_store.map(|snapshot| snapshot.manifest.sequence).max().unwrap_or(0)
-}
-
-fn label(store: &StoreIdentity) -> String {
-    let system = store.system_identifier.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
-    format!("{system}/{}", store.database)
 }

@@ -8,6 +8,7 @@ mod comparing;
 mod completions;
 mod context;
 mod diff;
+mod drill;
 mod dump;
 mod exit;
 mod find;
@@ -18,6 +19,7 @@ mod hold;
 mod init;
 mod inspect;
 mod key;
+mod metrics;
 mod output;
 mod progress;
 mod prune;
@@ -35,7 +37,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use context::Context;
 use exit::Exit;
@@ -85,6 +87,9 @@ struct Global {
     /// Print JSON lines (docs/json.md)
     #[arg(long, global = true)]
     json: bool,
+    /// Write metrics there in the end, in the OpenMetrics text format
+    #[arg(long, global = true, env = "RESTANTE_METRICS", value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// How to show progress
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     progress: progress::Style,
@@ -122,6 +127,8 @@ enum Command {
     Undo(replays::Undo),
     /// Check that snapshots are there and sound
     Verify(verify::Verify),
+    /// Restore a snapshot aside and prove that it is what was there
+    Drill(drill::Drill),
     /// Keep snapshots from being forgotten
     Hold(hold::Hold),
     /// Forget snapshots: those that no rule keeps, or those that are named
@@ -141,8 +148,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok((Cli::from_arg_matches(&matches)?, name))
+    });
+    let (cli, name) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => {
             // Help and version are no error.
             let exit = if e.use_stderr() { Exit::Usage } else { Exit::Done };
@@ -151,7 +162,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         }
     };
     progress::start_logging(cli.global.verbose);
-    let json = cli.global.json;
+    let (json, began) = (cli.global.json, std::time::Instant::now());
     let context = match Context::new(cli.global) {
         Ok(context) => context,
         Err(e) => return exit::report(&e, json),
@@ -178,6 +189,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
                 Command::Undo(command) => command.run(&context).await,
                 Command::Restore(command) => command.run(&context).await,
                 Command::Verify(command) => command.run(&context).await,
+                Command::Drill(command) => command.run(&context).await,
                 Command::Hold(command) => command.run(&context).await,
                 Command::Forget(command) => command.run(&context).await,
                 Command::Prune(command) => command.run(&context).await,
@@ -189,8 +201,10 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
     });
     // Threads may still wait for a queue that nobody empties any more.
     runtime.shutdown_background();
-    match outcome {
-        Ok(exit) => exit,
+    let exit = outcome.unwrap_or_else(|e| exit::report(&e, json));
+    let written = context.global.metrics.as_ref().map(|path| context.metrics.write(path, &name, exit, began.elapsed()));
+    match written.transpose() {
+        Ok(_) => exit,
         Err(e) => exit::report(&e, json),
     }
 }

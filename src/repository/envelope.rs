@@ -46,10 +46,11 @@ pub enum ObjectKind {
     Replay,
     Lease,
     Hold,
+    Drill,
 }
 
 impl ObjectKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Index,
         Self::Manifest,
         Self::Certificate,
@@ -61,6 +62,7 @@ impl ObjectKind {
         Self::Replay,
         Self::Lease,
         Self::Hold,
+        Self::Drill,
     ];
 
     pub fn code(self) -> u8 {
@@ -76,6 +78,7 @@ impl ObjectKind {
             Self::Replay => 9,
             Self::Lease => 10,
             Self::Hold => 11,
+            Self::Drill => 12,
         }
     }
 
@@ -92,6 +95,7 @@ impl ObjectKind {
             Self::Replay => "replay",
             Self::Lease => "lease",
             Self::Hold => "hold",
+            Self::Drill => "drill",
         }
     }
 

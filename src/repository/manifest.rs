@@ -1,6 +1,8 @@
 //! Manifests and certificates: one snapshot, told by what a writer may know. A manifest says what was stored; the certificate says
 //! that all of it was read back. A snapshot without a certificate is never `latest` and never kept in place of one that has it.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +60,16 @@ pub struct StoreIdentity {
     pub system_identifier: Option<u64>,
     pub database: String,
     pub database_oid: u32,
+}
+
+/// `<system identifier>/<database>`
+impl fmt::Display for StoreIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.system_identifier {
+            Some(id) => write!(f, "{id}/{}", self.database),
+            None => write!(f, "unknown/{}", self.database),
+        }
+    }
 }
 
 /// The server, and what makes its row versions comparable with a later snapshot's.

@@ -16,6 +16,7 @@ pub mod cbor;
 pub mod checkpoint;
 pub mod chunk;
 pub mod config;
+pub mod drills;
 pub mod envelope;
 mod error;
 pub mod forgotten;
@@ -40,6 +41,7 @@ pub mod snapshots;
 pub mod table_rows;
 #[cfg(test)]
 mod tests;
+pub mod verified;
 pub mod wire;
 pub mod writer;
 pub mod zone;

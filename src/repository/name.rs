@@ -32,19 +32,22 @@ pub enum NameKind {
     Checkpoint,
     /// `leases/<writer>/<run>`
     Lease,
-    /// `tombstones/<pack>/<pass>`
+    /// `tombstones/<pack>/<pass>`, `tombstones/<pack>/damaged`
     Tombstone,
     /// `forgotten/<snapshot>`
     Forgotten,
     /// `holds/<snapshot>`
     Hold,
+    /// `verified/<time>-<id>`
     Verified,
+    /// `drills/<time>-<id>`
+    Drill,
     Change,
     Replay,
 }
 
 impl NameKind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Configuration,
         Self::LaterConfiguration,
         Self::KeyRing,
@@ -58,6 +61,7 @@ impl NameKind {
         Self::Forgotten,
         Self::Hold,
         Self::Verified,
+        Self::Drill,
         Self::Change,
         Self::Replay,
     ];
@@ -78,6 +82,7 @@ impl NameKind {
             Self::Forgotten => "forgotten/",
             Self::Hold => "holds/",
             Self::Verified => "verified/",
+            Self::Drill => "drills/",
             Self::Change => "changes/",
             Self::Replay => "replays/",
         }
@@ -96,12 +101,12 @@ impl NameKind {
         let numbered = |text: &str| text.split_once('-').is_some_and(|(_, hash)| hash.parse::<ObjectId>().is_ok());
         let fits = match kind {
             Self::Configuration => rest.is_empty(),
-            Self::LaterConfiguration | Self::Manifest => numbered(rest),
+            Self::LaterConfiguration | Self::Manifest | Self::Verified | Self::Drill => numbered(rest),
             Self::KeyRing => ring_place(name).is_some(),
             Self::Pack => pack_of(name).is_some(),
             Self::Index | Self::Certificate | Self::Forgotten | Self::Hold => rest.parse::<ObjectId>().is_ok(),
             Self::Tombstone => rest.split_once('/').is_some_and(|(pack, _)| pack.parse::<PackId>().is_ok()),
-            Self::Checkpoint | Self::Lease | Self::Verified | Self::Change | Self::Replay => true,
+            Self::Checkpoint | Self::Lease | Self::Change | Self::Replay => true,
         };
         fits.then_some(kind)
     }

@@ -7,11 +7,13 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::config::{self, Config, Operation};
-use super::envelope::{self, Author, ObjectKind};
+use super::envelope::{self, Author, ObjectKind, Opened};
 use super::error::RepositoryError;
 use super::id::{Epoch, Fingerprint, ObjectId, RepositoryId};
+use super::name::NameKind;
 use super::reader::check_name;
 use super::ring::{self, Ring, RingEpoch};
 use super::seal::{self, Secret, Signer};
@@ -181,6 +183,36 @@ impl Repository {
         put_checked(&*self.storage, name, self.sign(kind, body)?).await
     }
 
+    /// The same under `<kind>/<time>-<id>`.
+    pub(crate) async fn put_dated<T: Serialize>(
+        &self,
+        kind: ObjectKind,
+        place: NameKind,
+        at: Timestamp,
+        body: &T,
+    ) -> Result<(), RepositoryError> {
+        let bytes = self.sign(kind, body)?;
+        put_checked(&*self.storage, &dated(place, at, &bytes)?, bytes).await
+    }
+
+    /// Opens what [`Self::put_dated`] put, and insists on its own name: a copy under another is nobody's word.
+    pub(crate) async fn get_dated<T: DeserializeOwned>(
+        &self,
+        kind: ObjectKind,
+        place: NameKind,
+        name: &ObjectName,
+        at: impl FnOnce(&T) -> Timestamp,
+    ) -> Result<Opened<T>, RepositoryError> {
+        let bytes = self.storage.get(name).await?;
+        check_name(name, &bytes)?;
+        let opened = envelope::read(kind, &self.secrets, name, &bytes)?;
+        if *name != dated(place, at(&opened.body), &bytes)? {
+            let message = "it does not lie under its own name".to_owned();
+            return Err(RepositoryError::Damaged { name: name.clone(), message });
+        }
+        Ok(opened)
+    }
+
     /// For a writer: refuses when the key objects are not those that the key knows, or the epoch is another.
     pub async fn check_key_objects(&self) -> Result<(), RepositoryError> {
         let key = self.writer_key()?;
@@ -207,6 +239,10 @@ impl Repository {
             Err(RepositoryError::KeyObjectsChanged { difference: difference.join(", ") })
         }
     }
+}
+
+fn dated(place: NameKind, at: Timestamp, bytes: &[u8]) -> Result<ObjectName, RepositoryError> {
+    place.named(format!("{}-{}", at.strftime("%Y%m%dT%H%M%SZ"), ObjectId::of(bytes)))
 }
 
 /// The names of all key rings.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lru::LruCache;
+use tokio::sync::OnceCell;
 
 use super::envelope::{self, ObjectKind, Opened};
 use super::error::RepositoryError;
@@ -35,8 +36,16 @@ pub struct ChunkReader {
     index: Arc<Index>,
     /// Why the index may be incomplete.
     problem: Option<Arc<str>>,
+    /// The repository, if the index has some of its fragments alone.
+    hinted: Option<Arc<Hinted>>,
     keys: Arc<Mutex<OpenSlots>>,
     kept: Option<Arc<Mutex<Kept>>>,
+}
+
+/// Where to look for what is not where the hints say.
+struct Hinted {
+    /// Reads what all fragments name, once it was needed.
+    whole: OnceCell<ChunkReader>,
 }
 
 /// Chunks that were opened, the least recently used one first to go.
@@ -100,6 +109,7 @@ impl ChunkReader {
             },
             None => None,
         };
+        let is_hinted = hinted.is_some();
         let index = match hinted {
             Some(index) => index,
             None => {
@@ -109,13 +119,14 @@ impl ChunkReader {
             }
         };
         let problem = problem.map(|e| e.to_string().into());
-        Ok(Self { problem, ..Self::over(repository, Arc::new(index)) })
+        let hinted = is_hinted.then(|| Arc::new(Hinted { whole: OnceCell::new() }));
+        Ok(Self { problem, hinted, ..Self::over(repository, Arc::new(index)) })
     }
 
     /// Reads what an index names that is loaded already.
     pub fn over(repository: &Repository, index: Arc<Index>) -> Self {
         let (storage, secrets) = (repository.storage.clone(), repository.secrets.clone());
-        Self { storage, secrets, index, problem: None, keys: Arc::default(), kept: None }
+        Self { storage, secrets, index, problem: None, hinted: None, keys: Arc::default(), kept: None }
     }
 
     /// Keeps so many bytes of opened chunks for the next question: for who asks for small values of one group again and again.
@@ -135,13 +146,6 @@ impl ChunkReader {
 
     pub fn index(&self) -> &Index {
         &self.index
-    }
-
-    /// Looks for chunks in these packs first. For a reader that was not handed on yet.
-    pub fn prefer(&mut self, first: impl Fn(&PackInfo) -> bool) {
-        if let Some(index) = Arc::get_mut(&mut self.index) {
-            index.prefer(first);
-        }
     }
 
     /// One chunk.
@@ -239,19 +243,24 @@ impl ChunkReader {
         Ok(pieces)
     }
 
-    /// A chunk that is missing or damaged may lie in another pack too: any place whose id verifies will do.
+    /// A chunk that is missing or damaged may lie in another pack too: any place whose id verifies will do. A later snapshot may have stored it again,
+    /// of which the hints do not tell.
     async fn fetch_somewhere(&self, piece: Piece) -> Result<Vec<(ChunkId, Bytes)>, RepositoryError> {
         let ids: Vec<ChunkId> = piece.entries.iter().map(|entry| entry.id).collect();
         let failed = match self.fetch_piece(piece).await {
-            Err(e) if e.is_about_an_object() && ids.iter().any(|id| self.index.others(id).next().is_some()) => e,
+            Err(e) if e.is_about_an_object() => e,
             done => return done,
         };
+        let whole = self.whole().await?;
+        if !ids.iter().any(|id| whole.index.others(id).next().is_some()) {
+            return Err(failed);
+        }
         let mut failed = Some(failed);
         let mut chunks = Vec::with_capacity(ids.len());
         for id in ids {
             let mut found = None;
-            for (info, entry) in self.index.find(&id).into_iter().chain(self.index.others(&id)) {
-                match self.fetch_piece(Piece::new(info, *entry)?).await {
+            for (info, entry) in whole.index.find(&id).into_iter().chain(whole.index.others(&id)) {
+                match whole.fetch_piece(Piece::new(info, *entry)?).await {
                     Ok(chunk) => found = Some(chunk),
                     Err(e) if e.is_about_an_object() => failed = failed.or(Some(e)),
                     Err(e) => return Err(e),
@@ -264,6 +273,18 @@ impl ChunkReader {
             chunks.extend(found.ok_or_else(missing)?);
         }
         Ok(chunks)
+    }
+
+    /// Reads what any fragment names.
+    async fn whole(&self) -> Result<&Self, RepositoryError> {
+        let Some(hinted) = &self.hinted else { return Ok(self) };
+        let load = async || {
+            let (index, _) = load_sound_index(&*self.storage, &self.secrets, None).await?;
+            let (storage, secrets) = (self.storage.clone(), self.secrets.clone());
+            let (index, keys) = (Arc::new(index), Arc::default());
+            Ok(Self { storage, secrets, index, problem: None, hinted: None, keys, kept: None })
+        };
+        hinted.whole.get_or_try_init(load).await
     }
 
     async fn fetch_piece(&self, piece: Piece) -> Result<Vec<(ChunkId, Bytes)>, RepositoryError> {

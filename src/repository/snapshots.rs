@@ -233,13 +233,18 @@ pub struct SnapshotReader {
 impl SnapshotReader {
     pub async fn open(repository: &Repository, snapshot: &Snapshot) -> Result<Self, RepositoryError> {
         let chunks = ChunkReader::open(repository, Some(&snapshot.manifest.fragments)).await?;
+        Ok(Self::over(repository, snapshot, chunks))
+    }
+
+    /// Reads chunks where `chunks` finds them.
+    pub fn over(repository: &Repository, snapshot: &Snapshot, chunks: ChunkReader) -> Self {
         let hashers = repository
             .secrets
             .epochs
             .iter()
             .filter_map(|(epoch, secrets)| Some((*epoch, RowHasher::new(secrets.id.as_ref()?))))
             .collect();
-        Ok(Self { snapshot: snapshot.clone(), chunks, hashers: Arc::new(hashers) })
+        Self { snapshot: snapshot.clone(), chunks, hashers: Arc::new(hashers) }
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -334,6 +339,13 @@ impl SnapshotReader {
                 }
             })
             .collect()
+    }
+
+    /// Of the epoch in which the snapshot was written. Rows that it took over from an earlier one have the same, unless that had another id secret:
+    /// then it took over nothing.
+    pub fn current_hasher(&self) -> Result<&RowHasher, RepositoryError> {
+        let epoch = self.snapshot.manifest.epoch;
+        self.hashers.get(&epoch).ok_or(RepositoryError::UnknownEpoch { epoch })
     }
 
     pub fn hasher(&self, increment: &Increment) -> Result<&RowHasher, RepositoryError> {

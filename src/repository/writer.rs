@@ -26,7 +26,7 @@ use super::index::{FRAGMENT_CHUNKS, Fragment, FragmentPack, Index};
 use super::manifest::{Certificate, Manifest, manifest_name};
 use super::name::{NameKind, pack_of};
 use super::pack::{self, FinishedPack, PackBuilder, PackInfo};
-use super::prune::tombstone::tombstoned;
+use super::prune::tombstone::unreliable;
 use super::reader::{ChunkReader, fragment_name, load_sound_index, pack_name, run_blocking};
 use super::seal::{Sealer, Secret, Signer};
 use super::secrets::Secrets;
@@ -60,11 +60,11 @@ struct Shared {
     epoch: Epoch,
     recipient: age::x25519::Recipient,
     id_keys: HashMap<ChunkKind, Secret>,
-    /// Of packs that are there: nothing is deduplicated against one that was lost or cut short.
+    /// Of packs that are there: nothing is deduplicated against one that was lost, cut short or found damaged.
     index: Arc<Index>,
     /// Packs that are about to be deleted: nothing new relies on them.
     tombstoned: HashSet<PackId>,
-    /// Packs were lost, or fragments.
+    /// Packs were lost or damaged, or fragments.
     is_short: bool,
     signer: Signer,
     open: [Mutex<Option<PackBuilder>>; 3],
@@ -213,9 +213,12 @@ impl RepositoryWriter {
             .collect::<Result<_, RepositoryError>>()?;
         // A damaged fragment costs work, not the backup: what it names is stored again.
         let (mut index, problems) = load_sound_index(&*repository.storage, &secrets, None).await?;
-        let present = present_packs(&*repository.storage).await?;
-        let is_short =
-            index.forget_packs(|pack| present.get(&pack.id) == Some(&u64::from(pack.size))) || !problems.is_empty();
+        let (storage, present) = (&*repository.storage, present_packs(&*repository.storage).await?);
+        let unreliable = unreliable(storage).await?;
+        let is_sound = |pack: &PackInfo| {
+            present.get(&pack.id) == Some(&u64::from(pack.size)) && !unreliable.damaged.contains(&pack.id)
+        };
+        let is_short = index.forget_packs(is_sound) || !problems.is_empty();
         let recipient = key.recipient.parse().map_err(|e: &str| RepositoryError::BadRecipient {
             recipient: key.recipient.clone(),
             message: e.to_owned(),
@@ -227,7 +230,7 @@ impl RepositoryWriter {
             recipient,
             id_keys,
             index: Arc::new(index),
-            tombstoned: tombstoned(&*repository.storage).await?,
+            tombstoned: unreliable.all,
             is_short,
             open: Default::default(),
             seen: Mutex::default(),
@@ -434,8 +437,7 @@ impl Stored {
         let id = ObjectId::of(&bytes);
         put_checked(&*self.storage, &manifest_name(manifest.taken, &id)?, bytes).await?;
         // `repository::prune` says why in this order: the manifest, then tombstones, then existence.
-        let tombstoned = tombstoned(&*self.storage).await?;
-        self.check_packs(&tombstoned).await?;
+        self.check_packs(&unreliable(&*self.storage).await?.all).await?;
         if let Some(parent) = &manifest.parent {
             self.check_parent(parent).await?;
         }

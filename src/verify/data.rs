@@ -1,13 +1,12 @@
-//! The data: every pack's hash, and every row.
+//! The data: every row.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use super::{Check, Finding, FindingKind};
 use crate::monitor::Unit;
 use crate::repository::RepositoryError;
-use crate::repository::id::{ChunkId, Digest, PackId};
+use crate::repository::id::{ChunkId, Digest};
 use crate::repository::manifest::Table;
-use crate::repository::reader::{pack_name, run_blocking};
 use crate::repository::rows::MultisetDigest;
 use crate::repository::segment::{MapHasher, SegmentEntry};
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
@@ -17,42 +16,13 @@ use crate::repository::table_rows::TableRows;
 type Compared = HashSet<(ChunkId, [u8; 32], Digest, usize)>;
 
 impl Check<'_> {
-    /// Fetches and hashes every pack but those that are known to be damaged; the ones that do not have their hash.
-    pub(super) async fn hash_packs(
-        &mut self,
-        packs: &BTreeMap<PackId, u32>,
-        known: &BTreeSet<PackId>,
-    ) -> Result<BTreeSet<PackId>, RepositoryError> {
-        self.monitor.stage("packs", Unit::Bytes, Some(packs.values().map(|size| u64::from(*size)).sum()));
-        let mut damaged = BTreeSet::new();
-        for (pack, size) in packs.iter().filter(|(pack, _)| !known.contains(*pack)) {
-            let name = pack_name(pack)?;
-            match self.repository.storage.get(&name).await {
-                Ok(bytes) => {
-                    self.report.bytes_fetched += bytes.len() as u64;
-                    self.monitor.advance(u64::from(*size));
-                    if run_blocking(move || Ok(PackId::of(&bytes))).await? != *pack {
-                        let message = format!("object {name} does not have the hash that it is named by");
-                        self.findings.add(Finding::new(FindingKind::Damaged, message).at(&name));
-                        damaged.insert(*pack);
-                    }
-                }
-                Err(e) => {
-                    self.findings.add_error(e.into(), Some(&name), [])?;
-                    damaged.insert(*pack);
-                }
-            }
-        }
-        Ok(damaged)
-    }
-
     /// Every row of every table: its digest, the segment's map hash and digest, the table's.
     pub(super) async fn compare_rows(&mut self, chosen: &[Snapshot]) -> Result<(), RepositoryError> {
         let rows = chosen.iter().map(|snapshot| snapshot.manifest.totals.rows).sum();
         self.monitor.stage("rows", Unit::Rows, Some(rows));
         let mut compared = Compared::new();
         for snapshot in chosen {
-            let reader = match SnapshotReader::open(self.repository, snapshot).await {
+            let reader = match self.open(snapshot).await {
                 Ok(reader) => reader,
                 Err(e) => {
                     self.findings.add_error(e, None, [snapshot.id])?;

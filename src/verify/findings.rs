@@ -21,6 +21,8 @@ pub enum FindingKind {
     Uncertified,
     /// Rows that do not come out as they went in.
     Rows,
+    /// A snapshot or a check that should have been made by now.
+    Overdue,
     /// Left behind by an interrupted run, or not Restante's: harmless.
     Leftover,
 }

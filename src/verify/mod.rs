@@ -1,4 +1,6 @@
-//! Checks of what is stored. Structure needs no data; hashes need no key to open mail; rows need a reader.
+//! Checks of what is stored. Structure needs no data; hashes need no key to open mail; rows need a reader. What was hashed is written down
+//! ([`crate::repository::verified`]), so that a run need not read everything; what was found damaged is marked, so that the next snapshot stores it
+//! again.
 //!
 //! A finding names the object, and the check goes on after it: an operator wants the whole list. What cannot hurt (leftovers
 //! of an interrupted run, objects of somebody else) is a note. Uses `repository`; `cli` calls it.
@@ -10,21 +12,26 @@
 
 mod data;
 mod findings;
+mod hashes;
 mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::monitor::SharedMonitor;
 use crate::repository::id::{ObjectId, PackId};
+use crate::repository::index::Index;
 use crate::repository::reader::pack_name;
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::{Repository, RepositoryError};
 
 use findings::Findings;
 pub use findings::{Finding, FindingKind};
-use objects::Present;
 
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +43,63 @@ pub enum Level {
     Rows,
 }
 
+/// After how much a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    Bytes(u64),
+    Time(Duration),
+}
+
+/// What is checked.
+pub struct VerifyOptions<'a> {
+    /// One snapshot; `None`: the whole repository.
+    pub only: Option<&'a Snapshot>,
+    pub level: Level,
+    /// How many packs are hashed: those that failed, then those that nobody looked at for the longest time.
+    pub budget: Option<Budget>,
+    /// A pack that was hashed since then is not hashed again, and one that was not is a finding.
+    pub max_age: Option<SignedDuration>,
+    /// The newest certified snapshot of each store must be younger.
+    pub newest_within: Option<SignedDuration>,
+    /// With whose key it is written down what was found; `None`: it is not.
+    pub log: Option<&'a Repository>,
+    /// Ends the hashing; what was hashed is written down.
+    pub cancel: CancellationToken,
+}
+
+impl VerifyOptions<'_> {
+    /// The whole repository, at once, and nothing is written down.
+    pub fn new(level: Level) -> Self {
+        let cancel = CancellationToken::new();
+        Self { only: None, level, budget: None, max_age: None, newest_within: None, log: None, cancel }
+    }
+}
+
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     pub snapshots: u64,
+    /// When the newest certified snapshot of each store was taken.
+    pub newest: Vec<Newest>,
     pub packs: u64,
+    pub pack_bytes: u64,
+    /// Hashed by this run, as far as it read them.
+    pub packs_hashed: u64,
+    /// When the pack was hashed that nobody looked at for the longest time.
+    pub oldest_hash: Option<Timestamp>,
     pub bytes_fetched: u64,
     pub rows: u64,
     pub findings: Vec<Finding>,
     /// What a person may want to know and need not act on.
     pub notes: Vec<Finding>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Newest {
+    /// `system identifier/database`
+    pub store: String,
+    pub snapshot: ObjectId,
+    /// By the storage's clock.
+    pub stored: Timestamp,
 }
 
 /// A check under way.
@@ -54,18 +109,19 @@ struct Check<'a> {
     findings: Findings,
     notes: Findings,
     report: Report,
+    /// What all fragments name, when something is lost or damaged.
+    whole: Option<Arc<Index>>,
 }
 
-/// Checks one snapshot, or the whole repository. An error means that the check itself could not go on (no access, no
-/// connection).
+/// An error means that the check itself could not go on (no access, no connection).
 pub async fn verify(
     repository: &Repository,
-    only: Option<&Snapshot>,
-    level: Level,
+    options: &VerifyOptions<'_>,
     monitor: &SharedMonitor,
 ) -> Result<Report, RepositoryError> {
+    let VerifyOptions { only, level, .. } = *options;
     let (findings, notes) = (Findings::default(), Findings::default());
-    let mut check = Check { repository, monitor, findings, notes, report: Report::default() };
+    let mut check = Check { repository, monitor, findings, notes, report: Report::default(), whole: None };
     check.keys().await?;
     let chosen = match only {
         Some(snapshot) => vec![snapshot.clone()],
@@ -81,21 +137,24 @@ pub async fn verify(
     check.report.snapshots = chosen.len() as u64;
     let indexed = check.fragments(&chosen).await?;
     let present = check.present().await?;
+    check.look_everywhere(&indexed, &present).await?;
     let mut packs = BTreeMap::new();
     for snapshot in &chosen {
-        packs.extend(check.referenced(snapshot, &present).await?);
+        packs.extend(check.referenced(snapshot).await?);
     }
     check.report.packs = packs.len() as u64;
+    check.report.pack_bytes = packs.values().map(|size| u64::from(*size)).sum();
     let mut damaged = check.compare_sizes(&packs, &present).await?;
     if only.is_none() {
         check.history(&chosen).await?;
+        check.newest(&chosen, options.newest_within);
         check.marks().await?;
         check.leftovers(&indexed, &present)?;
     }
     if level != Level::Structure {
-        damaged.extend(check.hash_packs(&packs, &damaged).await?);
+        damaged.extend(check.hash_packs(options, &packs, &damaged, &present).await?);
     }
-    check.blame(&chosen, &damaged, &present).await?;
+    check.blame(&chosen, &damaged).await?;
     if level == Level::Rows {
         check.compare_rows(&chosen).await?;
     }
@@ -109,13 +168,12 @@ impl Check<'_> {
         &mut self,
         chosen: &[Snapshot],
         damaged: &BTreeSet<PackId>,
-        present: &Present,
     ) -> Result<(), RepositoryError> {
         if damaged.is_empty() {
             return Ok(());
         }
         for snapshot in chosen {
-            let used = self.referenced(snapshot, present).await?;
+            let used = self.referenced(snapshot).await?;
             for pack in damaged.iter().filter(|pack| used.contains_key(pack)) {
                 self.findings.add(Finding::new(FindingKind::Damaged, "").at(&pack_name(pack)?).of(&snapshot.id));
             }

@@ -1,8 +1,10 @@
 //! The structure: keys, index fragments, manifests and certificates as a history, what is referenced, what is left over.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
+use jiff::Timestamp;
 
 use super::{Check, Finding, FindingKind, id_of};
 use crate::repository::RepositoryError;
@@ -12,10 +14,11 @@ use crate::repository::manifest::Table;
 use crate::repository::name::{NameKind, pack_of};
 use crate::repository::open::key_objects;
 use crate::repository::prune::tombstone;
-use crate::repository::reader::{fragment_name, pack_name, read_fragment};
+use crate::repository::reader::{ChunkReader, fragment_name, load_sound_index, pack_name, read_fragment};
 use crate::repository::ring::ring_place;
 use crate::repository::segment::SegmentEntry;
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
+use crate::repository::{drills, verified};
 use crate::storage::ObjectName;
 
 /// So many leftovers are named one by one.
@@ -29,8 +32,12 @@ pub(super) struct Indexed {
 }
 
 /// What is in the storage.
+#[derive(Default)]
 pub(super) struct Present {
-    packs: BTreeMap<PackId, u64>,
+    /// With their sizes, and when they were put.
+    pub(super) packs: BTreeMap<PackId, (u64, Timestamp)>,
+    /// Packs that an earlier check found damaged.
+    pub(super) damaged: HashSet<PackId>,
     /// The first few names that are none of Restante's.
     strange: Vec<ObjectName>,
 }
@@ -125,22 +132,43 @@ impl Check<'_> {
         Ok(indexed)
     }
 
+    /// What was lost or damaged may have been stored again by a later snapshot: then all fragments are looked into, those packs first that are there.
+    pub(super) async fn look_everywhere(&mut self, indexed: &Indexed, present: &Present) -> Result<(), RepositoryError> {
+        if present.damaged.is_empty() && indexed.packs.iter().all(|pack| present.packs.contains_key(pack)) {
+            return Ok(());
+        }
+        let (mut index, _) = load_sound_index(&*self.repository.storage, &self.repository.secrets, None).await?;
+        index.prefer(|pack| {
+            present.packs.get(&pack.id).is_some_and(|(size, _)| *size == u64::from(pack.size))
+                && !present.damaged.contains(&pack.id)
+        });
+        self.whole = Some(Arc::new(index));
+        Ok(())
+    }
+
+    pub(super) async fn open(&self, snapshot: &Snapshot) -> Result<SnapshotReader, RepositoryError> {
+        match &self.whole {
+            Some(index) => {
+                let chunks = ChunkReader::over(self.repository, index.clone());
+                Ok(SnapshotReader::over(self.repository, snapshot, chunks))
+            }
+            None => SnapshotReader::open(self.repository, snapshot).await,
+        }
+    }
+
     /// The packs that a snapshot needs, with their sizes as recorded; every chunk id in it is looked up.
     pub(super) async fn referenced(
         &mut self,
         snapshot: &Snapshot,
-        present: &Present,
     ) -> Result<BTreeMap<PackId, u32>, RepositoryError> {
         let mut packs = BTreeMap::new();
-        let mut reader = match SnapshotReader::open(self.repository, snapshot).await {
+        let reader = match self.open(snapshot).await {
             Ok(reader) => reader,
             Err(e) => {
                 self.findings.add_error(e, None, [snapshot.id])?;
                 return Ok(packs);
             }
         };
-        // What was lost and stored again is sound.
-        reader.chunks.prefer(|pack| present.packs.get(&pack.id) == Some(&u64::from(pack.size)));
         let manifest = reader.manifest();
         let schema = manifest.schema.catalog.iter().chain(&manifest.schema.dump);
         self.locate(&reader, schema.copied(), &mut packs)?;
@@ -197,11 +225,13 @@ impl Check<'_> {
 
     /// Lists everything once.
     pub(super) async fn present(&self) -> Result<Present, RepositoryError> {
-        let mut present = Present { packs: BTreeMap::new(), strange: Vec::new() };
+        let mut present = Present::default();
         let mut listed = self.repository.storage.list("");
         while let Some(meta) = listed.try_next().await? {
             if let Some(pack) = pack_of(&meta.name) {
-                present.packs.insert(pack, meta.size);
+                present.packs.insert(pack, (meta.size, meta.modified));
+            } else if let Some(pack) = tombstone::damaged_in(&meta.name) {
+                present.damaged.insert(pack);
             } else if NameKind::of(&meta.name).is_none() && present.strange.len() < NAMED {
                 present.strange.push(meta.name);
             }
@@ -219,7 +249,7 @@ impl Check<'_> {
         for (pack, size) in packs {
             let name = pack_name(pack)?;
             let found = match present.packs.get(pack) {
-                Some(found) => Some(*found),
+                Some((found, _)) => Some(*found),
                 // A listing may lag.
                 None => self.repository.storage.head(&name).await?.map(|meta| meta.size),
             };
@@ -286,14 +316,16 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What says that snapshots are forgotten or held, and packs about to be deleted.
+    /// What says that snapshots are forgotten or held, and packs about to be deleted or damaged; what was checked, and drills.
     pub(super) async fn marks(&mut self) -> Result<(), RepositoryError> {
-        for kind in [NameKind::Forgotten, NameKind::Hold, NameKind::Tombstone] {
+        for kind in [NameKind::Forgotten, NameKind::Hold, NameKind::Tombstone, NameKind::Verified, NameKind::Drill] {
             let listed = self.repository.storage.list(kind.prefix());
             let names: Vec<ObjectName> = listed.map_ok(|meta| meta.name).try_collect().await?;
             for name in names {
                 let checked = match kind {
                     NameKind::Tombstone => tombstone::read(self.repository, &name).await.map(drop),
+                    NameKind::Verified => verified::check(self.repository, &name).await,
+                    NameKind::Drill => drills::check(self.repository, &name).await,
                     _ => forgotten::check(self.repository, &name).await,
                 };
                 if let Err(e) = checked {
@@ -311,7 +343,7 @@ impl Check<'_> {
             let names = unnamed.iter().take(NAMED).map(|(pack, _)| Ok(pack_name(pack)?.to_string()));
             let names = names.collect::<Result<Vec<_>, RepositoryError>>()?.join(", ");
             let more = if unnamed.len() > NAMED { ", …" } else { "" };
-            let bytes: u64 = unnamed.iter().map(|(_, size)| **size).sum();
+            let bytes: u64 = unnamed.iter().map(|(_, (size, _))| size).sum();
             let message =
                 format!("{} packs ({bytes} bytes) are named by no index fragment: {names}{more}", unnamed.len());
             self.notes.add(Finding::new(FindingKind::Leftover, message));

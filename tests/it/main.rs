@@ -2,6 +2,7 @@
 
 mod independent;
 mod inspect;
+mod jobs;
 mod matrix;
 mod postgres;
 mod restore;

@@ -42,6 +42,7 @@ use super::name::{NameKind, pack_of};
 use super::reader::{ChunkReader, pack_name, run_blocking};
 use super::seal::fill_random;
 use super::snapshots::{self, Snapshot};
+use super::verified::Log;
 use super::writer::certificate_name;
 use super::{Repository, RepositoryError};
 use crate::monitor::{SharedMonitor, Unit};
@@ -114,10 +115,18 @@ pub struct Report {
 struct Present {
     packs: HashMap<PackId, (u64, Timestamp)>,
     tombstones: Tombstones,
+    /// What a check found damaged, and the objects that say so.
+    damaged: HashMap<PackId, ObjectName>,
     fragments: Vec<ObjectName>,
     /// `forgotten/…` and `holds/…`
     marks: Vec<(ObjectName, Timestamp)>,
     checkpoints: Vec<(ObjectName, Timestamp)>,
+}
+
+impl Present {
+    fn is_unreliable(&self, pack: &PackId) -> bool {
+        self.tombstones.contains_key(pack) || self.damaged.contains_key(pack)
+    }
 }
 
 /// One pass.
@@ -201,7 +210,9 @@ impl Pass<'_> {
             }
             match NameKind::of(&meta.name) {
                 Some(NameKind::Tombstone) => {
-                    if let Some(pack) = tombstone::pack_in(&meta.name) {
+                    if let Some(pack) = tombstone::damaged_in(&meta.name) {
+                        present.damaged.insert(pack, meta.name);
+                    } else if let Some(pack) = tombstone::pack_in(&meta.name) {
                         present.tombstones.entry(pack).or_default().push((meta.name, meta.modified));
                     }
                 }
@@ -243,9 +254,9 @@ impl Pass<'_> {
         }
         self.unfinished(snapshots, &present, &mut needed).await?;
         let wanted: Vec<ChunkId> = needed.chunks.iter().filter(|(_, stays)| **stays).map(|(id, _)| *id).collect();
-        let tombstoned: HashSet<PackId> = present.tombstones.keys().copied().collect();
-        let of_all = Choice::new(index, needed.chunks.keys(), &tombstoned);
-        let of_wanted = Choice::new(index, wanted.iter(), &tombstoned);
+        let unreliable: HashSet<PackId> = present.tombstones.keys().chain(present.damaged.keys()).copied().collect();
+        let of_all = Choice::new(index, needed.chunks.keys(), &unreliable);
+        let of_wanted = Choice::new(index, wanted.iter(), &unreliable);
         let decided = self.decide(&present, &of_all, &of_wanted).await?;
         if !self.report.unexpected.is_empty() {
             return Ok(());
@@ -344,7 +355,7 @@ impl Pass<'_> {
             match tombstone::read(self.repository, name).await {
                 Ok(tombstone) => {
                     let is_there =
-                        |pack: &PackId| present.packs.contains_key(pack) && !present.tombstones.contains_key(pack);
+                        |pack: &PackId| present.packs.contains_key(pack) && !present.is_unreliable(pack);
                     if tombstone.survivors.iter().all(is_there) {
                         return Ok((true, true));
                     }
@@ -398,6 +409,15 @@ impl Pass<'_> {
             for (name, _) in marks.iter().filter(|_| is_gone) {
                 self.delete(name.clone()).await?;
             }
+        }
+        for (pack, name) in &present.damaged {
+            if gone.contains(pack) || !present.packs.contains_key(pack) && !self.is_there(&pack_name(pack)?).await? {
+                self.delete(name.clone()).await?;
+            }
+        }
+        let log = Log::read(self.repository).await?;
+        for name in log.replaced(present.packs.keys(), self.now) {
+            self.delete(name).await?;
         }
         // What tells of snapshots that nobody names any more.
         let named = |one: &Snapshot| [Some(one.id), one.manifest.previous, one.manifest.parent];

@@ -14,14 +14,16 @@ use jiff::SignedDuration;
 use restante::repository::chunk::ChunkKind;
 use restante::repository::envelope::{self, Author, ObjectKind};
 use restante::repository::forgotten::{self, GRACE};
-use restante::repository::id::ObjectId;
+use restante::repository::drills::{self, Drill};
+use restante::repository::id::{ObjectId, PackId};
 use restante::repository::index::Fragment;
 use restante::repository::manifest::Certificate;
-use restante::repository::name::NameKind;
+use restante::repository::name::{NameKind, pack_of};
 use restante::repository::pack;
-use restante::repository::prune::{PruneOptions, prune};
+use restante::repository::prune::{PruneOptions, prune, tombstone};
 use restante::repository::ring::{Ring, ring_place};
 use restante::repository::seal::{Secret, Signer};
+use restante::repository::verified;
 use restante::storage::{ObjectName, Storage};
 use restante::verify::{Level, Report};
 
@@ -69,7 +71,33 @@ async fn history(keys: &Keys, storage: &Arc<dyn Storage>) -> Vec<(ObjectId, Rows
     let writer = keys.as_writer(storage).await.unwrap();
     let pruned = prune(&writer, &options, &monitor()).await.unwrap();
     assert!(pruned.marked.packs > 1 && pruned.snapshots.is_empty() && pruned.unexpected.is_empty(), "{pruned:?}");
+    // What jobs leave: the packs were hashed, one of them was damaged and mended since, and a drill was held.
+    let packs: Vec<PackId> = copy_of(&**storage).await.keys().filter_map(pack_of).collect();
+    verified::write(&writer, &packs.iter().copied().collect(), &[]).await.unwrap();
+    tombstone::mark_damaged(&writer, &packs[0]).await.unwrap();
+    drills::write(&writer, &drill(expected[0].0)).await.unwrap();
     expected
+}
+
+fn drill(snapshot: ObjectId) -> Drill {
+    let now = jiff::Timestamp::now();
+    Drill {
+        version: 1,
+        snapshot,
+        taken: now,
+        began: now,
+        server: 15,
+        tables: 3,
+        rows: 42,
+        value_bytes: 1000,
+        sequences: 2,
+        constraints: 5,
+        indexes: 4,
+        recovery_seconds: 1.5,
+        compare_seconds: 0.5,
+        check_seconds: None,
+        differences: Vec::new(),
+    }
 }
 
 async fn sample() -> Sample {
@@ -117,9 +145,14 @@ fn rows(kind: NameKind, sample: &Sample) -> Vec<Row> {
         NameKind::Certificate => one("certificate"),
         NameKind::Forgotten => one("forgotten"),
         NameKind::Hold => one("hold"),
-        NameKind::Tombstone => one("tombstone"),
+        NameKind::Tombstone => {
+            let (damaged, passes) = all().into_iter().partition(|name| tombstone::damaged_in(name).is_some());
+            vec![Row { label: "tombstone", objects: passes }, Row { label: "damage mark", objects: damaged }]
+        }
+        NameKind::Verified => one("record of a check"),
+        NameKind::Drill => one("record of a drill"),
         // Nothing writes these yet. Whoever begins to makes an honest one in `sample`, and the row gets its label here.
-        NameKind::Checkpoint | NameKind::Lease | NameKind::Verified | NameKind::Change | NameKind::Replay => {
+        NameKind::Checkpoint | NameKind::Lease | NameKind::Change | NameKind::Replay => {
             assert_eq!(all(), [], "{kind:?} is written now and has no row in the damage matrix");
             Vec::new()
         }
@@ -340,7 +373,7 @@ fn second_name(kind: NameKind, name: &ObjectName) -> Option<ObjectName> {
         NameKind::KeyRing => format!("keys/9/1-{hash}"),
         NameKind::Pack => format!("packs/{}/{}{ending}", &file[..2], &file[..62]),
         NameKind::Index => format!("index/{}{ending}", &file[..62]),
-        NameKind::Manifest => format!("snapshots/20991231T235959Z-{hash}"),
+        NameKind::Manifest | NameKind::Verified | NameKind::Drill => format!("{}20991231T235959Z-{hash}", kind.prefix()),
         NameKind::Certificate | NameKind::Forgotten | NameKind::Hold => {
             format!("{}{}{ending}", kind.prefix(), &file[..62])
         }
@@ -422,6 +455,13 @@ fn forged(sample: &Sample, kind: NameKind, name: &ObjectName) -> Option<(ObjectN
             let body: ciborium::Value = envelope::read(ObjectKind::Tombstone, &secrets, name, good).unwrap().body;
             Some((name.clone(), envelope::write(ObjectKind::Tombstone, &author, &body).unwrap()))
         }
+        NameKind::Verified | NameKind::Drill => {
+            let of = if kind == NameKind::Drill { ObjectKind::Drill } else { ObjectKind::Verified };
+            let body: ciborium::Value = envelope::read(of, &secrets, name, good).unwrap().body;
+            let bytes = envelope::write(of, &author, &body).unwrap();
+            let time = name.file_name().split('-').next().unwrap();
+            Some((kind.named(format!("{time}-{}", ObjectId::of(&bytes))).unwrap(), bytes))
+        }
         _ => None,
     }
 }
@@ -483,6 +523,10 @@ fn undetectable(cell: &Cell, look: Look) -> Option<&'static str> {
             Some("it is taken back, or released, by deleting it: without it more is kept, never less")
         }
         Damage::Deleted if cell.row == "tombstone" => Some("its pack is marked anew by the next prune"),
+        Damage::Deleted if cell.row == "damage mark" => Some("the next check that hashes its pack marks it anew"),
+        Damage::Deleted if cell.row.starts_with("record of a ") => {
+            Some("what it tells was over: packs are hashed sooner for it, and a history is shorter")
+        }
         Damage::Deleted | Damage::Hidden if cell.row == "manifest" && is_forgotten(cell) => {
             Some("it is forgotten: a prune removes it in the end")
         }

@@ -23,7 +23,7 @@ use restante::repository::table_rows::TableRows;
 use restante::repository::{Access, InitOptions, Repository, RepositoryError, init, ring};
 use restante::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, take};
 use restante::storage::{PutMode, Storage};
-use restante::verify::{FindingKind, Level, Report, verify};
+use restante::verify::{FindingKind, Level, Report, VerifyOptions, verify};
 
 use super::memory::{Memory, Objects, copy_of};
 use crate::postgres::support::{dsn, reading_role};
@@ -186,7 +186,7 @@ impl Keys {
         level: Level,
     ) -> Result<Report, RepositoryError> {
         let repository = if reader { self.as_reader(storage).await? } else { self.as_writer(storage).await? };
-        verify(&repository, None, level, &monitor()).await
+        verify(&repository, &VerifyOptions::new(level), &monitor()).await
     }
 
     /// All rows of a snapshot, as a restore gets them; also what was left out when snapshots were listed.

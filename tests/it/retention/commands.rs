@@ -14,8 +14,13 @@ pub struct Small {
 
 impl Small {
     pub async fn new() -> Self {
+        Self::with("").await
+    }
+
+    /// And what this makes.
+    pub async fn with(more: &str) -> Self {
         let database = TestServer::shared().database(None).await;
-        database.execute("CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'one')").await;
+        database.execute(&format!("CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'one'); {more}")).await;
         let store = database.dsn_as(&snapshot_role(&database).await);
         Self { place: Place::new().await, database, store }
     }
@@ -30,9 +35,17 @@ impl Small {
 
     /// The JSON lines of a type.
     pub fn lines(&self, wanted: i32, kind: &str, arguments: &[&str]) -> Vec<serde_json::Value> {
-        let said = self.run(wanted, &[&["--json"], arguments].concat());
+        let (code, lines) = self.either(kind, arguments);
+        assert_eq!(code, wanted, "{arguments:?}: {lines:?}");
+        lines
+    }
+
+    /// The exit code too.
+    pub fn either(&self, kind: &str, arguments: &[&str]) -> (i32, Vec<serde_json::Value>) {
+        let output = self.place.program(&self.store).arg("--json").args(arguments).output().unwrap();
+        let said = text(&output);
         let lines = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
-        lines.filter(|line| line["type"] == kind).collect()
+        (output.status.code().unwrap(), lines.filter(|line| line["type"] == kind).collect())
     }
 
     /// Takes a snapshot of a row more; its id.

@@ -1,3 +1,3 @@
 //! What is kept, forgotten, held and removed, by the program as people and timers call it.
 
-mod commands;
+pub mod commands;

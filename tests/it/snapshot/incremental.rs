@@ -13,7 +13,7 @@ use restante::repository::secrets::WriterKey;
 use restante::repository::snapshots::{Snapshot, SnapshotReader};
 use restante::snapshot::{SnapshotOptions, take};
 use restante::storage::faults::{Fault, Faulty};
-use restante::verify::{Level, verify};
+use restante::verify::{Level, VerifyOptions, verify};
 
 use super::repeated::stored;
 use super::support::{Oracle, Place, dsn, monitor, options, snapshot, snapshot_role};
@@ -411,7 +411,7 @@ async fn a_value_that_moves_is_not_stored_again() {
     let grown = stored(&series.place, ChunkKind::Payload).await - before;
     assert!((1_000_000..1_100_000).contains(&grown), "{grown}");
     let repository = series.place.reader().await;
-    let report = verify(&repository, None, Level::Rows, &monitor()).await.unwrap();
+    let report = verify(&repository, &VerifyOptions::new(Level::Rows), &monitor()).await.unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
@@ -543,7 +543,8 @@ async fn what_is_missing_in_the_repository_is_read_again() {
         std::fs::remove_file(series.place.path(&format!("repository/{}", lost.unwrap()))).unwrap();
         let healed = series.after("SELECT").await;
         assert!(healed.read() > 0, "{kind:?}");
-        let report = verify(&series.place.reader().await, Some(&healed.0), Level::Rows, &monitor()).await.unwrap();
+        let options = VerifyOptions { only: Some(&healed.0), ..VerifyOptions::new(Level::Rows) };
+        let report = verify(&series.place.reader().await, &options, &monitor()).await.unwrap();
         assert!(report.findings.is_empty(), "{kind:?}: {:?}", report.findings);
         assert_eq!(series.after("SELECT").await.read(), 0, "{kind:?}");
     }
