@@ -128,7 +128,11 @@ async fn show(context: &Context) -> anyhow::Result<Exit> {
             units::bytes(report.value_bytes),
             report.server.to_string(),
             format!("{:.1} s", report.recovery_seconds),
-            if report.is_proven() { "the same".to_owned() } else { format!("{} differences", report.differences.len()) },
+            if report.is_proven() {
+                "the same".to_owned()
+            } else {
+                format!("{} differences", report.differences.len())
+            },
         ]);
     }
     if reports.is_empty() {

@@ -49,7 +49,8 @@ fn parse_budget(text: &str) -> Result<Budget, String> {
     }
     let time = text.parse::<SignedDuration>().ok().filter(|_| !text.trim_end().ends_with('m'));
     let time = time.and_then(|time| Duration::try_from(time).ok());
-    time.map(Budget::Time).ok_or_else(|| format!("{text:?} is neither a size nor a time: write for example 10GiB or 30min"))
+    time.map(Budget::Time)
+        .ok_or_else(|| format!("{text:?} is neither a size nor a time: write for example 10GiB or 30min"))
 }
 
 /// `26h`, `30d`; a day has 24 hours.

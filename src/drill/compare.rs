@@ -156,7 +156,14 @@ impl Compared {
         let table = &wanted.name;
         let columns = |of: &catalog::Table| -> Vec<_> {
             let facts = |c: &catalog::Column| {
-                (c.name.clone(), c.type_name.clone(), c.not_null, c.identity.clone(), c.generated.clone(), c.has_default)
+                (
+                    c.name.clone(),
+                    c.type_name.clone(),
+                    c.not_null,
+                    c.identity.clone(),
+                    c.generated.clone(),
+                    c.has_default,
+                )
             };
             of.live_columns().map(facts).collect()
         };
@@ -174,14 +181,18 @@ impl Compared {
         let constraints = |of: &catalog::Table| -> BTreeMap<_, _> {
             // Of these older servers make no constraints; the columns tell.
             let all = of.constraints.iter().filter(|one| one.kind != ConstraintKind::NotNull);
-            all.map(|one| (one.name.clone(), format!("{:?} {} {:?}", one.kind, one.validated, word(&one.definition)))).collect()
+            all.map(|one| (one.name.clone(), format!("{:?} {} {:?}", one.kind, one.validated, word(&one.definition))))
+                .collect()
         };
         let indexes = |of: &catalog::Table| -> BTreeMap<_, _> {
             let facts = |one: &catalog::Index| format!("{} {} {:?}", one.unique, one.valid, word(&one.definition));
             of.indexes.iter().map(|one| (one.name.clone(), facts(one))).collect()
         };
         let triggers = |of: &catalog::Table| -> BTreeMap<_, _> {
-            of.triggers.iter().map(|one| (one.name.clone(), format!("{} {:?}", one.enabled, word(&one.definition)))).collect()
+            of.triggers
+                .iter()
+                .map(|one| (one.name.clone(), format!("{} {:?}", one.enabled, word(&one.definition))))
+                .collect()
         };
         let policies = |of: &catalog::Table| -> BTreeMap<_, _> {
             let facts = |one: &catalog::Policy| {
@@ -202,7 +213,9 @@ impl Compared {
             for (name, facts) in wanted {
                 match found.remove(&name) {
                     None => self.differs(format!("{table}: {kind} {name} is missing")),
-                    Some(other) if other != facts => self.differs(format!("{table}: {kind} {name} is another, or not valid")),
+                    Some(other) if other != facts => {
+                        self.differs(format!("{table}: {kind} {name} is another, or not valid"))
+                    }
                     Some(_) => {}
                 }
             }

@@ -36,13 +36,17 @@ pub enum DrillError {
     Postgres(#[from] PostgresError),
     #[error(transparent)]
     Dsn(#[from] DsnError),
-    #[error("no PostgreSQL {wanted} or newer is installed here: install it, say with `--pg-bin` where its programs are, or give an empty database with `--into`")]
+    #[error(
+        "no PostgreSQL {wanted} or newer is installed here: install it, say with `--pg-bin` where its programs are, or give an empty database with `--into`"
+    )]
     NoServer { wanted: u32 },
     #[error("the scratch server could not be {doing}: {message}")]
     Scratch { doing: &'static str, message: String },
     #[error("the command of `--check` could not be started: {0}")]
     Check(std::io::Error),
-    #[error("the database has the encoding {found}, the snapshot {wanted}: make one with it (`createdb -T template0 -E {wanted}`)")]
+    #[error(
+        "the database has the encoding {found}, the snapshot {wanted}: make one with it (`createdb -T template0 -E {wanted}`)"
+    )]
     Encoding { found: String, wanted: String },
 }
 
@@ -91,7 +95,8 @@ pub async fn drill(
     let restored = full::restore(reader, &dsn, &full, monitor).await?;
     let recovery_seconds = started.elapsed().as_secs_f64();
     let mut differences = restored.problems;
-    differences.extend(manifest.not_covered.iter().map(|one| format!("not in the snapshot: {}, {}", one.object, one.reason)));
+    differences
+        .extend(manifest.not_covered.iter().map(|one| format!("not in the snapshot: {}, {}", one.object, one.reason)));
     let mut check_seconds = None;
     if let Some(command) = &options.check {
         let started = Instant::now();

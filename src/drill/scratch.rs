@@ -35,8 +35,10 @@ pub fn programs(given: Option<&Path>, wanted: u32) -> Result<PathBuf, DrillError
     let on_path = std::env::var_os("PATH").unwrap_or_default();
     let of_debian = versions("/usr/lib/postgresql", "").map(|(version, folder)| (version, folder.join("bin")));
     let of_red_hat = versions("/usr", "pgsql-").map(|(version, folder)| (version, folder.join("bin")));
-    let mut found: Vec<(u32, PathBuf)> =
-        of_debian.chain(of_red_hat).filter(|(version, bin)| *version >= wanted && bin.join("initdb").is_file()).collect();
+    let mut found: Vec<(u32, PathBuf)> = of_debian
+        .chain(of_red_hat)
+        .filter(|(version, bin)| *version >= wanted && bin.join("initdb").is_file())
+        .collect();
     found.sort();
     let elsewhere = || std::env::split_paths(&on_path).find(|folder| folder.join("initdb").is_file());
     found.into_iter().next().map(|(_, bin)| bin).or_else(elsewhere).ok_or(DrillError::NoServer { wanted })
@@ -64,7 +66,9 @@ impl Account {
         let id = async |option: &str| -> Result<u32, String> {
             let said = Command::new("id").args([option, "postgres"]).output().await.map_err(|e| e.to_string())?;
             let number = String::from_utf8_lossy(&said.stdout).trim().parse();
-            number.map_err(|_| "no server runs as root, and there is no account `postgres`: run the drill as another user".to_owned())
+            number.map_err(|_| {
+                "no server runs as root, and there is no account `postgres`: run the drill as another user".to_owned()
+            })
         };
         Ok(Self(Some((id("-u").await?, id("-g").await?))))
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lru::LruCache;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::envelope::{self, ObjectKind, Opened};
 use super::error::RepositoryError;
@@ -25,8 +25,9 @@ const COALESCE_GAP: u32 = 8 << 10;
 const COALESCE_META_GAP: u32 = 128 << 10;
 /// The longest range of one request.
 const MAX_RANGE: u32 = 8 << 20;
-/// Requests in flight.
-const CONCURRENCY: usize = 4;
+/// Requests in flight, and what they ask for in bytes.
+const CONCURRENCY: usize = 16;
+const IN_FLIGHT: u32 = 32 << 20;
 
 /// Reads chunks of a repository.
 #[derive(Clone)]
@@ -89,6 +90,12 @@ impl Piece {
     fn new(info: &PackInfo, entry: Entry) -> Result<Self, RepositoryError> {
         let (pack, entries) = (pack_name(&info.id)?, vec![entry]);
         Ok(Self { pack, pack_id: info.id, kind: info.kind, data_start: info.data_start, entries })
+    }
+
+    /// In bytes.
+    fn length(&self) -> u32 {
+        let (first, last) = (self.entries[0], self.entries[self.entries.len() - 1]);
+        last.offset - first.offset + last.stored_length
     }
 }
 
@@ -208,8 +215,12 @@ impl ChunkReader {
         ids: &[ChunkId],
         known: HashMap<ChunkId, Bytes>,
     ) -> Result<HashMap<ChunkId, Bytes>, RepositoryError> {
-        let pieces = self.plan(ids)?;
-        stream::iter(pieces.into_iter().map(|piece| self.fetch_somewhere(piece)))
+        let (pieces, room) = (self.plan(ids)?, Semaphore::new(IN_FLIGHT as usize));
+        let fetch = async |piece: Piece| {
+            let _room = room.acquire_many(piece.length().min(IN_FLIGHT)).await;
+            self.fetch_somewhere(piece).await
+        };
+        stream::iter(pieces.into_iter().map(fetch))
             .buffer_unordered(CONCURRENCY)
             .try_fold(known, |mut all, chunks| async move {
                 all.extend(chunks);
@@ -288,10 +299,9 @@ impl ChunkReader {
     }
 
     async fn fetch_piece(&self, piece: Piece) -> Result<Vec<(ChunkId, Bytes)>, RepositoryError> {
-        let (first, last) = (piece.entries[0], piece.entries[piece.entries.len() - 1]);
+        let first = piece.entries[0];
         let start = u64::from(piece.data_start) + u64::from(first.offset);
-        let length = u64::from(last.offset - first.offset) + u64::from(last.stored_length);
-        let bytes = self.storage.get_range(&piece.pack, start..start + length).await?;
+        let bytes = self.storage.get_range(&piece.pack, start..start + u64::from(piece.length())).await?;
         let reader = self.clone();
         run_blocking(move || {
             piece

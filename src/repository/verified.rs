@@ -66,7 +66,6 @@ pub struct Checked {
 pub struct Log {
     /// By pack: the newest record that names it, and what that says.
     last: HashMap<Prefix, (usize, bool)>,
-    /// Newest first.
     records: Vec<(ObjectName, Timestamp)>,
     /// Why records were left out.
     pub problems: Vec<RepositoryError>,
@@ -75,18 +74,19 @@ pub struct Log {
 impl Log {
     pub async fn read(repository: &Repository) -> Result<Self, RepositoryError> {
         let listed = repository.storage.list(NameKind::Verified.prefix());
-        let mut names: Vec<ObjectName> = listed.map_ok(|meta| meta.name).try_collect().await?;
-        names.sort();
-        let mut log = Self::default();
-        for name in names.into_iter().rev() {
+        let names: Vec<ObjectName> = listed.map_ok(|meta| meta.name).try_collect().await?;
+        let (mut log, mut counting) = (Self::default(), Vec::new());
+        for name in names {
             match read(repository, &name).await {
                 // What was signed in an epoch that is over can go.
                 Ok((epoch, record)) if epoch < repository.config.epoch => log.records.push((name, record.ended)),
-                Ok((_, record)) => log.add(name, record),
+                Ok((_, record)) => counting.push((name, record)),
                 Err(e) if e.is_about_an_object() => log.problems.push(e),
                 Err(e) => return Err(e),
             }
         }
+        counting.sort_by_key(|(_, record)| std::cmp::Reverse(record.ended));
+        counting.into_iter().for_each(|(name, record)| log.add(name, record));
         Ok(log)
     }
 
@@ -115,7 +115,10 @@ impl Log {
             present.filter_map(|pack| self.last.get(&prefix(pack))).map(|(record, _)| *record).collect();
         let is_old = |at: Timestamp| now.duration_since(at) > KEPT;
         let records = self.records.iter().enumerate();
-        records.filter(|(number, (_, at))| !needed.contains(number) && is_old(*at)).map(|(_, (name, _))| name.clone()).collect()
+        records
+            .filter(|(number, (_, at))| !needed.contains(number) && is_old(*at))
+            .map(|(_, (name, _))| name.clone())
+            .collect()
     }
 }
 

@@ -88,8 +88,12 @@ impl Check<'_> {
         let turns = within(options.budget, due.clone());
         self.monitor.stage("packs", Unit::Bytes, Some(turns.iter().map(|one| u64::from(one.size)).sum()));
         let mut damaged = BTreeSet::new();
-        let mut found =
-            Found { log: options.log, sound: HashSet::new(), failed: known.iter().copied().collect(), since: Instant::now() };
+        let mut found = Found {
+            log: options.log,
+            sound: HashSet::new(),
+            failed: known.iter().copied().collect(),
+            since: Instant::now(),
+        };
         let ended = self.hash_each(options, turns, present, &mut found, &mut damaged).await;
         // Also what was hashed before it failed.
         let written = found.write().await;
@@ -100,8 +104,7 @@ impl Check<'_> {
             return Err(RepositoryError::Interrupted);
         }
         let left = &due[done..];
-        self.report.oldest_hash =
-            left.iter().chain(&rest).map(|one| one.last.at).min().or((done > 0).then_some(began));
+        self.report.oldest_hash = left.iter().chain(&rest).map(|one| one.last.at).min().or((done > 0).then_some(began));
         if let (Some(age), Some(first)) = (options.max_age, left.first()) {
             let message = format!(
                 "{} packs were not hashed within {age:#}, the longest time since {}: a larger --budget, or more runs",

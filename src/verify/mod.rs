@@ -164,11 +164,7 @@ pub async fn verify(
 impl Check<'_> {
     /// Tells at each damaged pack which snapshots need it. Walks through their metadata once more, but only after damage, so
     /// that a sound repository needs no memory for who uses what.
-    async fn blame(
-        &mut self,
-        chosen: &[Snapshot],
-        damaged: &BTreeSet<PackId>,
-    ) -> Result<(), RepositoryError> {
+    async fn blame(&mut self, chosen: &[Snapshot], damaged: &BTreeSet<PackId>) -> Result<(), RepositoryError> {
         if damaged.is_empty() {
             return Ok(());
         }

@@ -133,7 +133,11 @@ impl Check<'_> {
     }
 
     /// What was lost or damaged may have been stored again by a later snapshot: then all fragments are looked into, those packs first that are there.
-    pub(super) async fn look_everywhere(&mut self, indexed: &Indexed, present: &Present) -> Result<(), RepositoryError> {
+    pub(super) async fn look_everywhere(
+        &mut self,
+        indexed: &Indexed,
+        present: &Present,
+    ) -> Result<(), RepositoryError> {
         if present.damaged.is_empty() && indexed.packs.iter().all(|pack| present.packs.contains_key(pack)) {
             return Ok(());
         }
@@ -157,10 +161,7 @@ impl Check<'_> {
     }
 
     /// The packs that a snapshot needs, with their sizes as recorded; every chunk id in it is looked up.
-    pub(super) async fn referenced(
-        &mut self,
-        snapshot: &Snapshot,
-    ) -> Result<BTreeMap<PackId, u32>, RepositoryError> {
+    pub(super) async fn referenced(&mut self, snapshot: &Snapshot) -> Result<BTreeMap<PackId, u32>, RepositoryError> {
         let mut packs = BTreeMap::new();
         let reader = match self.open(snapshot).await {
             Ok(reader) => reader,

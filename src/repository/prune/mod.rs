@@ -354,8 +354,7 @@ impl Pass<'_> {
             }
             match tombstone::read(self.repository, name).await {
                 Ok(tombstone) => {
-                    let is_there =
-                        |pack: &PackId| present.packs.contains_key(pack) && !present.is_unreliable(pack);
+                    let is_there = |pack: &PackId| present.packs.contains_key(pack) && !present.is_unreliable(pack);
                     if tombstone.survivors.iter().all(is_there) {
                         return Ok((true, true));
                     }

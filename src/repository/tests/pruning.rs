@@ -1,5 +1,6 @@
 //! What a prune removes, what it leaves, and what stops it, over a storage in memory whose clock the tests turn.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,13 @@ use super::whole::{made, manifest, reader};
 use crate::monitor::{SharedMonitor, Silent};
 use crate::repository::chunk::ChunkKind;
 use crate::repository::forgotten::{self, Undone};
-use crate::repository::id::{ChunkId, ObjectId};
+use crate::repository::id::{ChunkId, ObjectId, PackId};
 use crate::repository::manifest::{Manifest, Schema};
-use crate::repository::prune::{Amount, PruneOptions, Report, prune};
+use crate::repository::name::pack_of;
+use crate::repository::prune::{Amount, PruneOptions, Report, prune, tombstone};
 use crate::repository::reader::{ChunkReader, load_index};
 use crate::repository::snapshots::{self, Snapshot};
+use crate::repository::verified;
 use crate::repository::writer::RepositoryWriter;
 use crate::repository::{Repository, RepositoryError};
 use crate::storage::ObjectName;
@@ -155,6 +158,40 @@ async fn what_lies_in_two_places_stays_in_one_that_is_sound() {
     let report = place.prune().await;
     assert!(report.removed.packs > 0 && report.unexpected.is_empty(), "{report:?}");
     assert_eq!(certified_is_whole(&place.repository, "one of two").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_and_was_stored_again_goes() {
+    let place = Place::new().await;
+    place.snapshot(&[1]).await;
+    let damaged: Vec<PackId> = place.storage.names("packs/").iter().filter_map(pack_of).collect();
+    for pack in &damaged {
+        tombstone::mark_damaged(&place.repository, pack).await.unwrap();
+        // Somebody else found it too.
+        tombstone::mark_damaged(&place.repository, pack).await.unwrap();
+    }
+    place.days(5);
+    // It is the last that holds its chunks.
+    assert_eq!(place.prune().await.marked, Amount::default());
+    place.snapshot(&[1]).await;
+    assert_eq!(place.count("packs/"), 2 * damaged.len(), "nothing new relies on it");
+    place.days(4);
+    assert_eq!(place.prune().await.marked.packs, damaged.len() as u64);
+    place.days(4);
+    assert_eq!(place.prune().await.removed.packs, damaged.len() as u64);
+    assert_eq!((place.count("tombstones/"), place.count("packs/")), (0, damaged.len()));
+    assert_eq!(certified_is_whole(&place.repository, "stored again").await, 2);
+    // Records of checks stay for a year, and as long as they tell of something that is there.
+    let packs: HashSet<PackId> = place.storage.names("packs/").iter().filter_map(pack_of).collect();
+    for _ in 0..2 {
+        verified::write(&place.repository, &packs, &[]).await.unwrap();
+    }
+    place.prune().await;
+    assert_eq!(place.count("verified/"), 2);
+    // The clock of this machine is years ahead.
+    place.days(30_000);
+    place.prune().await;
+    assert_eq!(place.count("verified/"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

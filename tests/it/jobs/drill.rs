@@ -41,13 +41,19 @@ async fn a_drill_proves_a_snapshot_and_writes_its_time_down() {
     assert_eq!((&drilled["rows"], &drilled["tables"]), (&98.into(), &4.into()), "{drilled}");
     assert!(drilled["constraints"].as_u64() > Some(4) && drilled["recovery_seconds"].as_f64() > Some(0.0), "{drilled}");
     let text = std::fs::read_to_string(&metrics).unwrap();
-    assert!(text.contains("restante_drill_recovery_seconds ") && text.contains("restante_drill_differences 0"), "{text}");
+    assert!(
+        text.contains("restante_drill_recovery_seconds ") && text.contains("restante_drill_differences 0"),
+        "{text}"
+    );
     let history = small.lines(0, "drill_listed", &["drill", "--history"]);
-    assert_eq!(history, [{
-        let mut listed = drilled.clone();
-        listed["type"] = "drill_listed".into();
-        listed
-    }]);
+    assert_eq!(
+        history,
+        [{
+            let mut listed = drilled.clone();
+            listed["type"] = "drill_listed".into();
+            listed
+        }]
+    );
     small.run(0, &["verify"]);
     // Nothing of it is left, and who has no writer key keeps no history.
     let left = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
@@ -71,7 +77,10 @@ async fn a_drill_finds_whatever_is_not_as_it_was() {
     let bin = binaries();
     let bin = bin.to_str().unwrap();
     let changes = [
-        ("UPDATE messages SET body = set_byte(body, 0, get_byte(body, 0) # 1) WHERE id = 60", "messages_2 has as many rows"),
+        (
+            "UPDATE messages SET body = set_byte(body, 0, get_byte(body, 0) # 1) WHERE id = 60",
+            "messages_2 has as many rows",
+        ),
         ("UPDATE messages SET at = at + interval '1 microsecond' WHERE id = 3", "messages_1 has as many rows"),
         ("DELETE FROM messages WHERE id = 91", "messages_2 has 41 rows, the snapshot 42"),
         ("INSERT INTO t VALUES (99, NULL)", "t has 3 rows, the snapshot 2"),
@@ -84,18 +93,25 @@ async fn a_drill_finds_whatever_is_not_as_it_was() {
         ("ALTER TABLE accounts DROP COLUMN mood", "column mood is missing"),
         ("ALTER TABLE accounts ALTER name DROP NOT NULL", "public.accounts has other columns"),
         ("DROP TABLE messages_2", "table public.messages_2 is missing"),
-        ("CREATE TRIGGER new BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()", "trigger new was not there"),
+        (
+            "CREATE TRIGGER new BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            "trigger new was not there",
+        ),
         ("ALTER TABLE t ENABLE ROW LEVEL SECURITY", "row security of public.t"),
         ("SELECT 1/0", "the command of `--check` ended with"),
     ];
     for (change, expected) in changes {
         let database = crate::server::TestServer::shared().database(None).await;
         let role = database.ordinary_role().await;
-        database.execute(&format!("GRANT ALL ON DATABASE {} TO {role}; GRANT ALL ON SCHEMA public TO {role}", database.name())).await;
+        database
+            .execute(&format!(
+                "GRANT ALL ON DATABASE {} TO {role}; GRANT ALL ON SCHEMA public TO {role}",
+                database.name()
+            ))
+            .await;
         let into = database.dsn_as(&role);
         let check = format!("psql -qXv ON_ERROR_STOP=1 -c \"{change}\" >/dev/null 2>&1");
-        let arguments =
-            ["drill", "-i", "reader.key", "--pg-bin", bin, "--into", &into, "--check", &check];
+        let arguments = ["drill", "-i", "reader.key", "--pg-bin", bin, "--into", &into, "--check", &check];
         let drilled = small.lines(3, "drilled", &arguments).remove(0);
         let differences = drilled["differences"].as_array().unwrap();
         assert!(differences.iter().any(|one| one.as_str().unwrap().contains(expected)), "{change}: {differences:?}");

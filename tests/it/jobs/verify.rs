@@ -8,9 +8,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// A row that nothing compresses: packs of some size.
 async fn noise(small: &Small, seed: u32) {
-    let insert = format!(
-        "INSERT INTO t SELECT {seed}, string_agg(md5({seed} || ':' || g), '') FROM generate_series(1, 1000) g"
-    );
+    let insert =
+        format!("INSERT INTO t SELECT {seed}, string_agg(md5({seed} || ':' || g), '') FROM generate_series(1, 1000) g");
     small.database.execute(&insert).await;
 }
 

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use jiff::SignedDuration;
 use restante::repository::chunk::ChunkKind;
+use restante::repository::drills::{self, Drill};
 use restante::repository::envelope::{self, Author, ObjectKind};
 use restante::repository::forgotten::{self, GRACE};
-use restante::repository::drills::{self, Drill};
 use restante::repository::id::{ObjectId, PackId};
 use restante::repository::index::Fragment;
 use restante::repository::manifest::Certificate;
@@ -373,7 +373,9 @@ fn second_name(kind: NameKind, name: &ObjectName) -> Option<ObjectName> {
         NameKind::KeyRing => format!("keys/9/1-{hash}"),
         NameKind::Pack => format!("packs/{}/{}{ending}", &file[..2], &file[..62]),
         NameKind::Index => format!("index/{}{ending}", &file[..62]),
-        NameKind::Manifest | NameKind::Verified | NameKind::Drill => format!("{}20991231T235959Z-{hash}", kind.prefix()),
+        NameKind::Manifest | NameKind::Verified | NameKind::Drill => {
+            format!("{}20991231T235959Z-{hash}", kind.prefix())
+        }
         NameKind::Certificate | NameKind::Forgotten | NameKind::Hold => {
             format!("{}{}{ending}", kind.prefix(), &file[..62])
         }
