@@ -33,11 +33,11 @@ use super::sample::{Keys, Rows, monitor, rows_of, store};
 use crate::server::TestServer;
 
 /// A repository with a history: a snapshot, a second reader, a new epoch, two more snapshots, one of them held, and two that are forgotten.
-struct Sample {
-    keys: Keys,
-    objects: Objects,
+pub struct Sample {
+    pub keys: Keys,
+    pub objects: Objects,
     /// By snapshot, oldest first.
-    expected: Vec<(ObjectId, Rows)>,
+    pub expected: Vec<(ObjectId, Rows)>,
     /// Another repository of the same shape.
     other: Objects,
 }
@@ -100,7 +100,7 @@ fn drill(snapshot: ObjectId) -> Drill {
     }
 }
 
-async fn sample() -> Sample {
+pub async fn sample() -> Sample {
     let made = async || {
         let storage: Arc<dyn Storage> = Memory::of(Objects::new());
         let keys = Keys::init(&*storage).await;

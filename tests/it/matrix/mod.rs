@@ -14,6 +14,7 @@ mod memory;
 mod replay;
 mod replay_faults;
 pub mod sample;
+mod stored;
 
 /// Are the large numbers wanted?
 fn long() -> bool {

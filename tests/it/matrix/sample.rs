@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
@@ -113,6 +113,14 @@ impl Keys {
             "#!/bin/sh\ncase $1 in --version) echo 'pg_dump (PostgreSQL) 99.0';; *) echo 'no real schema';; esac\n";
         std::fs::write(keys.pg_dump(), script).unwrap();
         std::fs::set_permissions(keys.pg_dump(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        keys
+    }
+
+    /// Those that lie in a folder.
+    pub fn stored(folder: &Path) -> Self {
+        let keys = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::copy(folder.join("writer.key"), keys.writer()).unwrap();
+        std::fs::copy(folder.join("reader.key"), keys.reader()).unwrap();
         keys
     }
 
