@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -21,7 +22,7 @@ use crate::repository::id::Digest;
 use crate::repository::manifest::{StoreIdentity, Wire};
 use crate::repository::rows::Field;
 use crate::repository::segment::{Increment, MapValue, SegmentEntry};
-use crate::repository::snapshots::SnapshotReader;
+use crate::repository::snapshots::{CheckedValue, SnapshotReader};
 use crate::repository::zone::{self, Zone};
 use crate::repository::{RepositoryError, cbor};
 
@@ -230,6 +231,11 @@ pub trait Source: Send + Sync {
 
 /// Neighbouring batches take their small values from the same groups.
 const KEPT_CHUNKS: usize = 32 << 20;
+/// Bytes of what tells of segments that are fetched before anybody asks, and in how many segments at most.
+const WARM: usize = 1 << 20;
+const WARM_SEGMENTS: u64 = 2000;
+/// Segments, or increments, that are asked for at a time.
+const AHEAD: usize = 16;
 /// Value maps kept for the next question; the values of one batch come from few increments.
 const KEPT_VALUE_MAPS: usize = 16;
 
@@ -249,6 +255,7 @@ impl RepositorySource {
     /// `kept`: bytes of chunks that are kept for the next question.
     pub async fn keeping(mut reader: SnapshotReader, kept: usize) -> Result<Self, CompareError> {
         reader.chunks = reader.chunks.keeping(kept);
+        warm(&reader).await?;
         let manifest = reader.manifest();
         let catalog = catalog(&reader).await?;
         let sequences = catalog
@@ -321,6 +328,29 @@ impl RepositorySource {
         Ok(found.ok_or_else(|| RepositoryError::malformed("increment", "it was never read"))?)
     }
 
+    /// Fetches the value maps that these need, all at once.
+    async fn warm_maps(&self, wanted: &[LargeValue]) -> Result<(), CompareError> {
+        let numbers: BTreeSet<u32> = wanted.iter().map(|value| value.increment).collect();
+        let mut chunks = Vec::new();
+        for number in numbers {
+            chunks.extend(self.increment(number)?.value_map.iter().map(|chunk| chunk.id));
+        }
+        Ok(self.reader.chunks.warm(chunks, usize::MAX).await?)
+    }
+
+    /// Of those at these places, which are of one increment.
+    async fn values_of(
+        &self,
+        number: u32,
+        places: Vec<usize>,
+        wanted: &[LargeValue],
+    ) -> Result<(Vec<usize>, Vec<CheckedValue>), CompareError> {
+        let map = self.value_map(number).await?;
+        let entries = places.iter().map(|at| entry(&map, wanted[*at].ordinal)).collect::<Result<Vec<_>, _>>()?;
+        let found = self.reader.values(&*self.increment(number)?, &entries).await?;
+        Ok((places, found))
+    }
+
     async fn value_map(&self, number: u32) -> Result<Arc<Vec<MapValue>>, CompareError> {
         let kept = {
             let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -337,6 +367,24 @@ impl RepositorySource {
         maps.push((number, map.clone()));
         Ok(map)
     }
+}
+
+/// In a small snapshot what tells of all segments is fetched at once, or each question would wait for the storage.
+async fn warm(reader: &SnapshotReader) -> Result<(), CompareError> {
+    let manifest = reader.manifest();
+    let pages = manifest.tables.iter().flat_map(|table| table.pages.iter().copied());
+    reader.chunks.warm(pages.chain(manifest.schema.catalog.iter().copied()).collect(), WARM).await?;
+    if manifest.tables.iter().map(|table| table.segments).sum::<u64>() > WARM_SEGMENTS {
+        return Ok(());
+    }
+    let mut chunks = Vec::new();
+    for table in &manifest.tables {
+        for entry in reader.segments(table).await? {
+            chunks.push(entry.descriptor);
+            chunks.extend(entry.zones);
+        }
+    }
+    Ok(reader.chunks.warm(chunks, WARM).await?)
 }
 
 /// What the database held when the snapshot was taken.
@@ -400,9 +448,16 @@ impl Source for RepositorySource {
                 }
             };
             first += entries.len();
-            for entry in wanted {
-                let descriptor = self.reader.descriptor(entry).await?;
-                for increment in &descriptor.increments {
+            for wanted in wanted.chunks(AHEAD) {
+                self.reader.chunks.warm(wanted.iter().map(|entry| entry.descriptor).collect(), usize::MAX).await?;
+                let mut increments = Vec::new();
+                for entry in wanted {
+                    increments.extend(self.reader.descriptor(entry).await?.increments);
+                }
+                let rows =
+                    increments.iter().flat_map(|increment| &increment.row_chunks).map(|chunk| chunk.id).collect();
+                self.reader.chunks.warm(rows, usize::MAX).await?;
+                for increment in &increments {
                     let number = self.remember(increment);
                     let rows = self.reader.fields(increment, stored.columns.len()).await?;
                     rows.for_each(|_, fields| {
@@ -438,6 +493,7 @@ impl Source for RepositorySource {
     }
 
     async fn lengths(&self, wanted: &[LargeValue]) -> Result<Vec<u64>, CompareError> {
+        self.warm_maps(wanted).await?;
         let mut lengths = Vec::with_capacity(wanted.len());
         for value in wanted {
             let map = self.value_map(value.increment).await?;
@@ -457,11 +513,11 @@ impl Source for RepositorySource {
         for (at, value) in wanted.iter().enumerate() {
             by_increment.entry(value.increment).or_default().push(at);
         }
+        self.warm_maps(wanted).await?;
+        let work: Vec<_> = by_increment.into_iter().map(|(n, places)| self.values_of(n, places, wanted)).collect();
+        let mut found = stream::iter(work).buffer_unordered(AHEAD);
         let mut values = vec![Bytes::new(); wanted.len()];
-        for (number, places) in by_increment {
-            let map = self.value_map(number).await?;
-            let entries = places.iter().map(|at| entry(&map, wanted[*at].ordinal)).collect::<Result<Vec<_>, _>>()?;
-            let found = self.reader.values(&*self.increment(number)?, &entries).await?;
+        while let Some((places, found)) = found.try_next().await? {
             for (at, value) in places.into_iter().zip(found) {
                 values[at] = value.bytes;
             }

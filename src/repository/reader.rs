@@ -196,13 +196,31 @@ impl ChunkReader {
         Ok(all)
     }
 
+    /// Fetches as many of these chunks, from the first on, as `limit` and a quarter of what is kept hold: for who will ask for one after the other, and would
+    /// wait for the storage each time. What fails is told when it is asked for.
+    pub async fn warm(&self, ids: Vec<ChunkId>, limit: usize) -> Result<(), RepositoryError> {
+        let mut room = limit.min(self.kept_limit() / 4);
+        let fits = |id: &ChunkId| {
+            let size = self.index.find(id).map_or(0, |(_, entry)| entry.raw_length as usize);
+            room.checked_sub(size).map(|left| room = left).is_some()
+        };
+        let ids: Vec<ChunkId> = ids.into_iter().take_while(fits).collect();
+        match self.fetch_all(&ids).await {
+            Err(e) if !e.is_about_an_object() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn kept_limit(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).limit)
+    }
+
     /// Fetches the packs in which these chunks lie and keeps what is in them, unless they are larger than what is kept: for who will ask for
     /// most of it, a piece at a time.
     pub async fn keep_neighbours(&self, ids: &[ChunkId]) -> Result<(), RepositoryError> {
         let packs: BTreeMap<PackId, &PackInfo> =
             ids.iter().filter_map(|id| self.index.find(id)).map(|(info, _)| (info.id, info)).collect();
-        let limit =
-            self.kept.as_ref().map_or(0, |kept| kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).limit);
+        let limit = self.kept_limit();
         let all: Vec<&Entry> = packs.values().flat_map(|info| &info.entries).collect();
         if all.iter().map(|entry| entry.raw_length as usize).sum::<usize>() <= limit {
             self.fetch_all(&all.iter().map(|entry| entry.id).collect::<Vec<_>>()).await?;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 
 use super::Repository;
@@ -22,6 +22,9 @@ use super::writer::certificate_name;
 use super::zone::Zone;
 use crate::postgres::catalog::Catalog;
 use crate::storage::{ObjectMeta, ObjectName, StorageError};
+
+/// Manifests that are fetched at a time.
+const CONCURRENCY: usize = 8;
 
 /// A snapshot that was found, its manifest checked and opened.
 #[derive(Debug, Clone)]
@@ -67,8 +70,11 @@ pub async fn list_all(repository: &Repository) -> Result<(Vec<Snapshot>, Vec<Rep
     let metas: Vec<ObjectMeta> = repository.storage.list(NameKind::Manifest.prefix()).try_collect().await?;
     let forgotten = forgotten::claimed(&*repository.storage).await?;
     let (mut snapshots, mut problems) = (Vec::new(), Vec::new());
-    for meta in metas {
-        match load(repository, &meta, &forgotten, &mut problems).await {
+    let work: Vec<_> = metas.iter().map(|meta| load(repository, meta, &forgotten)).collect();
+    let mut loaded = stream::iter(work).buffered(CONCURRENCY);
+    while let Some((snapshot, found)) = loaded.next().await {
+        problems.extend(found);
+        match snapshot {
             Ok(snapshot) => snapshots.push(snapshot),
             Err(e) if e.is_about_an_object() => problems.push(e),
             // Who cannot look must not go on as if there were nothing.
@@ -95,7 +101,9 @@ pub async fn newest(
         if last.is_some() && last != Some(second(&meta.name)) {
             break;
         }
-        match load(repository, meta, &forgotten, &mut problems).await {
+        let (snapshot, found) = load(repository, meta, &forgotten).await;
+        problems.extend(found);
+        match snapshot {
             Ok(snapshot) => {
                 if is_enough(&snapshot) {
                     last = Some(second(&meta.name));
@@ -110,8 +118,17 @@ pub async fn newest(
     Ok((snapshots, problems))
 }
 
-/// What is wrong with the certificate, or with the object that says that it is forgotten, joins `problems`.
+/// Also what is wrong with the certificate, or with the object that says that it is forgotten.
 async fn load(
+    repository: &Repository,
+    meta: &ObjectMeta,
+    forgotten: &HashMap<ObjectId, Timestamp>,
+) -> (Result<Snapshot, RepositoryError>, Vec<RepositoryError>) {
+    let mut problems = Vec::new();
+    (load_telling(repository, meta, forgotten, &mut problems).await, problems)
+}
+
+async fn load_telling(
     repository: &Repository,
     meta: &ObjectMeta,
     forgotten: &HashMap<ObjectId, Timestamp>,
