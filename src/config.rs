@@ -28,6 +28,23 @@ pub struct Config {
     #[serde(default)]
     pub tags: Vec<String>,
     pub pg_dump: Option<PathBuf>,
+    #[serde(default)]
+    pub hooks: Hooks,
+}
+
+/// Shell commands around `snapshot`, `verify`, `drill`, `forget` and `prune`. They are told `RESTANTE_COMMAND` and, all but the first, `RESTANTE_OUTCOME`
+/// (`done`, `findings`, `failed`, …) and `RESTANTE_EXIT_CODE`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hooks {
+    /// If it fails, the command is not run.
+    pub before: Option<String>,
+    /// When the command is done, with findings or without.
+    pub after: Option<String>,
+    /// When it failed, was refused or interrupted.
+    pub failed: Option<String>,
+    /// After any of these.
+    pub finally: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]

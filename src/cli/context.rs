@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::exit::{Interrupted, UsageError};
+use super::exit::{AlreadyRunning, Interrupted, UsageError};
 use super::metrics::Metrics;
 use super::output::Output;
 use super::progress::Progress;
@@ -79,6 +79,22 @@ impl Context {
 
     pub fn key_path(&self) -> Option<PathBuf> {
         self.global.key.clone().or_else(|| self.config.key.clone())
+    }
+
+    /// With `--exclusive`: a lock that ends with the process, beside the writer key.
+    pub fn lock(&self) -> anyhow::Result<Option<std::fs::File>> {
+        if !self.global.exclusive {
+            return Ok(None);
+        }
+        let key = self.key_path().ok_or_else(|| UsageError("--exclusive needs the writer key: give `--key`".into()))?;
+        let path = beside(&key, ".lock");
+        let fail = || format!("--exclusive: cannot lock {}", path.display());
+        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path).with_context(fail)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(std::fs::TryLockError::WouldBlock) => Err(AlreadyRunning(path).into()),
+            Err(std::fs::TryLockError::Error(e)) => Err(anyhow::Error::new(e).context(fail())),
+        }
     }
 
     pub fn identities(&self) -> Vec<PathBuf> {
@@ -169,8 +185,12 @@ pub fn dsn(text: &str) -> anyhow::Result<Dsn> {
 
 /// The last snapshot that this writer made of each store: beside the writer key.
 pub fn heads_path(key: &Path) -> PathBuf {
+    beside(key, ".heads")
+}
+
+fn beside(key: &Path, ending: &str) -> PathBuf {
     let mut path = key.as_os_str().to_owned();
-    path.push(".heads");
+    path.push(ending);
     path.into()
 }
 

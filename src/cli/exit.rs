@@ -42,6 +42,22 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::Findings => "findings",
+            Self::Refused => "refused",
+            Self::NotFound => "not-found",
+            Self::WrongKey => "wrong-key",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
@@ -52,6 +68,11 @@ impl From<Exit> for ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
+
+/// Another process holds what `--exclusive` asks for. Exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("another `restante --exclusive` with this writer key is running: it holds {}", .0.display())]
+pub struct AlreadyRunning(pub std::path::PathBuf);
 
 /// Ctrl-C. Exit code 130.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +119,9 @@ fn classify(error: &anyhow::Error) -> Exit {
     for link in error.chain() {
         if link.is::<UsageError>() {
             return Exit::Usage;
+        }
+        if link.is::<AlreadyRunning>() {
+            return Exit::Refused;
         }
         if matches!(link.downcast_ref(), Some(SnapshotError::Memory(..))) {
             return Exit::Usage;

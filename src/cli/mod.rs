@@ -16,6 +16,7 @@ mod forget;
 mod gap;
 mod heads;
 mod hold;
+mod hooks;
 mod init;
 mod inspect;
 mod key;
@@ -90,6 +91,9 @@ struct Global {
     /// Write metrics there in the end, in the OpenMetrics text format
     #[arg(long, global = true, env = "RESTANTE_METRICS", value_name = "FILE")]
     metrics: Option<PathBuf>,
+    /// Refuse to run while another with this option and this writer key runs
+    #[arg(long, global = true)]
+    exclusive: bool,
     /// How to show progress
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     progress: progress::Style,
@@ -167,44 +171,54 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         Ok(context) => context,
         Err(e) => return exit::report(&e, json),
     };
+    // Held until the process ends.
+    let _lock = match context.lock() {
+        Ok(lock) => lock,
+        Err(e) => return exit::report(&e, json),
+    };
+    let around = hooks::Around::new(&context.config.hooks, &name, context.global.dry_run);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return exit::report(&anyhow::Error::new(e).context("cannot start threads"), json),
     };
-    let outcome = runtime.block_on(async {
-        let work = async {
-            match cli.command {
-                Command::Init(command) => command.run(&context).await,
-                Command::Doctor(command) => command.run(&context).await,
-                Command::Grants(command) => command.run(&context).await,
-                Command::Snapshot(command) => command.run(&context).await,
-                Command::Snapshots(command) => command.run(&context).await,
-                Command::Show(command) => command.run(&context).await,
-                Command::Dump(command) => command.run(&context).await,
-                Command::Inspect(command) => command.run(&context).await,
-                Command::Gap(command) => command.run(&context).await,
-                Command::Find(command) => command.run(&context).await,
-                Command::Diff(command) => command.run(&context).await,
-                Command::Replays(command) => command.run(&context).await,
-                Command::Undo(command) => command.run(&context).await,
-                Command::Restore(command) => command.run(&context).await,
-                Command::Verify(command) => command.run(&context).await,
-                Command::Drill(command) => command.run(&context).await,
-                Command::Hold(command) => command.run(&context).await,
-                Command::Forget(command) => command.run(&context).await,
-                Command::Prune(command) => command.run(&context).await,
-                Command::Key(command) => command.run(&context).await,
-                Command::Completions(command) => command.run(),
-            }
-        };
-        context.until_interrupted(work).await
-    });
+    let outcome =
+        around.before().and_then(|()| runtime.block_on(context.until_interrupted(dispatch(cli.command, &context))));
     // Threads may still wait for a queue that nobody empties any more.
     runtime.shutdown_background();
-    let exit = outcome.unwrap_or_else(|e| exit::report(&e, json));
+    let mut exit = outcome.unwrap_or_else(|e| exit::report(&e, json));
+    if let Err(e) = around.end(exit) {
+        let failed = exit::report(&e, json);
+        exit = if exit == Exit::Done { failed } else { exit };
+    }
     let written = context.global.metrics.as_ref().map(|path| context.metrics.write(path, &name, exit, began.elapsed()));
     match written.transpose() {
         Ok(_) => exit,
         Err(e) => exit::report(&e, json),
+    }
+}
+
+async fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Command::Init(command) => command.run(context).await,
+        Command::Doctor(command) => command.run(context).await,
+        Command::Grants(command) => command.run(context).await,
+        Command::Snapshot(command) => command.run(context).await,
+        Command::Snapshots(command) => command.run(context).await,
+        Command::Show(command) => command.run(context).await,
+        Command::Dump(command) => command.run(context).await,
+        Command::Inspect(command) => command.run(context).await,
+        Command::Gap(command) => command.run(context).await,
+        Command::Find(command) => command.run(context).await,
+        Command::Diff(command) => command.run(context).await,
+        Command::Replays(command) => command.run(context).await,
+        Command::Undo(command) => command.run(context).await,
+        Command::Restore(command) => command.run(context).await,
+        Command::Verify(command) => command.run(context).await,
+        Command::Drill(command) => command.run(context).await,
+        Command::Hold(command) => command.run(context).await,
+        Command::Forget(command) => command.run(context).await,
+        Command::Prune(command) => command.run(context).await,
+        Command::Key(command) => command.run(context).await,
+        Command::Completions(command) => command.run(),
     }
 }

@@ -367,10 +367,25 @@ fn assemble(
 /// Reads head, slots and directory of a whole pack. The caller has compared the hash of the bytes with the name, or
 /// wants to know what can be read of a damaged one.
 pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryError> {
-    let malformed = |message: &str| RepositoryError::malformed("pack", message);
     if bytes.len() > MAX_PACK {
         return Err(RepositoryError::TooLarge { what: "pack", size: bytes.len(), limit: MAX_PACK });
     }
+    let (info, sealed) = parse_front(secrets, PackId::of(bytes), bytes, bytes.len() as u32)?;
+    let tail = [sealed, &(sealed.len() as u32).to_le_bytes(), TAIL].concat();
+    if bytes.ends_with(&tail) {
+        return Ok(info);
+    }
+    Err(RepositoryError::malformed("pack", "its end is not that of a pack, or its two directories differ"))
+}
+
+/// Reads the same from the first bytes of a pack of `size` bytes, which hold the directory. What its chunks are is proven when they are opened.
+pub fn parse_front<'a>(
+    secrets: &Secrets,
+    id: PackId,
+    bytes: &'a [u8],
+    size: u32,
+) -> Result<(PackInfo, &'a [u8]), RepositoryError> {
+    let malformed = |message: &str| RepositoryError::malformed("pack", message);
     let header = bytes.get(..HEADER).ok_or_else(|| malformed("it is shorter than its header"))?;
     if &header[..8] != MAGIC {
         return Err(malformed("it does not start as a pack of format 1"));
@@ -413,21 +428,10 @@ pub fn parse(secrets: &Secrets, bytes: &[u8]) -> Result<PackInfo, RepositoryErro
     let data_start = at;
     let before = &bytes[..data_start - directory_length];
     let entries = decode_entries(&head.directory_key(secrets)?.open(0, before, sealed)?)?;
-    let data_end = bytes.len().checked_sub(directory_length + 12).filter(|end| *end >= data_start);
+    let data_end = (size as usize).checked_sub(directory_length + 12).filter(|end| *end >= data_start);
     let data_length = data_end.ok_or_else(|| malformed("it was cut short"))? - data_start;
-    let tail = [sealed, &(directory_length as u32).to_le_bytes(), TAIL].concat();
-    if !bytes.ends_with(&tail) {
-        return Err(malformed("its end is not that of a pack, or its two directories differ"));
-    }
     check(kind, &slots, &entries, data_length as u64)?;
-    Ok(PackInfo {
-        id: PackId::of(bytes),
-        kind,
-        size: bytes.len() as u32,
-        data_start: data_start as u32,
-        slots,
-        entries,
-    })
+    Ok((PackInfo { id, kind, size, data_start: data_start as u32, slots, entries }, sealed))
 }
 
 /// Copies sealed chunks as they are, with their key slots, into one new pack: nothing is opened, so a pruner without

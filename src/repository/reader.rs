@@ -13,11 +13,12 @@ use super::envelope::{self, ObjectKind, Opened};
 use super::error::RepositoryError;
 use super::id::{ChunkId, ObjectId, PackId, SignerId};
 use super::index::{Fragment, FragmentPack, Index};
-use super::pack::{Entry, PackInfo};
+use super::name::{NameKind, pack_of};
+use super::pack::{self, Entry, PackInfo};
 use super::seal::{Sealer, Secret};
 use super::secrets::Secrets;
 use super::{Repository, chunk::ChunkKind};
-use crate::storage::{ObjectName, Storage};
+use crate::storage::{ObjectMeta, ObjectName, Storage};
 
 /// Two chunks with less between them are fetched by one request.
 const COALESCE_GAP: u32 = 8 << 10;
@@ -28,6 +29,9 @@ const MAX_RANGE: u32 = 8 << 20;
 /// Requests in flight, and what they ask for in bytes.
 const CONCURRENCY: usize = 16;
 const IN_FLIGHT: u32 = 32 << 20;
+/// So much of a pack is fetched for its directory: as long as most have it, and the longest with its key slots.
+const FRONT: u32 = 128 << 10;
+const LONGEST_FRONT: u32 = 8 << 20;
 
 /// Reads chunks of a repository.
 #[derive(Clone)]
@@ -120,8 +124,11 @@ impl ChunkReader {
         let index = match hinted {
             Some(index) => index,
             None => {
-                let (index, problems) = load_sound_index(storage, secrets, None).await?;
+                let (mut index, problems) = load_sound_index(storage, secrets, None).await?;
                 problem = problem.or_else(|| problems.into_iter().next());
+                if problem.is_some() {
+                    add_unnamed(storage, secrets, &mut index).await?;
+                }
                 index
             }
         };
@@ -308,7 +315,10 @@ impl ChunkReader {
     async fn whole(&self) -> Result<&Self, RepositoryError> {
         let Some(hinted) = &self.hinted else { return Ok(self) };
         let load = async || {
-            let (index, _) = load_sound_index(&*self.storage, &self.secrets, None).await?;
+            let (mut index, problems) = load_sound_index(&*self.storage, &self.secrets, None).await?;
+            if !problems.is_empty() {
+                add_unnamed(&*self.storage, &self.secrets, &mut index).await?;
+            }
             let (storage, secrets) = (self.storage.clone(), self.secrets.clone());
             let (index, keys) = (Arc::new(index), Arc::default());
             Ok(Self { storage, secrets, index, problem: None, hinted: None, keys, kept: None })
@@ -413,6 +423,47 @@ pub async fn load_sound_index(
         }
     }
     Ok((index, problems))
+}
+
+/// Adds what the packs that no fragment names say of themselves: for who reads, when fragments are lost. Nothing new may rely on them, as nobody signed their
+/// directories; a chunk is what its id says or it does not open.
+pub async fn add_unnamed(storage: &dyn Storage, secrets: &Secrets, index: &mut Index) -> Result<(), RepositoryError> {
+    let mut unnamed = Vec::new();
+    let mut listed = storage.list(NameKind::Pack.prefix());
+    while let Some(meta) = listed.try_next().await? {
+        if let Some(pack) = pack_of(&meta.name).filter(|pack| index.pack(pack).is_none()) {
+            unnamed.push(front_of(storage, secrets, pack, meta));
+        }
+    }
+    let mut fronts = stream::iter(unnamed).buffer_unordered(CONCURRENCY);
+    while let Some(front) = fronts.next().await {
+        match front {
+            Ok(info) => index.add(info, SignerId([0; 32]), ObjectId([0; 32])),
+            Err(e) if e.is_about_an_object() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// What a pack says of itself, without its chunks.
+async fn front_of(
+    storage: &dyn Storage,
+    secrets: &Secrets,
+    pack: PackId,
+    meta: ObjectMeta,
+) -> Result<PackInfo, RepositoryError> {
+    let size = u32::try_from(meta.size).map_err(|_| RepositoryError::malformed("pack", "it is too large"))?;
+    let mut parsed = Err(RepositoryError::malformed("pack", "it is empty"));
+    // Most directories are short.
+    for length in [FRONT, LONGEST_FRONT] {
+        let bytes = storage.get_range(&meta.name, 0..u64::from(size.min(length))).await?;
+        parsed = pack::parse_front(secrets, pack, &bytes, size).map(|(info, _)| info);
+        if parsed.is_ok() || size <= length {
+            break;
+        }
+    }
+    parsed
 }
 
 /// An index fragment whose every pack was checked.

@@ -14,7 +14,7 @@ use crate::repository::manifest::Table;
 use crate::repository::name::{NameKind, pack_of};
 use crate::repository::open::key_objects;
 use crate::repository::prune::tombstone;
-use crate::repository::reader::{ChunkReader, fragment_name, load_sound_index, pack_name, read_fragment};
+use crate::repository::reader::{ChunkReader, add_unnamed, fragment_name, load_sound_index, pack_name, read_fragment};
 use crate::repository::ring::ring_place;
 use crate::repository::segment::SegmentEntry;
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
@@ -132,16 +132,22 @@ impl Check<'_> {
         Ok(indexed)
     }
 
-    /// What was lost or damaged may have been stored again by a later snapshot: then all fragments are looked into, those packs first that are there.
+    /// What was lost or damaged may have been stored again by a later snapshot: then all fragments are looked into, those packs first that are there. What lost
+    /// fragments told, packs tell themselves.
     pub(super) async fn look_everywhere(
         &mut self,
         indexed: &Indexed,
         present: &Present,
     ) -> Result<(), RepositoryError> {
-        if present.damaged.is_empty() && indexed.packs.iter().all(|pack| present.packs.contains_key(pack)) {
+        let all_there = indexed.packs.iter().all(|pack| present.packs.contains_key(pack));
+        if present.damaged.is_empty() && all_there && indexed.complete {
             return Ok(());
         }
-        let (mut index, _) = load_sound_index(&*self.repository.storage, &self.repository.secrets, None).await?;
+        let (storage, secrets) = (&*self.repository.storage, &*self.repository.secrets);
+        let (mut index, _) = load_sound_index(storage, secrets, None).await?;
+        if !indexed.complete {
+            add_unnamed(storage, secrets, &mut index).await?;
+        }
         index.prefer(|pack| {
             present.packs.get(&pack.id).is_some_and(|(size, _)| *size == u64::from(pack.size))
                 && !present.damaged.contains(&pack.id)

@@ -140,6 +140,48 @@ pub async fn all_read(repository: &Repository, stored: &Stored) -> Result<(), Re
     Ok(())
 }
 
+/// What a lost index fragment told, packs tell themselves; nothing new relies on that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_fragment_takes_nothing_with_it() {
+    let (storage, one) = (Memory::new(), reader());
+    let key = made(&storage, &[&one]).await;
+    let writer = as_writer(&storage, &key).await.unwrap();
+    let (_, stored, added) = snapshot(&writer, 1).await.unwrap();
+    let repository = as_reader(&storage, &one).await.unwrap();
+    let ids: Vec<ChunkId> = stored.keys().copied().collect();
+    let read = async || -> Result<(), RepositoryError> {
+        let (found, _) = snapshots::list(&repository).await?;
+        let chunks = ChunkReader::open(&repository, Some(&found[0].manifest.fragments)).await?;
+        let all = chunks.fetch_all(&ids).await?;
+        assert!(stored.iter().all(|(id, (_, plain))| all[id] == plain[..]));
+        Ok(())
+    };
+    let name = storage.names("index/").remove(0);
+    for spoiled in [None, Some(storage.bytes(&name).slice(..100))] {
+        match spoiled {
+            None => drop(storage.objects.lock().unwrap().remove(&name)),
+            Some(bytes) => storage.set(&name, bytes),
+        }
+        read().await.unwrap();
+    }
+    // A pack that is not the one whose name it has: what it says of itself is believed as far as its chunks open.
+    let packs = storage.names("packs/");
+    let good: Vec<Bytes> = packs.iter().map(|name| storage.bytes(name)).collect();
+    storage.set(&packs[0], good[1].clone());
+    let failed = read().await.unwrap_err();
+    assert!(failed.is_about_an_object(), "{failed}");
+    storage.set(&packs[0], good[0].clone());
+    // A directory that does not open leaves the others.
+    let mut flipped = good[0].to_vec();
+    flipped[100] ^= 1;
+    storage.set(&packs[0], flipped);
+    assert!(read().await.unwrap_err().is_about_an_object());
+    storage.set(&packs[0], good[0].clone());
+    read().await.unwrap();
+    let (_, _, again) = snapshot(&writer, 1).await.unwrap();
+    assert_eq!(again, added, "all is stored once more");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_writer_stores_each_reader_reads() {
     let (storage, one, two) = (Memory::new(), reader(), reader());

@@ -1,4 +1,5 @@
 //! What runs by itself for years: checks within a budget, healing, drills, and what monitoring reads of them.
 
 mod drill;
+mod schedules;
 mod verify;

@@ -55,7 +55,7 @@ async fn dies_everywhere(incident: &Incident, what: Replaying) {
         "{what:?} dies before and after {commits} commits, before {calls} calls and after {}",
         of("storage:after")
     );
-    let least = if what == Replaying::Restore { (20, 25) } else { (5, 0) };
+    let least = if what == Replaying::Restore { (20, 20) } else { (5, 0) };
     assert!(commits >= least.0 && calls >= least.1 && of("commit:after") == commits, "suspiciously few points");
 
     // What was not kept yet cannot be told from nothing: these deaths share a store, and one run completes them all.
