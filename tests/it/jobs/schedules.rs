@@ -18,7 +18,7 @@ async fn the_commands_of_schedules_are_ones_that_there_are() {
     let mut commands = 0;
     for (path, text) in files() {
         for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
-            let rest = line.split_once("/restante ").or_else(|| line.split_once("; restante "));
+            let rest = line.split_once("bin/restante ").or_else(|| line.split_once("; restante "));
             let rest = rest.or_else(|| line.split_once("restante  restante ")).map(|(_, rest)| rest.to_owned());
             let of_yaml = line.trim().strip_prefix("command: [\"restante\", ").map(|list| list.replace(['"', ',', ']'], ""));
             for command in rest.or(of_yaml).iter().flat_map(|rest| rest.split("&& restante ")) {
