@@ -17,7 +17,8 @@ use crate::monitor::SharedMonitor;
 use crate::postgres::dsn::Dsn;
 use crate::repository::secrets::WriterKey;
 use crate::repository::snapshots::{self, Snapshot};
-use crate::repository::{Access, Repository};
+use crate::repository::verifier::VerifierKey;
+use crate::repository::{Access, Repository, RepositoryError};
 use crate::storage::Storage;
 use crate::storage::location::{self, Location};
 
@@ -115,6 +116,22 @@ impl Context {
         Ok(Repository::open(self.storage().await?, Access::Writer(key), self.expected()?).await?)
     }
 
+    /// For commands that only check: with a writer's or a verifier's key.
+    pub async fn open_to_check(&self) -> anyhow::Result<Repository> {
+        let path = self.key_path().ok_or_else(|| {
+            UsageError(
+                "this needs a writer's or verifier's key: give `--key`, RESTANTE_KEY, or `key` in restante.toml".into(),
+            )
+        })?;
+        // What is wrong with the file is told by whoever reads it as a writer's key.
+        let text = zeroize::Zeroizing::new(std::fs::read_to_string(&path).unwrap_or_default());
+        if !VerifierKey::is_one(&text) {
+            return self.open_as_writer().await;
+        }
+        let key = VerifierKey::parse(&text).map_err(|message| RepositoryError::WriterKey { path, message })?;
+        Ok(Repository::open(self.storage().await?, Access::Verifier(key), self.expected()?).await?)
+    }
+
     /// For commands that open mail.
     pub async fn open_as_reader(&self) -> anyhow::Result<Repository> {
         let identities = self.identities();
@@ -133,7 +150,7 @@ impl Context {
 
     /// For commands that only look at structure: with whichever key is there.
     pub async fn open_to_look(&self) -> anyhow::Result<Repository> {
-        if self.identities().is_empty() { self.open_as_writer().await } else { self.open_as_reader().await }
+        if self.identities().is_empty() { self.open_to_check().await } else { self.open_as_reader().await }
     }
 
     /// Asks before something is written. Without a terminal and without `-y` the answer is no.

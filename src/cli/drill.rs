@@ -15,7 +15,7 @@ use crate::repository::snapshots::SnapshotReader;
 /// Restore a snapshot aside and prove that it is what was there
 ///
 /// The schema and all rows go into a PostgreSQL that is made for it and removed afterwards, every constraint is checked, and each table is compared with the
-/// snapshot row by row. The recovery time is written down where the writer key is given too. A difference is a finding (exit code 3).
+/// snapshot row by row. The recovery time is written down where a verifier's key is given too. A difference is a finding (exit code 3).
 #[derive(Args)]
 pub struct Drill {
     /// Id prefix, latest, latest:tag=…, or @TIME
@@ -65,7 +65,7 @@ impl Drill {
             return Ok(Exit::Done);
         }
         let log = match context.key_path() {
-            Some(_) => Some(context.open_as_writer().await?),
+            Some(_) => Some(context.open_to_check().await?),
             None => None,
         };
         let reader = SnapshotReader::open(&repository, &snapshot).await?;
@@ -79,7 +79,7 @@ impl Drill {
         tell(context, &report)?;
         match log {
             Some(log) => drills::write(&log, &report).await?,
-            None => context.output.note("not written down: that needs the writer key too (`--key`)"),
+            None => context.output.note("not written down: that needs a verifier's key too (`--key`)"),
         }
         Ok(if report.is_proven() { Exit::Done } else { Exit::Findings })
     }

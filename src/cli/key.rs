@@ -11,6 +11,7 @@ use crate::repository::readers::{self, KeyHolder};
 use crate::repository::ring;
 use crate::repository::rotate::{RotateOptions, rotate};
 use crate::repository::secrets::WriterKey;
+use crate::repository::verifier;
 
 #[derive(Subcommand)]
 pub enum Key {
@@ -22,6 +23,8 @@ pub enum Key {
     Add(Add),
     /// Begin a new epoch, without a reader or after a theft; needs the writer key and a reader's identity
     Rotate(Rotate),
+    /// Make a key for jobs that check and hold drills; needs the writer key
+    Verifier(Verifier),
     /// Take over key objects that were changed on purpose
     Accept,
 }
@@ -49,6 +52,32 @@ pub struct Rotate {
     new_ids: bool,
 }
 
+#[derive(Args)]
+pub struct Verifier {
+    /// File to write, with mode 0600
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl Verifier {
+    async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let (_, key) = writer_key(context)?;
+        context.open_as_writer().await?.check_key_objects().await?;
+        let storage = context.storage().await?;
+        if context.global.dry_run {
+            context.output.line("would write a new version of the configuration");
+            return Ok(Exit::Done);
+        }
+        let path = &self.output;
+        let signer = verifier::add(&*storage, &key, |verifier| verifier.save(path)).await?;
+        context.output.json("verifier_added", &serde_json::json!({ "signer": signer, "file": path }))?;
+        context
+            .output
+            .line(format!("{}: signs what checks find, as {signer}, until the next rotation", path.display()));
+        Ok(Exit::Done)
+    }
+}
+
 impl Key {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         match self {
@@ -56,6 +85,7 @@ impl Key {
             Self::List => list(context).await,
             Self::Add(command) => command.run(context).await,
             Self::Rotate(command) => command.run(context).await,
+            Self::Verifier(command) => command.run(context).await,
             Self::Accept => accept(context).await,
         }
     }
@@ -172,6 +202,10 @@ async fn list(context: &Context) -> anyhow::Result<Exit> {
             (Some(_), _) => "",
         };
         output.line(format!("{name}{state}"));
+    }
+    for verifier in repository.config.verifiers.iter().filter(|one| one.epoch == repository.config.epoch) {
+        output.json("verifier", &serde_json::json!({ "signer": verifier.key }))?;
+        output.line(format!("verifier     {}", verifier.key));
     }
     Ok(Exit::Done)
 }

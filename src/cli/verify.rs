@@ -16,7 +16,7 @@ use crate::verify::{Budget, Finding, FindingKind, Level, Report, VerifyOptions, 
 ///
 /// Without --data the structure is checked: signatures, certificates, that everything referenced is present with its size.
 /// With --data every pack is fetched and its hash computed; with a reader's identity every chunk is opened, every row put
-/// together and compared with its digest. With the writer key it is written down which packs were hashed, and what is damaged is
+/// together and compared with its digest. With a writer's or verifier's key it is written down which packs were hashed, and what is damaged is
 /// marked, so that the next snapshot stores it again where the live store still has it.
 #[derive(Args)]
 pub struct Verify {
@@ -70,20 +70,20 @@ impl Verify {
             }
             None => None,
         };
-        let (reader, in_part) = (repository.writer.is_none(), self.budget.is_some() || self.max_age.is_some());
+        let (reader, in_part) = (!repository.signs_checks(), self.budget.is_some() || self.max_age.is_some());
         let level = match (self.data || in_part, reader && !in_part) {
             (false, _) => Level::Structure,
             (true, false) => Level::Hashes,
             (true, true) => Level::Rows,
         };
         // Of two keys one opens mail and the other signs what was found.
-        let as_writer = match context.key_path() {
-            Some(_) if reader => Some(context.open_as_writer().await?),
+        let with_key = match context.key_path() {
+            Some(_) if reader => Some(context.open_to_check().await?),
             _ => None,
         };
-        let log = as_writer.as_ref().or((!reader).then_some(&repository));
+        let log = with_key.as_ref().or((!reader).then_some(&repository));
         if in_part && log.is_none() {
-            let message = "--budget and --max-age go by what earlier runs wrote down, which the writer key signs: give `--key` too";
+            let message = "--budget and --max-age go by what earlier runs wrote down, which a writer's or verifier's key signs: give `--key` too";
             return Err(UsageError(message.into()).into());
         }
         let options = VerifyOptions {

@@ -27,6 +27,9 @@ pub struct Config {
     /// The epoch in which new objects are written.
     pub epoch: Epoch,
     pub signers: Vec<ConfigSigner>,
+    /// Whose signatures count on what checks and drills found, and on nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verifiers: Vec<ConfigSigner>,
     /// Features that a program must know, per operation.
     pub needs: Needs,
     /// The snapshots of earlier epochs that were there when this epoch began. No other snapshot of an earlier epoch counts, or
@@ -83,6 +86,7 @@ impl Config {
             previous: None,
             epoch,
             signers: vec![ConfigSigner { epoch, key: signer }],
+            verifiers: Vec::new(),
             needs: Needs::default(),
             kept: Vec::new(),
         }

@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::cbor;
+use super::config::ConfigSigner;
 use super::error::RepositoryError;
 use super::id::{Epoch, RepositoryId, SignerId};
 use super::seal::{self, Sealer, Signer};
@@ -97,6 +98,11 @@ impl ObjectKind {
             Self::Hold => "hold",
             Self::Drill => "drill",
         }
+    }
+
+    /// May a verifier sign it?
+    pub(super) fn is_a_verifiers(self) -> bool {
+        matches!(self, Self::Verified | Self::Drill | Self::Tombstone)
     }
 
     pub(super) fn seal_context(self) -> String {
@@ -194,7 +200,8 @@ pub fn read<T: DeserializeOwned>(
     let known = secrets.epoch(epoch).map_err(unknown)?;
     seal::verify(&signer, &kind.signed_message(signed), &object[body_end + 32..])
         .map_err(|_| damaged("its signature does not fit its bytes"))?;
-    if !known.signers.contains(&signer) {
+    let is_verifier = || secrets.verifiers.contains(&ConfigSigner { epoch, key: signer });
+    if !known.signers.contains(&signer) && !(kind.is_a_verifiers() && is_verifier()) {
         return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
     }
     let key = known.seal.derive(&kind.seal_context(), salt);

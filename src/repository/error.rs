@@ -35,6 +35,11 @@ pub enum RepositoryError {
     )]
     AnotherRepository { found: String, expected: String },
 
+    #[error(
+        "this verifier's key is of epoch {epoch}: a rotation ended it, or the configuration that names it was taken away; make a new one with \
+         `restante key verifier`"
+    )]
+    EndedVerifier { epoch: Epoch },
     #[error("writer key {path}: {message}")]
     WriterKey { path: PathBuf, message: String },
     #[error("the identity opens no key ring of this repository: it is not one of its readers")]
@@ -116,6 +121,7 @@ impl RepositoryError {
                 | Self::AnotherRepository { .. }
                 | Self::Identity { .. }
                 | Self::WriterKey { .. }
+                | Self::EndedVerifier { .. }
                 | Self::BadRecipient { .. }
         )
     }
@@ -161,6 +167,7 @@ impl RepositoryError {
             | Self::HeadMissing { .. }
             | Self::AnotherRepository { .. }
             | Self::WriterKey { .. }
+            | Self::EndedVerifier { .. }
             | Self::WrongIdentity
             | Self::ReaderNeeded
             | Self::WriterNeeded

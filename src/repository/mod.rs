@@ -42,6 +42,7 @@ pub mod table_rows;
 #[cfg(test)]
 mod tests;
 pub mod verified;
+pub mod verifier;
 pub mod wire;
 pub mod writer;
 pub mod zone;

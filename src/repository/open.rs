@@ -18,12 +18,14 @@ use super::reader::check_name;
 use super::ring::{self, Ring, RingEpoch};
 use super::seal::{self, Secret, Signer};
 use super::secrets::{Secrets, WriterKey};
+use super::verifier::VerifierKey;
 use super::writer::put_checked;
 use crate::storage::{ObjectName, Storage, StorageError};
 
 /// How a process comes to the secrets.
 pub enum Access {
     Writer(WriterKey),
+    Verifier(VerifierKey),
     /// Identity files; any that opens the ring will do.
     Reader(Vec<PathBuf>),
 }
@@ -36,6 +38,8 @@ pub struct Repository {
     pub secrets: Arc<Secrets>,
     /// Present when opened with a writer key.
     pub writer: Option<Arc<WriterKey>>,
+    /// Present when opened with a verifier's key.
+    pub verifier: Option<Arc<VerifierKey>>,
     /// Why newer key rings than the one that was opened did not open: damaged, a stranger's, or for other readers.
     pub passed_over: Vec<(ObjectName, RepositoryError)>,
 }
@@ -133,6 +137,7 @@ impl Repository {
     ) -> Result<Self, RepositoryError> {
         let known = match &access {
             Access::Writer(key) => Some(key.fingerprint),
+            Access::Verifier(key) => Some(key.fingerprint),
             Access::Reader(_) => None,
         };
         let (config, fingerprint) = load_config(&*storage, known.or(expected)).await?.into_parts();
@@ -141,36 +146,49 @@ impl Repository {
             return Err(RepositoryError::AnotherRepository { found, expected });
         }
         config.check_features(Operation::Read)?;
-        let (secrets, writer, passed_over) = match access {
-            Access::Writer(key) => (key.secrets()?, Some(Arc::new(key)), Vec::new()),
+        let (mut writer, mut verifier, mut passed_over) = (None, None, Vec::new());
+        let mut secrets = match access {
+            Access::Writer(key) => writer.insert(Arc::new(key)).secrets()?,
+            Access::Verifier(key) => verifier.insert(Arc::new(key)).secrets(&config)?,
             Access::Reader(paths) => {
-                let (ring, passed_over) = find_ring(&*storage, &paths, &config, fingerprint).await?;
-                (ring.secrets()?, None, passed_over)
+                let (ring, newer) = find_ring(&*storage, &paths, &config, fingerprint).await?;
+                passed_over = newer;
+                ring.secrets()?
             }
         };
+        secrets.verifiers = config.verifiers.clone();
         if secrets.repository != config.repository {
             let (found, expected) = (config.repository.to_string(), secrets.repository.to_string());
             return Err(RepositoryError::AnotherRepository { found, expected });
         }
-        Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer, passed_over })
+        Ok(Self { storage, config, fingerprint, secrets: Arc::new(secrets), writer, verifier, passed_over })
     }
 
     /// The same repository over a layer of its storage.
     pub fn over(&self, storage: Arc<dyn Storage>) -> Self {
-        let (config, secrets, writer) = (self.config.clone(), self.secrets.clone(), self.writer.clone());
-        Self { storage, config, fingerprint: self.fingerprint, secrets, writer, passed_over: Vec::new() }
+        let (config, secrets) = (self.config.clone(), self.secrets.clone());
+        let (writer, verifier) = (self.writer.clone(), self.verifier.clone());
+        Self { storage, config, fingerprint: self.fingerprint, secrets, writer, verifier, passed_over: Vec::new() }
     }
 
     pub fn writer_key(&self) -> Result<&WriterKey, RepositoryError> {
         self.writer.as_deref().ok_or(RepositoryError::WriterNeeded)
     }
 
-    /// An object, signed with the writer key.
+    /// An object, signed with the writer key, or with a verifier's if that may sign it.
     pub(super) fn sign<T: Serialize>(&self, kind: ObjectKind, body: &T) -> Result<Bytes, RepositoryError> {
-        let key = self.writer_key()?;
-        let (secrets, signer) = (&*self.secrets, key.signer()?);
-        let author = Author { repository: secrets.repository, epoch: key.epoch, secrets, signer: &signer };
+        let (epoch, signer) = match self.verifier.as_deref().filter(|_| kind.is_a_verifiers()) {
+            Some(key) => (key.epoch, key.signer()?),
+            None => (self.writer_key()?.epoch, self.writer_key()?.signer()?),
+        };
+        let secrets = &*self.secrets;
+        let author = Author { repository: secrets.repository, epoch, secrets, signer: &signer };
         envelope::write(kind, &author, body)
+    }
+
+    /// Can it sign what a check finds?
+    pub fn signs_checks(&self) -> bool {
+        self.writer.is_some() || self.verifier.is_some()
     }
 
     /// Signs an object, puts it and insists on fetching the same bytes back.

@@ -143,7 +143,7 @@ impl Ring {
                 },
             );
         }
-        Ok(Secrets { repository: self.repository, epochs })
+        Ok(Secrets { repository: self.repository, epochs, verifiers: Vec::new() })
     }
 }
 

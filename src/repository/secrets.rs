@@ -8,13 +8,16 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::chunk::ChunkKind;
+use super::config::ConfigSigner;
 use super::error::RepositoryError;
 use super::id::{Epoch, Fingerprint, RepositoryId, SignerId};
 use super::seal::{Secret, SecretText, Signer};
+use super::verifier::VerifierKey;
 use crate::storage::ObjectName;
 
 /// Context strings of BLAKE3 `derive_key`, one for each use (FORMAT "Keys").
@@ -53,6 +56,8 @@ impl EpochSecrets {
 pub struct Secrets {
     pub repository: RepositoryId,
     pub epochs: BTreeMap<Epoch, EpochSecrets>,
+    /// Whose signatures count on what checks and drills found.
+    pub verifiers: Vec<ConfigSigner>,
 }
 
 impl Secrets {
@@ -151,22 +156,44 @@ struct PreviousFile {
     signer: SignerId,
 }
 
-fn hex(secret: &Secret) -> SecretText {
+pub(super) fn hex(secret: &Secret) -> SecretText {
     SecretText::new(HEXLOWER.encode(secret.expose()))
 }
 
-fn unhex(name: &str, text: &SecretText) -> Result<Secret, String> {
+pub(super) fn unhex(name: &str, text: &SecretText) -> Result<Secret, String> {
     let bytes = HEXLOWER.decode(text.expose().as_bytes()).ok().and_then(|b| <[u8; 32]>::try_from(b.as_slice()).ok());
     bytes.map(Secret::new).ok_or_else(|| format!("{name} is not 64 hexadecimal digits"))
 }
 
+/// A key file's TOML. The message of the TOML reader quotes the line, which may hold a secret: only its position is passed on.
+pub(super) fn parse_key<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|e| match e.span() {
+        Some(span) => format!("line {}: {}", text[..span.start].lines().count().max(1), e.message()),
+        None => e.message().to_owned(),
+    })
+}
+
+/// Writes a key file with mode 0600, atomically; never over an existing one unless `replace`.
+pub(super) fn save_key(path: &Path, text: &str, replace: bool) -> Result<(), RepositoryError> {
+    let fail = |message: String| RepositoryError::WriterKey { path: path.to_owned(), message };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // NamedTempFile is created with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(|e| fail(e.to_string()))?;
+    if replace {
+        file.persist(path).map_err(|e| fail(e.error.to_string()))?;
+    } else {
+        file.persist_noclobber(path).map_err(|e| fail(e.error.to_string()))?;
+    }
+    Ok(())
+}
+
 impl WriterKey {
     pub fn parse(text: &str) -> Result<Self, String> {
-        // The message of the TOML reader quotes the line, which may hold a secret: only its position is passed on.
-        let file: WriterKeyFile = toml::from_str(text).map_err(|e| match e.span() {
-            Some(span) => format!("line {}: {}", text[..span.start].lines().count().max(1), e.message()),
-            None => e.message().to_owned(),
-        })?;
+        if VerifierKey::is_one(text) {
+            return Err("this is a verifier's key: it checks and does nothing else; give the writer's".to_owned());
+        }
+        let file: WriterKeyFile = parse_key(text)?;
         if file.restante_writer_key != 1 {
             return Err(format!("writer key version {} is newer than this program", file.restante_writer_key));
         }
@@ -228,19 +255,7 @@ impl WriterKey {
 
     /// Writes the file with mode 0600, atomically; never over an existing one unless `replace`.
     pub fn save(&self, path: &Path, replace: bool) -> Result<(), RepositoryError> {
-        let fail = |message: String| RepositoryError::WriterKey { path: path.to_owned(), message };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // NamedTempFile is created with mode 0600.
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
-        file.write_all(self.to_toml().as_bytes())
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(|e| fail(e.to_string()))?;
-        if replace {
-            file.persist(path).map_err(|e| fail(e.error.to_string()))?;
-        } else {
-            file.persist_noclobber(path).map_err(|e| fail(e.error.to_string()))?;
-        }
-        Ok(())
+        save_key(path, &self.to_toml(), replace)
     }
 
     pub fn signer(&self) -> Result<Signer, RepositoryError> {
@@ -265,6 +280,6 @@ impl WriterKey {
         }
         let (seal, id) = (self.seal.clone(), Some(self.id.clone()));
         epochs.insert(self.epoch, EpochSecrets { seal, id, identity: None, signers: vec![signer] });
-        Ok(Secrets { repository: self.repository, epochs })
+        Ok(Secrets { repository: self.repository, epochs, verifiers: Vec::new() })
     }
 }

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::repository::envelope::{self, ObjectKind};
+use crate::repository::envelope::{self, ObjectKind, Opened};
 use crate::repository::id::{Digest, PackId};
 use crate::repository::name::NameKind;
 use crate::repository::{Repository, RepositoryError};
@@ -62,7 +62,12 @@ pub async fn unreliable(storage: &dyn Storage) -> Result<Unreliable, RepositoryE
 /// What a tombstone says.
 pub async fn read(repository: &Repository, name: &ObjectName) -> Result<Tombstone, RepositoryError> {
     let bytes = repository.storage.get(name).await?;
-    let body = envelope::read::<Tombstone>(ObjectKind::Tombstone, &repository.secrets, name, &bytes)?.body;
+    let Opened { signer, epoch, body } =
+        envelope::read::<Tombstone>(ObjectKind::Tombstone, &repository.secrets, name, &bytes)?;
+    // A verifier marks what is damaged, not what goes.
+    if damaged_in(name).is_none() && !repository.secrets.epoch(epoch)?.signers.contains(&signer) {
+        return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
+    }
     let pass = if body.pass == NO_PASS { DAMAGED.to_owned() } else { body.pass.to_string() };
     if body.version == 1 && format!("{}/{pass}", body.pack) == name.as_str()[NameKind::Tombstone.prefix().len()..] {
         Ok(body)

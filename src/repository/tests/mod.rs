@@ -46,7 +46,7 @@ fn reader_secrets(keys: &[&Keys]) -> Secrets {
         let (identity, signers) = (Some(keys.identity.clone()), vec![keys.signer.id()]);
         (Epoch(epoch), EpochSecrets { seal, id, identity, signers })
     });
-    Secrets { repository: REPOSITORY, epochs: epochs.collect() }
+    Secrets { repository: REPOSITORY, epochs: epochs.collect(), verifiers: Vec::new() }
 }
 
 fn without_identity(secrets: &Secrets) -> Secrets {
@@ -58,5 +58,5 @@ fn without_identity(secrets: &Secrets) -> Secrets {
             (*epoch, EpochSecrets { seal, id, identity: None, signers })
         })
         .collect();
-    Secrets { repository: secrets.repository, epochs }
+    Secrets { repository: secrets.repository, epochs, verifiers: Vec::new() }
 }

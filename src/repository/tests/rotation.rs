@@ -4,13 +4,19 @@ use super::storage::Memory;
 use super::whole::{Reader, all_read, as_reader, as_writer, copy, made, manifest, reader, snapshot};
 use crate::repository::chunk::ChunkKind;
 use crate::repository::envelope::{self, Author, ObjectKind};
-use crate::repository::id::{Epoch, ObjectId};
+use crate::repository::forgotten;
+use crate::repository::id::{Digest, Epoch, ObjectId, PackId};
 use crate::repository::manifest::manifest_name;
+use crate::repository::name::{NameKind, pack_of};
+use crate::repository::prune::tombstone;
+use crate::repository::reader::ChunkReader;
 use crate::repository::readers::{KeyHolder, accept};
 use crate::repository::ring;
 use crate::repository::rotate::{RotateOptions, Rotation, rotate};
 use crate::repository::secrets::WriterKey;
-use crate::repository::{RepositoryError, pack, snapshots};
+use crate::repository::verified::{self, Log};
+use crate::repository::verifier::{self, VerifierKey};
+use crate::repository::{Access, Repository, RepositoryError, pack, snapshots};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -190,4 +196,66 @@ async fn a_rotation_that_broke_off_leaves_the_old_epoch_in_force() {
     all_read(&as_reader(&storage, &one).await.unwrap(), &stored).await.unwrap();
     let new = rotated(&storage, &accepted, &one, &[&one], false).await.writer_key;
     assert!(snapshot(&as_writer(&storage, &new).await.unwrap(), 2).await.is_ok());
+}
+
+/// A verifier signs what checks find. Whatever else he signs is refused, and so is he when the epoch is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verifier_signs_what_checks_find_and_nothing_else() {
+    let (storage, one) = (Memory::new(), reader());
+    let old = made(&storage, &[&one]).await;
+    let (id, ..) = snapshot(&as_writer(&storage, &old).await.unwrap(), 1).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("verifier.key");
+    verifier::add(&*storage, &old, |key| key.save(&file)).await.unwrap();
+    let open = async || {
+        let key = VerifierKey::parse(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        Repository::open(storage.clone(), Access::Verifier(key), None).await
+    };
+    let checks = open().await.unwrap();
+    assert!(checks.writer_key().is_err() && checks.secrets.epochs.values().all(|epoch| epoch.id.is_none()));
+    // He opens metadata and no mail.
+    let chunks = ChunkReader::open(&checks, None).await.unwrap();
+    for pack in chunks.index().packs() {
+        let opened = chunks.fetch(&pack.entries[0].id).await;
+        assert_eq!(opened.is_ok(), pack.kind == ChunkKind::Meta, "{opened:?}");
+    }
+    let packs: Vec<PackId> = storage.names("packs/").iter().filter_map(pack_of).collect();
+    verified::write(&checks, &packs.iter().copied().collect(), &[]).await.unwrap();
+    tombstone::mark_damaged(&checks, &packs[0]).await.unwrap();
+    let writer = as_writer(&storage, &old).await.unwrap();
+    assert!(Log::read(&writer).await.unwrap().checked(&packs[0], None).at > Timestamp::UNIX_EPOCH);
+    for name in storage.names("tombstones/") {
+        tombstone::read(&writer, &name).await.unwrap();
+    }
+
+    // Through the program he cannot; with a program of his own, and his key, he is not believed.
+    let (found, _) = snapshots::list(&writer).await.unwrap();
+    assert!(forgotten::forget(&checks, &found[0], forgotten::GRACE).await.is_err());
+    let signer = checks.verifier.as_ref().unwrap().signer().unwrap();
+    let author = Author { repository: old.repository, epoch: old.epoch, secrets: &writer.secrets, signer: &signer };
+    for kind in ObjectKind::ALL {
+        let bytes = envelope::write(kind, &author, &"what he likes").unwrap();
+        let name = storage.names("packs/").remove(0);
+        let read = envelope::read::<String>(kind, &writer.secrets, &name, &bytes);
+        let may = [ObjectKind::Verified, ObjectKind::Drill, ObjectKind::Tombstone].contains(&kind);
+        assert_eq!(read.is_ok(), may, "{kind:?}");
+    }
+    // Nor does he say that a pack may go.
+    let pass = tombstone::Tombstone {
+        version: 1,
+        pack: packs[1],
+        pass: Digest([7; 16]),
+        marked: Timestamp::now(),
+        survivors: vec![],
+    };
+    let name = NameKind::Tombstone.named(format!("{}/{}", pass.pack, pass.pass)).unwrap();
+    storage.set(&name, envelope::write(ObjectKind::Tombstone, &author, &pass).unwrap());
+    assert!(matches!(tombstone::read(&writer, &name).await, Err(RepositoryError::UnknownSigner { .. })));
+    storage.objects.lock().unwrap().remove(&name);
+
+    let new = rotated(&storage, &old, &one, &[&one], false).await.writer_key;
+    assert!(matches!(open().await, Err(RepositoryError::EndedVerifier { .. })));
+    let writer = as_writer(&storage, &new).await.unwrap();
+    assert_eq!(Log::read(&writer).await.unwrap().checked(&packs[0], None).at, Timestamp::MIN, "it begins anew");
+    assert!(snapshots::list(&writer).await.unwrap().0.iter().any(|one| one.id == id));
 }

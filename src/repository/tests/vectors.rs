@@ -117,7 +117,8 @@ fn computed(filter: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let wrapped = [&salt[..], &wrapped].concat();
     let slot = Slot { epoch: Epoch(1), wrap: Wrap::Seal, wrapped: wrapped.clone() };
     let epoch = EpochSecrets { seal: secret.clone(), id: None, identity: None, signers: vec![] };
-    let secrets = Secrets { repository: REPOSITORY, epochs: BTreeMap::from([(Epoch(1), epoch)]) };
+    let secrets =
+        Secrets { repository: REPOSITORY, epochs: BTreeMap::from([(Epoch(1), epoch)]), verifiers: Vec::new() };
     assert_eq!(slot.unwrap(&secrets).unwrap().expose(), secret.expose());
     all.push(("slot seal", wrapped));
     let fragment = Fragment { version: 1, level: 0, supersedes: vec![ObjectId(bytes)], packs: vec![] };

@@ -20,7 +20,8 @@ async fn the_commands_of_schedules_are_ones_that_there_are() {
         for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
             let rest = line.split_once("bin/restante ").or_else(|| line.split_once("; restante "));
             let rest = rest.or_else(|| line.split_once("restante  restante ")).map(|(_, rest)| rest.to_owned());
-            let of_yaml = line.trim().strip_prefix("command: [\"restante\", ").map(|list| list.replace(['"', ',', ']'], ""));
+            let of_yaml =
+                line.trim().strip_prefix("command: [\"restante\", ").map(|list| list.replace(['"', ',', ']'], ""));
             for command in rest.or(of_yaml).iter().flat_map(|rest| rest.split("&& restante ")) {
                 let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
                 let said = small.run(0, &arguments);
@@ -35,7 +36,10 @@ async fn the_commands_of_schedules_are_ones_that_there_are() {
 /// As systemd reads them, where it is installed; the program itself is somewhere else here.
 #[test]
 fn systemd_understands_its_units() {
-    for (path, _) in files().iter().filter(|(path, _)| path.extension().is_some_and(|ending| ending == "service" || ending == "timer")) {
+    for (path, _) in files()
+        .iter()
+        .filter(|(path, _)| path.extension().is_some_and(|ending| ending == "service" || ending == "timer"))
+    {
         let Ok(output) = Command::new("systemd-analyze").arg("verify").arg(path).output() else { return };
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let ours = |line: &&str| line.contains("restante") && !line.contains("is not executable");

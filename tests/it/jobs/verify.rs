@@ -159,3 +159,66 @@ async fn a_snapshot_that_is_not_made_is_an_alarm_and_monitoring_reads_all_of_it(
     let said = small.run(1, &["verify", "--metrics", "/nowhere/at/all"]);
     assert!(said.contains("--metrics"), "{said}");
 }
+
+/// On a host that is neither the database's nor a reader's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verifier_checks_and_marks_and_does_nothing_else() {
+    let small = Small::new().await;
+    noise(&small, 1).await;
+    let id = small.snapshot(&[]).await;
+    let key = small.place.path("verifier.key");
+    let file = key.to_str().unwrap();
+    small.run(2, &["key", "verifier"]);
+    let added = small.lines(0, "verifier_added", &["key", "verifier", "-o", file]).remove(0);
+    small.run(1, &["key", "verifier", "-o", file]); // never over an existing one
+    let listed = small.lines(0, "verifier", &["key", "list"]);
+    assert!(listed.iter().any(|one| one["signer"] == added["signer"]), "{listed:?}");
+    // Nothing of the id secret, by which guesses about mail are confirmed.
+    let (own, writers) =
+        (std::fs::read_to_string(&key).unwrap(), std::fs::read_to_string(small.place.path("writer.key")).unwrap());
+    let secret = |name: &str| {
+        writers.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim_matches([' ', '=', '"']).to_owned()
+    };
+    assert!(
+        own.contains(&secret("seal_secret"))
+            && !own.contains(&secret("id_secret"))
+            && !own.contains(&secret("signing_seed"))
+    );
+
+    let with = |arguments: &[&'static str]| [arguments, &["-k", "verifier.key"]].concat();
+    let report = small.lines(0, "verified", &with(&["verify", "--budget", "1GiB", "--newest-within", "1h"])).remove(0);
+    assert!(report["packs_hashed"].as_u64() > Some(2), "{report}");
+    let nothing = verified(&small, 0, &["--max-age", "1h"]);
+    assert_eq!(nothing["packs_hashed"], 0, "the writer believes what the verifier wrote down");
+    let pack = small.place.objects().into_keys().find(|name| name.starts_with("packs/")).unwrap();
+    let file = small.place.path("repository").join(&pack);
+    let good = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [&good[..good.len() - 1], b"x"].concat()).unwrap();
+    small.run(3, &with(&["verify", "--data"]));
+    assert!(small.place.objects().keys().any(|name| name.starts_with("tombstones/")));
+    std::fs::write(&file, good).unwrap();
+    small.run(0, &with(&["verify", "--data"]));
+    small.run(0, &with(&["snapshots"]));
+    let bin = crate::server::binaries();
+    small.run(0, &[&with(&["drill", "-i", "reader.key", "--pg-bin"])[..], &[bin.to_str().unwrap()]].concat());
+    let drills = small.lines(0, "drill_listed", &with(&["drill", "--history"]));
+    assert_eq!((drills.len(), &drills[0]["snapshot"]), (1, &id.as_str().into()));
+
+    for refused in [
+        &["snapshot"][..],
+        &["forget", "-y", "--keep-last", "1"],
+        &["prune", "-y"],
+        &["hold", "latest"],
+        &["key", "verifier", "-o", "x"],
+    ] {
+        let said = small.run(6, &[refused, &["-k", "verifier.key"]].concat());
+        assert!(said.contains("verifier's key"), "{refused:?}: {said}");
+    }
+    // A rotation ends it; what it signed stays what it was.
+    small.run(0, &["key", "rotate", "-y", "-i", "reader.key"]);
+    let said = small.run(6, &with(&["verify"]));
+    assert!(said.contains("restante key verifier"), "{said}");
+    small.run(0, &["verify", "--data"]);
+    small.run(0, &["key", "verifier", "-o", small.place.path("next.key").to_str().unwrap()]);
+    small.run(0, &["verify", "--data", "-k", "next.key"]);
+}
