@@ -170,7 +170,7 @@ async fn a_verifier_checks_and_marks_and_does_nothing_else() {
     let file = key.to_str().unwrap();
     small.run(2, &["key", "verifier"]);
     let added = small.lines(0, "verifier_added", &["key", "verifier", "-o", file]).remove(0);
-    small.run(1, &["key", "verifier", "-o", file]); // never over an existing one
+    small.run(6, &["key", "verifier", "-o", file]); // never over an existing one
     let listed = small.lines(0, "verifier", &["key", "list"]);
     assert!(listed.iter().any(|one| one["signer"] == added["signer"]), "{listed:?}");
     // Nothing of the id secret, by which guesses about mail are confirmed.
@@ -200,7 +200,7 @@ async fn a_verifier_checks_and_marks_and_does_nothing_else() {
     small.run(0, &with(&["verify", "--data"]));
     small.run(0, &with(&["snapshots"]));
     let bin = crate::server::binaries();
-    small.run(0, &[&with(&["drill", "-i", "reader.key", "--pg-bin"])[..], &[bin.to_str().unwrap()]].concat());
+    small.run(0, &[&with(&["drill", "-i", "reader.key"])[..], &["--pg-bin", bin.to_str().unwrap()]].concat());
     let drills = small.lines(0, "drill_listed", &with(&["drill", "--history"]));
     assert_eq!((drills.len(), &drills[0]["snapshot"]), (1, &id.as_str().into()));
 
