@@ -7,6 +7,7 @@ mod protocol;
 mod pruning;
 mod retention;
 mod rotation;
+mod states;
 mod storage;
 mod tables;
 mod vectors;

@@ -94,3 +94,39 @@ async fn a_value_of_200_mb_takes_at_most_twice_its_size_on_top() {
     let same = "SELECT length(body) = 200000000 AND body = (SELECT decode(repeat(string_agg(md5(g::text), ''), 125), 'hex') FROM generate_series(1, 100000) g) FROM t";
     assert!(target.superuser().await.query_one(same, &[]).await.unwrap().get::<_, bool>(0));
 }
+
+/// Around the sizes at which a row gets a batch of its own, with small ones before, between and after: each comes back as it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_any_size_side_by_side_come_back_as_they_were() {
+    let (place, database) = (Place::new().await, TestServer::shared().database(None).await);
+    // Of a row 32 bytes are its head.
+    let sizes: Vec<usize> = [4 << 20, 1 << 20]
+        .into_iter()
+        .flat_map(|border: usize| [-500_000, -1, 0, 1, 700_000].map(|by: isize| (border - 32).wrapping_add_signed(by)))
+        .flat_map(|size| [90, size, 300, size, 40_000, 600])
+        .collect();
+    let sizes: Vec<String> = sizes.iter().map(|size| size.to_string()).collect();
+    database
+        .execute(&format!(
+            "CREATE TABLE t (id int, body bytea); ALTER TABLE t ALTER body SET STORAGE EXTERNAL;
+             INSERT INTO t SELECT at, substring(decode(repeat(md5(at::text), size / 16 + 1), 'hex') FOR size)
+               FROM unnest('{{{}}}'::int[]) WITH ORDINALITY AS of (size, at)",
+            sizes.join(",")
+        ))
+        .await;
+    let store = database.dsn_as(&snapshot_role(&database).await);
+    let target = TestServer::shared().database(None).await;
+    let run = |arguments: &[&str]| {
+        let output = place.program(&store).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&["snapshot", "--memory", "64MiB"]);
+    run(&["restore", "latest", "--full", "--into", &target.superuser_dsn(), "-i", "reader.key"]);
+    let all = "SELECT string_agg(concat(id, ' ', length(body), ' ', md5(body)), ',' ORDER BY id) FROM t";
+    let of = async |database: &TestDatabase| {
+        database.superuser().await.query_one(all, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let (before, after) = (of(&database).await, of(&target).await);
+    assert_eq!(before.split(',').count(), 60);
+    assert_eq!(before, after);
+}
