@@ -8,6 +8,7 @@ pub mod compare;
 pub mod config;
 pub mod drill;
 pub mod failpoint;
+pub mod guard;
 pub mod inspect;
 pub mod mail;
 pub mod monitor;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::output;
 use crate::compare::CompareError;
 use crate::drill::DrillError;
+use crate::guard::GuardError;
 use crate::postgres::PostgresError;
 use crate::report::inert::{inert, inert_json};
 use crate::repository::RepositoryError;
@@ -132,6 +133,13 @@ fn classify(error: &anyhow::Error) -> Exit {
         if link.downcast_ref::<ReplayError>().is_some_and(ReplayError::is_refusal) {
             return Exit::Refused;
         }
+        match link.downcast_ref::<GuardError>() {
+            Some(e) if e.is_refusal() => return Exit::Refused,
+            Some(GuardError::Document { .. }) => return Exit::Usage,
+            Some(GuardError::Nothing) => return Exit::NotFound,
+            Some(GuardError::Interrupted) => return Exit::Interrupted,
+            _ => {}
+        }
         if matches!(link.downcast_ref(), Some(CompareError::NoMail { .. })) {
             return Exit::NotFound;
         }
@@ -180,5 +188,9 @@ fn repository_error<'a>(link: &'a (dyn std::error::Error + 'static)) -> Option<&
         | (.., Some(CompareError::Repository(e))) => Some(e),
         _ => None,
     };
-    link.downcast_ref().or(wrapped)
+    let guarded = match link.downcast_ref() {
+        Some(GuardError::Repository(e)) => Some(e),
+        _ => None,
+    };
+    link.downcast_ref().or(wrapped).or(guarded)
 }

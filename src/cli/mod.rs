@@ -14,6 +14,7 @@ mod exit;
 mod find;
 mod forget;
 mod gap;
+mod guard;
 mod heads;
 mod hold;
 mod hooks;
@@ -139,6 +140,9 @@ enum Command {
     Forget(forget::Forget),
     /// Remove what no snapshot needs any more
     Prune(prune::Prune),
+    /// Run changes of the database that were approved, never without a certified snapshot
+    #[command(subcommand)]
+    Guard(guard::Guarded),
     /// Manage keys and readers
     #[command(subcommand)]
     Key(key::Key),
@@ -218,6 +222,7 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Hold(command) => command.run(context).await,
         Command::Forget(command) => command.run(context).await,
         Command::Prune(command) => command.run(context).await,
+        Command::Guard(command) => command.run(context).await,
         Command::Key(command) => command.run(context).await,
         Command::Completions(command) => command.run(),
     }

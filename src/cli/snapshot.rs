@@ -12,6 +12,7 @@ use super::heads::Heads;
 use super::units;
 use crate::postgres::PostgresError;
 use crate::postgres::reading::ReadingOptions;
+use crate::repository::Repository;
 use crate::repository::manifest::{NotCovered, ReadWhole};
 use crate::repository::snapshots::Snapshot;
 use crate::snapshot::{SEGMENT_BYTES, SnapshotError, SnapshotOptions, TablePattern, take};
@@ -87,20 +88,37 @@ struct Taken<'a> {
 
 impl Take {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let options = self.options(context)?;
-        let dsn = context.dsn()?;
         let repository = context.open_as_writer().await?;
-        let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
-        let options = SnapshotOptions { heads: heads.heads.clone(), ..options };
         if context.global.dry_run {
+            self.options(context)?;
+            let dsn = context.dsn()?;
             context.output.line(format!("would take a snapshot of {dsn} into {}", repository.storage.address()));
             return Ok(Exit::Done);
         }
+        let snapshot = self.take(context, &repository, Vec::new(), false).await?;
+        context.progress.finish();
+        report(context, &snapshot)
+    }
+
+    /// Takes it, again where that is worth while, and remembers it beside the key.
+    pub async fn take(
+        &self,
+        context: &Context,
+        repository: &Repository,
+        tags: Vec<String>,
+        accept_loss: bool,
+    ) -> anyhow::Result<Snapshot> {
+        let mut options = self.options(context)?;
+        options.tags.extend(tags);
+        options.accept_loss |= accept_loss;
+        let dsn = context.dsn()?;
+        let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
+        options.heads = heads.heads.clone();
         let monitor = context.monitor();
         let mut attempt = 0;
         let snapshot = loop {
             attempt += 1;
-            match take(&repository, &dsn, &options, &monitor).await {
+            match take(repository, &dsn, &options, &monitor).await {
                 // A server that was never reached is rather a mistake in the connection string.
                 Err(SnapshotError::Postgres(e))
                     if e.is_retryable()
@@ -114,9 +132,8 @@ impl Take {
                 other => break other?,
             }
         };
-        context.progress.finish();
         heads.record(&snapshot.manifest.store, snapshot.manifest.sequence)?;
-        report(context, &snapshot)
+        Ok(snapshot)
     }
 
     fn options(&self, context: &Context) -> anyhow::Result<SnapshotOptions> {

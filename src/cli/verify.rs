@@ -9,6 +9,7 @@ use super::context::{Context, heads_path};
 use super::exit::{Exit, UsageError};
 use super::heads::Heads;
 use super::units;
+use crate::guard;
 use crate::repository::snapshots;
 use crate::verify::{Budget, Finding, FindingKind, Level, Report, VerifyOptions, verify};
 
@@ -106,6 +107,10 @@ impl Verify {
                 behind.push(format!("snapshot {head} is not there: somebody removed it, or set the storage back"));
             }
             report.findings.extend(behind.into_iter().map(|message| Finding::new(FindingKind::Missing, message)));
+        }
+        if chosen.is_none() {
+            let problems = guard::problems(&repository).await?;
+            report.findings.extend(problems.into_iter().map(|message| Finding::new(FindingKind::Damaged, message)));
         }
         context.progress.finish();
         measure(context, &report);

@@ -13,6 +13,7 @@
 //! * A name *must* never be written twice (leases apart).
 
 pub mod cbor;
+pub mod changes;
 pub mod checkpoint;
 pub mod chunk;
 pub mod config;

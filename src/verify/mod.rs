@@ -14,6 +14,7 @@ mod data;
 mod findings;
 mod hashes;
 mod objects;
+pub mod packs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Behaviour against real PostgreSQL servers and real storages.
 
+mod guard;
 mod independent;
 mod inspect;
 mod jobs;

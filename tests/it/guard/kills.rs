@@ -1,0 +1,209 @@
+//! The guard is killed at every step: the state is told truthfully, `release` ends in a safe state, and no server runs on files that are
+//! half changed.
+
+use std::collections::BTreeSet;
+
+use super::scene::{Scene, server};
+use crate::snapshot::support::text;
+
+/// What must hold after a kill, whatever was being done.
+async fn look(scene: &Scene, point: &str, is_offline: bool) -> String {
+    let status = scene.status();
+    assert_ne!(status["id"], serde_json::Value::Null, "{point}: a state is there");
+    assert_eq!(status["busy"], false, "{point}: {status}");
+    let step = status["step"].as_str().unwrap().to_owned();
+    if is_offline {
+        assert_eq!(status["server_running"], scene.is_running(), "{point}: {status}");
+        let fenced = scene.data().join("postmaster.pid").is_dir();
+        // Without its note it is nobody's yet.
+        assert!(status["fenced"] == fenced || point == "guard:fence:bare", "{point}: {status}");
+        if status["half_done"] == true {
+            assert!(fenced && !scene.is_running(), "{point}: half done, so fenced and down: {status}");
+            assert!(!scene.pg_ctl(&["-w", "-t", "5", "start"]).status.success(), "{point}: nobody gets it started");
+        }
+    }
+    if !is_offline || scene.is_running() {
+        assert!(
+            status["closed"] == true || scene.is_open().await,
+            "{point}: what is told to be open is open: {status}"
+        );
+    }
+    step
+}
+
+/// Every point of a run, each death, and the way out.
+async fn every_step(mode: &str, pg: &super::scene::Scene, from: usize) -> BTreeSet<String> {
+    let scene = pg;
+    let is_offline = mode == "offline";
+    let sql = |id: &str| match mode {
+        // Two commands, so that there is an in-between.
+        "offline" => scene.change(&super::scene::Asked {
+            id,
+            mode,
+            commands: "[[\"touch\", \"one\"], [\"sh\", \"-c\", \"test -f one && test ! -S \\\"$PGDATA/x\\\"\"]]",
+            more: "",
+        }),
+        _ => scene.sql(
+            id,
+            mode,
+            &format!("CREATE INDEX IF NOT EXISTS \"{id}\" ON messages (at);"),
+            "[[table]]\nname = \"public.messages\"\nmay = \"schema\"\n",
+        ),
+    };
+    // Without a death: which points there are.
+    let passed = scene.place.path(&format!("passed-{mode}"));
+    let change = scene.approved(sql(&format!("{mode}-0")));
+    let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
+    let output = command.env("RESTANTE_FAILPOINTS_PASSED", &passed).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = std::fs::read_to_string(&passed).unwrap();
+    let points: Vec<&str> = said.lines().filter(|point| point.starts_with("guard:")).collect();
+    let mut seen = BTreeSet::new();
+    let mut deaths = Vec::new();
+    for point in &points {
+        let pass = deaths.iter().filter(|(other, _)| other == point).count() + 1;
+        deaths.push((*point, pass));
+    }
+    let mut steps = BTreeSet::new();
+    for (number, (point, pass)) in deaths.into_iter().enumerate().skip(from) {
+        let id = format!("{mode}-{}", number + 1);
+        let change = scene.approved(sql(&id));
+        let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
+        let output = command.env("RESTANTE_FAILPOINT", format!("{point}:{pass}")).output().unwrap();
+        assert_eq!(output.status.code(), None, "{point}:{pass}: {}", text(&output));
+        seen.insert(point.to_owned());
+        let step = look(scene, point, is_offline).await;
+        // What its commands started ends by itself here.
+        for _ in 0..100 {
+            if scene.status()["commands_running"].as_array().unwrap().is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(scene.run(4, &["guard", "run", &change]).contains("has not ended"), "{point}");
+        if step == "commands" {
+            let said = scene.run(4, &["guard", "release", "--jobs", "1"]);
+            assert!(said.contains("--half-done") && said.contains("psql -f back.sql"), "{point}: {said}");
+            assert!(!is_offline || !scene.is_running());
+            scene.run(0, &["guard", "release", "--half-done", "--jobs", "1"]);
+        } else {
+            // The release is killed too, wherever it can be.
+            if number % 3 == 0 {
+                let mut command = scene.command(&["guard", "release", "--jobs", "1"]);
+                let point = if is_offline { "guard:starting:1" } else { "guard:opening:1" };
+                let output = command.env("RESTANTE_FAILPOINT", point).output().unwrap();
+                if output.status.code().is_none() {
+                    look(scene, point, is_offline).await;
+                }
+            }
+            if scene.status()["id"] != serde_json::Value::Null {
+                scene.run(0, &["guard", "release", "--jobs", "1"]);
+            }
+        }
+        assert!(scene.is_open().await, "{point}: applications may come in again");
+        assert!(!is_offline || scene.is_running() && scene.data().join("postmaster.pid").is_file(), "{point}");
+        assert_eq!(scene.status()["id"], serde_json::Value::Null, "{point}");
+        scene.run(5, &["guard", "release"]);
+        steps.insert(step);
+    }
+    scene.run(0, &["verify"]);
+    steps
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_every_step_of_an_offline_change_leaves_a_safe_state() {
+    let server = server();
+    let scene = Scene::new(&server).await;
+    let steps = every_step("offline", &scene, 0).await;
+    for step in [
+        "begun",
+        "closing",
+        "snapshot",
+        "stopping",
+        "fencing",
+        "ready",
+        "commands",
+        "done",
+        "unfencing",
+        "starting",
+        "resuming",
+        "comparing",
+        "opening",
+        "ended",
+    ] {
+        assert!(steps.contains(step), "{step} was never the last: {steps:?}");
+    }
+    let rows = scene.database.superuser().await.query_one("SELECT count(*) FROM messages", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), 600);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_every_step_of_an_exclusive_change_lets_applications_in_again() {
+    let server = server();
+    let scene = Scene::new(&server).await;
+    // Rights that are not everybody's come back as they were.
+    let (name, application) = (scene.database.name().to_owned(), scene.application());
+    scene.database.execute(&format!("GRANT CONNECT ON DATABASE {name} TO {application} WITH GRANT OPTION")).await;
+    let rights = format!(
+        "SELECT (SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM unnest(datacl) a) FROM pg_database WHERE datname = '{name}'"
+    );
+    let before = server.ask(&rights);
+    let steps = every_step("exclusive", &scene, 0).await;
+    assert!(steps.contains("closing") && steps.contains("commands"), "{steps:?}");
+    assert_eq!(server.ask(&rights), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decides() {
+    let server = server();
+    let scene = Scene::new(&server).await;
+    let asked = super::scene::Asked {
+        id: "LONG",
+        mode: "offline",
+        commands: "[[\"sh\", \"-c\", \"sleep 321 & sleep 322\"]]",
+        more: "",
+    };
+    let change = scene.approved(scene.change(&asked));
+    for (signal, id) in [("INT", "LONG"), ("TERM", "LONG-2"), ("HUP", "LONG-3")] {
+        let change = if id == "LONG" {
+            change.clone()
+        } else {
+            scene.approved(scene.change(&super::scene::Asked { id, ..asked_like(&asked) }))
+        };
+        let guard = scene.spawn(&["guard", "run", &change, "--jobs", "1"]);
+        while scene.status()["commands_running"].as_array().is_none_or(|running| running.len() < 2) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let pid = guard.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        let output = guard.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{signal}: {}", text(&output));
+        let status = scene.status();
+        assert_eq!(
+            (&status["half_done"], &status["fenced"], &status["server_running"]),
+            (&true.into(), &true.into(), &false.into()),
+            "{status}"
+        );
+        assert_eq!(
+            status["commands_running"],
+            serde_json::json!([]),
+            "what it started was ended, with what that started"
+        );
+        scene.run(4, &["guard", "release"]);
+        scene.run(0, &["guard", "release", "--half-done", "--jobs", "1"]);
+        assert!(scene.is_running() && scene.is_open().await);
+    }
+    // A guard that is killed leaves its command behind: nothing goes on before that has ended.
+    let change = scene.approved(scene.change(&super::scene::Asked { id: "LONG-4", ..asked_like(&asked) }));
+    let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
+    let output = command.env("RESTANTE_FAILPOINT", "guard:command:running:1").output().unwrap();
+    assert_eq!(output.status.code(), None);
+    assert!(scene.run(3, &["guard", "status"]).contains("its command still runs without a guard"));
+    assert!(scene.run(4, &["guard", "release", "--half-done"]).contains("still runs"));
+    scene.run(0, &["guard", "release", "--half-done", "--end-commands", "--jobs", "1"]);
+    assert!(scene.is_running());
+}
+
+fn asked_like<'a>(asked: &super::scene::Asked<'a>) -> super::scene::Asked<'a> {
+    super::scene::Asked { id: asked.id, mode: asked.mode, commands: asked.commands, more: asked.more }
+}

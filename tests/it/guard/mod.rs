@@ -1,0 +1,5 @@
+//! The guard: what it refuses, what it does when it is killed, what it finds afterwards, and that nobody starts a server behind its back.
+
+mod kills;
+mod refusals;
+mod scene;
