@@ -87,13 +87,24 @@ impl Local {
         Process::of(self.postmaster).filter(|process| process.folder().as_deref() == Some(&self.data))
     }
 
-    /// Servers that work in the data directory and were not started by the commands of `run`.
+    /// Postmasters that work in the data directory: one holds the lock file, or has children. A process that is there and neither holds it nor
+    /// has any is one that tries to start, and ends at the fence or at the other's lock.
+    fn servers(&self) -> Vec<Process> {
+        let all = processes::servers_in(&self.data);
+        let parents: Vec<i32> = all.iter().filter_map(|process| Some(process.parent()?.pid)).collect();
+        let lock = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let holder = lock.lines().next().and_then(|line| line.trim().trim_start_matches('-').parse::<i32>().ok());
+        all.into_iter().filter(|process| parents.contains(&process.pid) || holder == Some(process.pid)).collect()
+    }
+
+    /// Servers in the data directory that were not started by the commands of `run`. A postmaster has the mark of who started it; its
+    /// children write what they do over their environment.
     pub fn strangers(&self, run: &str) -> Vec<Process> {
-        processes::servers_in(&self.data).into_iter().filter(|process| !process.is_marked(run)).collect()
+        self.servers().into_iter().filter(|process| !process.is_marked(run)).collect()
     }
 
     pub fn is_running(&self) -> bool {
-        !processes::servers_in(&self.data).is_empty()
+        !self.servers().is_empty()
     }
 
     fn tool(&self, name: &str) -> Command {
@@ -148,7 +159,7 @@ impl Local {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        if let Some(process) = processes::servers_in(&self.data).first() {
+        if let Some(process) = self.servers().first() {
             return Err(GuardError::Server(format!("process {} still works in {}", process.pid, self.data.display())));
         }
         let state = self.control().await?.state;
@@ -167,14 +178,14 @@ impl Local {
         stop.args(["-m", "fast", "-w", "-t", "60", "stop"]);
         if Self::run(stop, "pg_ctl stop").await.is_err() {
             // Its lock file may be gone, or a directory; SIGINT is a fast shutdown.
-            processes::signal(&processes::servers_in(&self.data), rustix::process::Signal::INT);
+            processes::signal(&self.servers(), rustix::process::Signal::INT);
             for _ in 0..100 {
                 if !self.is_running() {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            processes::signal(&processes::servers_in(&self.data), rustix::process::Signal::QUIT);
+            processes::signal(&self.servers(), rustix::process::Signal::QUIT);
         }
     }
 

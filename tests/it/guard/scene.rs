@@ -250,6 +250,13 @@ impl Scene {
         self.pg_ctl(&["status"]).status.success()
     }
 
+    pub fn answers(&self) -> bool {
+        let mut call = as_server_user(Command::new(binaries().join("pg_isready")));
+        let server = self.database.server();
+        call.arg("-q").arg("-h").arg(server.socket_directory()).args(["-p", &server.port().to_string()]);
+        call.status().unwrap().success()
+    }
+
     pub fn pg_ctl(&self, arguments: &[&str]) -> Output {
         let mut call = as_server_user(Command::new(binaries().join("pg_ctl")));
         call.arg("-D").arg(self.data()).args(["-l", "/dev/null"]).args(arguments).stdin(Stdio::null());
