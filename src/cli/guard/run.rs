@@ -19,8 +19,8 @@ use crate::guard::comparison::TableVerdict;
 use crate::guard::{GuardError, Outcome, run};
 use crate::postgres::catalog;
 use crate::postgres::session::{Session, SessionOptions};
+use crate::postgres::sql;
 use crate::profile::Profile;
-use crate::repository::id::ObjectId;
 
 /// Run a change: snapshot, applications out, server stopped and fenced, commands, comparison
 ///
@@ -152,19 +152,27 @@ async fn commands(context: &Context, outcome: &Outcome) -> Vec<String> {
     let mut commands = Vec::new();
     let profile = profile(context).await;
     let findings: Vec<&TableVerdict> = comparison.findings().collect();
-    let of_mail = |table: &&&TableVerdict| {
-        let has_role = |profile: &Profile| {
-            profile.has_role(&table.table)
-                || profile.derived.iter().any(|derived| profile.qualify(&derived.table) == table.table)
-        };
-        profile.as_ref().is_some_and(has_role)
+    // What `restore` puts back: mail with its parts and flags, and what is derived from it. Flags of living mail, which only their own rows
+    // tell of, and tables that nobody described come back beside the live ones.
+    let message = profile.as_ref().map(|profile| profile.qualify(&profile.message.table));
+    let mail_was_hit = findings.iter().any(|table| Some(&table.table) == message.as_ref());
+    let of_mail = |table: &TableVerdict| {
+        profile.as_ref().is_some_and(|profile| {
+            let is = |name: &str| profile.qualify(name) == table.table;
+            let keywords = profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref());
+            let of_flags = keywords.is_some_and(|keywords| is(&keywords.table));
+            let derived = profile.derived.iter().any(|derived| is(&derived.table));
+            (profile.has_role(&table.table) || derived) && (mail_was_hit || !of_flags)
+        })
     };
-    let mail: Vec<&&TableVerdict> = findings.iter().filter(of_mail).collect();
+    let (mail, others): (Vec<&TableVerdict>, Vec<&TableVerdict>) =
+        findings.into_iter().partition(|table| of_mail(table));
     if !mail.is_empty() {
         commands.extend(mail_commands(context, &short, outcome.taken, &mail, profile.as_ref()));
     }
-    for table in findings.iter().filter(|table| !of_mail(table)) {
-        commands.push(rescue(context, snapshot, &table.table));
+    for table in others {
+        commands.push(rescue(context, &short, &table.table));
+        commands.extend(refill(table));
     }
     commands
 }
@@ -185,7 +193,7 @@ fn mail_commands(
     context: &Context,
     short: &str,
     taken: Option<Timestamp>,
-    tables: &[&&TableVerdict],
+    tables: &[&TableVerdict],
     profile: Option<&Profile>,
 ) -> Vec<String> {
     let comparing = |damaged_at| Comparing {
@@ -213,10 +221,18 @@ fn with_identity(context: &Context, command: String) -> String {
     if context.identities().is_empty() { command + " -i IDENTITY" } else { command }
 }
 
-/// For a table of which nobody knows what it means: beside the live one.
-fn rescue(context: &Context, snapshot: &ObjectId, table: &str) -> String {
-    let short = &snapshot.to_hex()[..12];
+/// A table beside the live one.
+fn rescue(context: &Context, short: &str, table: &str) -> String {
     let comparing = Comparing { profile: None, renamed: Vec::new(), from: None, to: None, damaged_at: None };
     let words = ["restore", short, "--table", table, "--schema", "rescue", "--into", "DSN"];
     with_identity(context, again::command(context, &words, Some(&comparing)))
+}
+
+/// Where rows are gone and none came, the lost ones from there; the key says which are there.
+fn refill(table: &TableVerdict) -> Option<String> {
+    let (schema, name) = table.table.split_once('.')?;
+    let lost_alone = table.removed > Some(0) && table.added == Some(0) && table.note.is_none();
+    let (live, rescued) = (sql::qualified(schema, name), sql::qualified("rescue", name));
+    let insert = format!("INSERT INTO {live} SELECT * FROM {rescued} ON CONFLICT DO NOTHING");
+    lost_alone.then(|| shlex::try_join(["psql", "-d", "DSN", "-c", &insert]).ok()).flatten()
 }

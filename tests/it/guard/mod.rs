@@ -3,5 +3,6 @@
 mod changes;
 mod kills;
 mod refusals;
+mod repairs;
 mod scene;
 mod supervisors;
