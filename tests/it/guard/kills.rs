@@ -35,6 +35,7 @@ async fn look(scene: &Scene, point: &str, is_offline: bool) -> String {
 async fn every_step(mode: &str, pg: &super::scene::Scene, from: usize) -> BTreeSet<String> {
     let scene = pg;
     let is_offline = mode == "offline";
+    scene.policy("signatures = 1").await;
     let sql = |id: &str| match mode {
         // Two commands, so that there is an in-between.
         "offline" => scene.change(&super::scene::Asked {
@@ -65,9 +66,15 @@ async fn every_step(mode: &str, pg: &super::scene::Scene, from: usize) -> BTreeS
         deaths.push((*point, pass));
     }
     let mut steps = BTreeSet::new();
+    // Approvals count until the commands were begun.
+    let mut fresh: Option<(String, String)> = None;
     for (number, (point, pass)) in deaths.into_iter().enumerate().skip(from) {
-        let id = format!("{mode}-{}", number + 1);
-        let change = scene.approved(sql(&id));
+        let (id, change) = fresh.take().unwrap_or_else(|| {
+            let id = format!("{mode}-{}", number + 1);
+            let change = sql(&id);
+            scene.approve(&change, &["ada"]);
+            (id, change)
+        });
         let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
         let output = command.env("RESTANTE_FAILPOINT", format!("{point}:{pass}")).output().unwrap();
         assert_eq!(output.status.code(), None, "{point}:{pass}: {}", text(&output));
@@ -104,6 +111,9 @@ async fn every_step(mode: &str, pg: &super::scene::Scene, from: usize) -> BTreeS
         assert!(!is_offline || scene.is_running() && scene.data().join("postmaster.pid").is_file(), "{point}");
         assert_eq!(scene.status()["id"], serde_json::Value::Null, "{point}");
         scene.run(5, &["guard", "release"]);
+        if ["begun", "closing", "snapshot", "pausing", "stopping", "fencing", "ready"].contains(&&*step) {
+            fresh = Some((id, change));
+        }
         steps.insert(step);
     }
     scene.run(0, &["verify"]);

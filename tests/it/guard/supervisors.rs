@@ -90,8 +90,7 @@ fn ask_monit(control: &Path, words: &[&str]) -> String {
 }
 
 /// What the operator does to the files: a better copy of the table's file takes the place of the old one. It takes as long as `go` is away.
-const OPTIMISE: &str =
-    "set -e\ncp \"$1\" \"$1.new\"\ntouch copying\nwhile [ ! -e \"$2\" ]; do sleep 0.05; done\nmv \"$1.new\" \"$1\"\n";
+const OPTIMISE: &str = "set -e\ncp \"$1\" \"$1.new\"\ni=0\nwhile [ ! -e \"$2\" ] && [ $i -lt 1200 ]; do sleep 0.05; i=$((i+1)); done\nmv \"$1.new\" \"$1\"\n";
 
 async fn heap(scene: &Scene) -> PathBuf {
     let client = scene.database.superuser().await;
@@ -210,8 +209,7 @@ async fn the_incident_happens_without_the_guard_and_not_with_it() {
     assert_eq!(rows(&scene).await, 1100);
     assert!(scene.is_open().await);
     until("monit watches again", is_well);
-    assert!(scene.pg_ctl(&["-m", "fast", "-w", "stop"]).status.success());
-    until("and starts the server again", || scene.is_running());
+    stop_does_not_last(&scene);
 }
 
 /// Debian's way, where it is installed: did it start, and what did it say?
@@ -275,6 +273,17 @@ async fn only_rm_rf_takes_the_fence_away_and_the_watcher_sees_it() {
     }
 }
 
+/// The server is stopped and comes again as another process. `pg_ctl -w` would wait for the new one's lock file to go.
+fn stop_does_not_last(scene: &Scene) {
+    let postmaster = || {
+        let lock = std::fs::read_to_string(scene.data().join("postmaster.pid")).unwrap_or_default();
+        lock.lines().next().and_then(|line| line.parse::<i32>().ok())
+    };
+    let before = postmaster();
+    scene.pg_ctl(&["-m", "fast", "-W", "stop"]);
+    until("it is up again", || postmaster().is_some_and(|now| Some(now) != before) && scene.answers());
+}
+
 /// The policy with a supervisor's commands.
 fn commands(name: &str, call: &[&str], [pause, resume]: [&str; 2], status: &[&str], says: &str) -> String {
     let list = |more: &[&str]| serde_json::to_string(&[call, more].concat()).unwrap();
@@ -310,9 +319,7 @@ async fn supervisord_is_found_and_refused_until_the_policy_says_how_to_pause_it(
     until("supervisord starts the server", || scene.is_running());
     until("it answers", || scene.answers());
     // An operator's stop does not last.
-    assert!(scene.pg_ctl(&["-m", "fast", "-w", "stop"]).status.success());
-    until("it is up again", || scene.is_running());
-    until("it answers", || scene.answers());
+    stop_does_not_last(&scene);
 
     let change =
         scene.approved(scene.change(&Asked { id: "S-1", mode: "offline", commands: "[[\"true\"]]", more: "" }));
@@ -329,13 +336,12 @@ async fn supervisord_is_found_and_refused_until_the_policy_says_how_to_pause_it(
     let change = scene.approved(scene.change(&Asked {
         id: "S-2",
         mode: "offline",
-        commands: "[[\"sh\", \"-c\", \"sleep 3; test -d \\\"$PGDATA/postmaster.pid\\\"\"]]",
+        commands: "[[\"sh\", \"-c\", \"sleep 1.5; test -d \\\"$PGDATA/postmaster.pid\\\"\"]]",
         more: "",
     }));
     scene.run(0, &["guard", "run", &change, "--jobs", "1"]);
     assert!(scene.is_running() && scene.is_open().await);
-    until("it is supervised again", || scene.pg_ctl(&["-m", "fast", "-w", "stop"]).status.success());
-    until("it is up again", || scene.is_running());
+    stop_does_not_last(&scene);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,7 +378,7 @@ async fn runit_is_found_and_refused_until_somebody_paused_it() {
     let change = scene.approved(scene.change(&Asked {
         id: "R-2",
         mode: "offline",
-        commands: "[[\"sh\", \"-c\", \"sleep 2; test -d \\\"$PGDATA/postmaster.pid\\\"\"]]",
+        commands: "[[\"sh\", \"-c\", \"sleep 1; test -d \\\"$PGDATA/postmaster.pid\\\"\"]]",
         more: "",
     }));
     scene.run(0, &["guard", "run", &change, "--jobs", "1"]);
