@@ -59,7 +59,7 @@ pub struct Checked {
 
 /// The policy that is in force, or what to do.
 pub async fn policy_in_force(guard: &Guard<'_>) -> Result<InForce, GuardError> {
-    policy::in_force(guard.repository).await?.ok_or_else(|| {
+    policy::in_force(guard.repository()?).await?.ok_or_else(|| {
         GuardError::Refused(vec!["there is no policy in this repository: write one, have it signed by all whom it names, and put it in force with `restante guard policy FILE --signature …`".into()])
     })
 }
@@ -67,7 +67,7 @@ pub async fn policy_in_force(guard: &Guard<'_>) -> Result<InForce, GuardError> {
 /// The change under the policy in force: what is to be signed.
 pub async fn canonical(guard: &Guard<'_>, change: &Change) -> Result<(InForce, Canonical), GuardError> {
     let policy = policy_in_force(guard).await?;
-    let repository = guard.repository.secrets.repository.to_hex();
+    let repository = guard.repository()?.secrets.repository.to_hex();
     let canonical = Canonical::new(repository, &policy, change.canonical.clone());
     Ok((policy, canonical))
 }
@@ -75,7 +75,7 @@ pub async fn canonical(guard: &Guard<'_>, change: &Change) -> Result<(InForce, C
 pub async fn judge(guard: &Guard<'_>, change: &Change, given: &Given, now: Timestamp) -> Result<Judged, GuardError> {
     let (policy, canonical) = canonical(guard, change).await?;
     let hash = canonical.hash()?;
-    let (approved_by, problems) = approval::of(guard.repository, &policy, &canonical).await?;
+    let (approved_by, problems) = approval::of(guard.repository()?, &policy, &canonical).await?;
     let (mut reasons, mut waived) = (Vec::new(), Vec::new());
     let glass = given.break_glass.as_ref().filter(|_| policy.policy.break_glass);
     if given.break_glass.is_some() && glass.is_none() {
@@ -100,7 +100,7 @@ pub async fn judge(guard: &Guard<'_>, change: &Change, given: &Given, now: Times
             policy.policy.required(),
             missing.join(", ")
         );
-        let others = approval::of_other_forms(guard.repository, &canonical).await?;
+        let others = approval::of_other_forms(guard.repository()?, &canonical).await?;
         if others > 0 {
             reason += &format!(
                 "; {others} signatures are over another form of {}: since then the change, a script, its target or the policy was changed",
@@ -114,7 +114,7 @@ pub async fn judge(guard: &Guard<'_>, change: &Change, given: &Given, now: Times
     }
     reasons.extend(problems);
     reasons.extend(canonical.expiry(&policy, now));
-    let log = Log::load(guard.repository).await?;
+    let log = Log::load(guard.repository()?).await?;
     Memory::of(&guard.folder.path).check(&log)?;
     reasons.extend(log.problems.iter().map(|problem| format!("the log is damaged: {problem}")));
     if let Some(entry) = log.was_run(&hash) {
@@ -133,13 +133,14 @@ pub async fn check(guard: &Guard<'_>, change: &Change, given: &Given, hash: bool
     let now = Timestamp::now();
     let judged = judge(guard, change, given, now).await?;
     let (policy, unbound) = (&judged.policy.policy, &judged.canonical.change);
-    let newest = certified::newest(guard.repository, &unbound.target, policy, now).await?;
+    let newest = certified::newest(guard.repository()?, &unbound.target, policy, now).await?;
     let (mut of_snapshot, snapshot) = (newest.reasons, newest.snapshot);
     if let Some(snapshot) = &snapshot {
-        let (stale, problems) = certified::stale_packs(guard.repository, snapshot, policy, now, &guard.monitor).await?;
+        let (stale, problems) =
+            certified::stale_packs(guard.repository()?, snapshot, policy, now, &guard.monitor).await?;
         of_snapshot.extend(problems);
         if hash {
-            of_snapshot.extend(certified::hash_now(guard.repository, &stale, &guard.monitor).await?);
+            of_snapshot.extend(certified::hash_now(guard.repository()?, &stale, &guard.monitor).await?);
         } else if !stale.is_empty() {
             let (short, age) = (snapshot.short(), super::document::shown(policy.hash_age));
             of_snapshot.push(format!("{} packs that snapshot {short} needs were not hashed within {age}: `restante guard check --hash` hashes them now", stale.len()));

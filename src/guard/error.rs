@@ -35,6 +35,11 @@ pub enum GuardError {
         "the change {id} has not ended (it stands at: {step}): look with `restante guard status`, go on with `restante guard release`"
     )]
     Unfinished { id: String, step: Step },
+    #[error(
+        "the repository cannot be opened, so what the change did cannot be compared. Applications stay out: mend the way to it and run \
+         `restante guard release` again, or let them in as it is with `restante guard release --without-comparison`"
+    )]
+    NoRepository,
     #[error("no change is under way here")]
     Nothing,
     #[error("{0}")]

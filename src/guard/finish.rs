@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::change::Mode;
 use super::comparison::{self, Comparison};
 use super::error::GuardError;
-use super::log::{Event, Log, Memory};
+use super::log::{About, Event, Log, Memory};
 use super::run::{about_with, enter};
 use super::state::{State, Step};
 use super::{Guard, Snapshots, exclusion, fence, processes, supervisors};
@@ -69,7 +69,6 @@ pub async fn release(guard: &Guard<'_>, release: Release, snapshots: &impl Snaps
         )));
     }
     state.settled |= release.half_done;
-    let mut log = Log::load(guard.repository).await?;
     let mut about = about_with(&state);
     about.notes.push(format!("from: {}", state.step));
     if release.half_done {
@@ -78,7 +77,7 @@ pub async fn release(guard: &Guard<'_>, release: Release, snapshots: &impl Snaps
     if release.without_comparison {
         about.notes.push("somebody went without the comparison".into());
     }
-    if let Err(e) = log.append(guard.repository, &Memory::of(&guard.folder.path), Event::Released, about).await {
+    if let Err(e) = append(guard, Event::Released, about).await {
         guard.monitor.warn(&format!("the release could not be written into the log: {e}"));
     }
     finish(guard, &mut state, snapshots, release.without_comparison).await
@@ -115,6 +114,7 @@ pub(super) async fn finish(
     let mut comparison = None;
     if state.commands_begun && !without_comparison {
         enter(guard, state, Step::Comparing)?;
+        strangers(guard, state).await?;
         comparison = Some(compare(guard, state, snapshots).await?);
     }
     if let Some(closed) = state.closed.clone() {
@@ -140,6 +140,21 @@ pub(super) async fn finish(
     Ok(outcome)
 }
 
+/// Superusers and the owner cannot be kept out. Whoever of them is there is told: what he writes is in the comparison.
+async fn strangers(guard: &Guard<'_>, state: &State) -> Result<(), GuardError> {
+    if state.closed.is_none() {
+        return Ok(());
+    }
+    let session = Session::connect(guard.dsn, SessionOptions::default()).await?;
+    for other in exclusion::others(&session).await? {
+        let (pid, role) = (other.pid, &other.role);
+        guard.monitor.warn(&format!(
+            "process {pid} of {role} is connected though applications are out: what it writes counts as the change's"
+        ));
+    }
+    Ok(())
+}
+
 async fn ended(guard: &Guard<'_>, state: &State, outcome: &Outcome) -> Result<(), GuardError> {
     let mut about = about_with(state);
     match &outcome.comparison {
@@ -154,8 +169,12 @@ async fn ended(guard: &Guard<'_>, state: &State, outcome: &Outcome) -> Result<()
             }
         }
     }
-    let mut log = Log::load(guard.repository).await?;
-    log.append(guard.repository, &Memory::of(&guard.folder.path), Event::Ended, about).await
+    append(guard, Event::Ended, about).await
+}
+
+async fn append(guard: &Guard<'_>, event: Event, about: About) -> Result<(), GuardError> {
+    let mut log = Log::load(guard.repository()?).await?;
+    log.append(guard.repository()?, &Memory::of(&guard.folder.path), event, about).await
 }
 
 /// Takes the snapshot of after the change and holds it against the one of before. With a finding the latter is held: nothing forgets it.
@@ -164,11 +183,11 @@ async fn compare(guard: &Guard<'_>, state: &State, snapshots: &impl Snapshots) -
     let id = state.snapshot.ok_or_else(|| GuardError::Server("the state names no snapshot".into()))?;
     // What is lost the comparison tells, more exactly than a suspicion.
     let after = snapshots.take(vec![format!("post-change:{}", change.id)], true).await.map_err(GuardError::Snapshot)?;
-    let before = find(guard.repository, &id).await?;
+    let before = find(guard.repository()?, &id).await?;
     let open = async |repository: &Repository| -> Result<(SnapshotReader, SnapshotReader), GuardError> {
         Ok((SnapshotReader::open(repository, &before).await?, SnapshotReader::open(repository, &after).await?))
     };
-    let (old, new) = open(guard.repository).await?;
+    let (old, new) = open(guard.repository()?).await?;
     let readers = match guard.reader {
         Some(reader) => Some(open(reader).await?),
         None => None,
@@ -176,7 +195,7 @@ async fn compare(guard: &Guard<'_>, state: &State, snapshots: &impl Snapshots) -
     let session = Session::connect(guard.dsn, SessionOptions::default()).await?;
     let comparison = comparison::compare(&old, &new, change, &session, readers.as_ref()).await?;
     if comparison.findings().next().is_some() {
-        forgotten::hold(guard.repository, &id).await?;
+        forgotten::hold(guard.repository()?, &id).await?;
     }
     Ok(comparison)
 }

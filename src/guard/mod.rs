@@ -49,8 +49,8 @@ use state::{Folder, Step};
 
 /// What every step needs.
 pub struct Guard<'a> {
-    /// Opened as the writer.
-    pub repository: &'a Repository,
+    /// Opened as the writer; absent where it cannot be opened, and a change that stands half-way must be put back all the same.
+    pub repository: Option<&'a Repository>,
     /// The same for a reader, if there is an identity.
     pub reader: Option<&'a Repository>,
     pub dsn: &'a Dsn,
@@ -59,6 +59,12 @@ pub struct Guard<'a> {
     pub cancel: CancellationToken,
     /// Hears of each step as it begins.
     pub tell: &'a dyn Fn(Step),
+}
+
+impl<'a> Guard<'a> {
+    fn repository(&self) -> Result<&'a Repository, GuardError> {
+        self.repository.ok_or(GuardError::NoRepository)
+    }
 }
 
 /// Takes snapshots of the store, as `restante snapshot` does.

@@ -67,13 +67,13 @@ pub async fn run(
         paused_by_hand: given.paused.clone(),
         local: preflight.as_ref().and_then(|found| found.local.clone()).filter(|_| unbound.mode == Mode::Offline),
     };
-    let mut log = Log::load(guard.repository).await?;
+    let mut log = Log::load(guard.repository()?).await?;
     let memory = Memory::of(&guard.folder.path);
     let mut notes: Vec<String> = judged.waived.iter().map(|waived| format!("BREAK GLASS: {waived}")).collect();
     notes.push(format!("approved by {}", list(judged.approved_by.iter().map(String::as_str))));
     notes.extend(given.paused.iter().map(|name| format!("{name} is said to be paused by hand")));
     let about = About { policy: Some(judged.policy.hash), notes, ..about(&state) };
-    log.append(guard.repository, &memory, Event::Begun, about).await?;
+    log.append(guard.repository()?, &memory, Event::Begun, about).await?;
     commands::lay_out(&guard.folder, &state, change)?;
     enter(guard, &mut state, Step::Begun)?;
 
@@ -82,7 +82,7 @@ pub async fn run(
         Err(error) => return Err(undone(guard, &mut state, snapshots, error).await),
     }
     // From here on its approvals are used up, in the repository before anything is done.
-    if let Err(error) = log.append(guard.repository, &memory, Event::Commands, about_with(&state)).await {
+    if let Err(error) = log.append(guard.repository()?, &memory, Event::Commands, about_with(&state)).await {
         return Err(undone(guard, &mut state, snapshots, error).await);
     }
     state.commands_begun = true;
@@ -93,7 +93,7 @@ pub async fn run(
         // The log is for later; that it cannot be reached must not hide why the change failed.
         let mut about = about_with(&state);
         about.notes.extend(state.failure.clone());
-        if let Err(e) = log.append(guard.repository, &memory, Event::Failed, about).await {
+        if let Err(e) = log.append(guard.repository()?, &memory, Event::Failed, about).await {
             guard.monitor.warn(&format!("the failure could not be written into the log: {e}"));
         }
         return Err(error);
@@ -132,9 +132,9 @@ async fn certified_now(guard: &Guard<'_>, checked: &Checked, snapshot: &Snapshot
         reasons.push(format!("snapshot {} is of another server or database", snapshot.short()));
     }
     let now = Timestamp::now();
-    let (stale, problems) = certified::stale_packs(guard.repository, snapshot, policy, now, &guard.monitor).await?;
+    let (stale, problems) = certified::stale_packs(guard.repository()?, snapshot, policy, now, &guard.monitor).await?;
     reasons.extend(problems);
-    reasons.extend(certified::hash_now(guard.repository, &stale, &guard.monitor).await?);
+    reasons.extend(certified::hash_now(guard.repository()?, &stale, &guard.monitor).await?);
     Ok(reasons)
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
-use super::{Opened, Place};
+use super::{For, Opened, Place};
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
 use crate::guard::approval;
@@ -32,7 +32,7 @@ pub struct Approve {
 
 impl Approve {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let opened = Opened::new(context, &self.place, true).await?;
+        let opened = Opened::new(context, &self.place, For::Writing).await?;
         let (guard, change) = (opened.guard(context), Change::read(&self.change)?);
         let (policy, canonical) = check::canonical(&guard, &change).await?;
         let mut signatures = Vec::new();
@@ -45,9 +45,9 @@ impl Approve {
             context.confirm("Sign this?")?;
             signatures.push(sign(key, &text)?);
         }
-        let mut log = Log::load(&opened.repository).await?;
+        let mut log = Log::load(opened.repository()?).await?;
         for signature in &signatures {
-            let name = approval::put(&opened.repository, &policy, &canonical, signature).await?;
+            let name = approval::put(opened.repository()?, &policy, &canonical, signature).await?;
             let hash = canonical.hash()?;
             let about = About {
                 id: Some(canonical.change.id.clone()),
@@ -56,11 +56,11 @@ impl Approve {
                 notes: vec![format!("by {name}")],
                 ..About::default()
             };
-            log.append(&opened.repository, &Memory::of(&opened.folder.path), Event::Approved, about).await?;
+            log.append(opened.repository()?, &Memory::of(&opened.folder.path), Event::Approved, about).await?;
             context.output.json("guard_approved", &json!({ "id": canonical.change.id, "change": hash, "by": name }))?;
             context.output.line(format!("{} approved {}", name, canonical.change.id));
         }
-        let (by, _) = approval::of(&opened.repository, &policy, &canonical).await?;
+        let (by, _) = approval::of(opened.repository()?, &policy, &canonical).await?;
         context.output.line(format!("{} of {} signatures", by.len(), policy.policy.required()));
         Ok(Exit::Done)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Opened, Place, Saying, show};
+use super::{For, Opened, Place, Saying, show};
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
 use crate::guard::change::Change;
@@ -27,7 +27,7 @@ pub struct Plan {
 
 impl Plan {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let opened = Opened::new(context, &self.place, false).await?;
+        let opened = Opened::new(context, &self.place, For::Looking).await?;
         let (guard, change) = (opened.guard(context), Change::read(&self.change)?);
         let checked = check::check(&guard, &change, &self.saying.given(context), false).await?;
         context.progress.finish();
@@ -77,7 +77,7 @@ pub struct Check {
 
 impl Check {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let opened = Opened::new(context, &self.place, true).await?;
+        let opened = Opened::new(context, &self.place, For::Writing).await?;
         let (guard, change) = (opened.guard(context), Change::read(&self.change)?);
         let checked = check::check(&guard, &change, &self.saying.given(context), self.hash).await?;
         context.progress.finish();

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Opened, Place};
+use super::{For, Opened, Place};
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
 use crate::cli::units;
@@ -21,8 +21,8 @@ pub struct Log {
 
 impl Log {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let opened = Opened::new(context, &self.place, false).await?;
-        let log = log::Log::load(&opened.repository).await?;
+        let opened = Opened::new(context, &self.place, For::Looking).await?;
+        let log = log::Log::load(opened.repository()?).await?;
         for signed in &log.entries {
             let entry = &signed.entry;
             if self.id.is_some() && self.id != entry.id {

@@ -19,7 +19,7 @@ use super::output::Output;
 use super::snapshot::Take;
 use crate::guard::check::Given;
 use crate::guard::state::{Folder, Step};
-use crate::guard::{Guard, Snapshots};
+use crate::guard::{Guard, GuardError, Snapshots};
 use crate::postgres::dsn::Dsn;
 use crate::repository::Repository;
 use crate::repository::snapshots::Snapshot;
@@ -101,9 +101,18 @@ impl Saying {
     }
 }
 
+/// For what the repository is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    Looking,
+    Writing,
+    /// Where it cannot be opened, that is told, and the work goes on as far as it can.
+    Release,
+}
+
 /// Everything open for the guard.
 struct Opened {
-    repository: Repository,
+    opened: Option<Repository>,
     reader: Option<Repository>,
     dsn: Dsn,
     folder: Folder,
@@ -111,21 +120,35 @@ struct Opened {
 }
 
 impl Opened {
-    async fn new(context: &Context, place: &Place, as_writer: bool) -> anyhow::Result<Self> {
-        let repository = if as_writer { context.open_as_writer().await? } else { context.open_to_look().await? };
-        let reader =
-            if as_writer && !context.identities().is_empty() { Some(context.open_as_reader().await?) } else { None };
+    async fn new(context: &Context, place: &Place, what: For) -> anyhow::Result<Self> {
+        let opened = match what {
+            For::Looking => Some(context.open_to_look().await?),
+            For::Writing => Some(context.open_as_writer().await?),
+            For::Release => match context.open_as_writer().await {
+                Ok(repository) => Some(repository),
+                Err(e) => {
+                    context.monitor().warn(&format!("{e:#}"));
+                    None
+                }
+            },
+        };
+        let reads = what != For::Looking && opened.is_some() && !context.identities().is_empty();
+        let reader = if reads { Some(context.open_as_reader().await?) } else { None };
         let output: Output = context.output.clone();
         let tell = move |step: Step| {
             output.note(format!("guard: {step}"));
             let _ = output.json("guard_step", &serde_json::json!({ "step": step }));
         };
-        Ok(Self { repository, reader, dsn: context.dsn()?, folder: place.folder(context)?, tell: Box::new(tell) })
+        Ok(Self { opened, reader, dsn: context.dsn()?, folder: place.folder(context)?, tell: Box::new(tell) })
+    }
+
+    fn repository(&self) -> anyhow::Result<&Repository> {
+        Ok(self.opened.as_ref().ok_or(GuardError::NoRepository)?)
     }
 
     fn guard<'a>(&'a self, context: &Context) -> Guard<'a> {
         Guard {
-            repository: &self.repository,
+            repository: self.opened.as_ref(),
             reader: self.reader.as_ref(),
             dsn: &self.dsn,
             folder: self.folder.clone(),
@@ -139,7 +162,7 @@ impl Opened {
 /// Takes snapshots as `restante snapshot` does.
 struct Taking<'a> {
     context: &'a Context,
-    repository: &'a Repository,
+    repository: Option<&'a Repository>,
     take: &'a Take,
 }
 
@@ -149,7 +172,8 @@ impl Snapshots for Taking<'_> {
         tags: Vec<String>,
         accept_loss: bool,
     ) -> Result<Snapshot, Box<dyn std::error::Error + Send + Sync>> {
-        let taken = self.take.take(self.context, self.repository, tags, accept_loss).await;
+        let repository = self.repository.ok_or(GuardError::NoRepository)?;
+        let taken = self.take.take(self.context, repository, tags, accept_loss).await;
         self.context.progress.finish();
         Ok(taken?)
     }

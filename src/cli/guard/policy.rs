@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
-use super::{Opened, Place};
+use super::{For, Opened, Place};
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
 use crate::guard::GuardError;
@@ -32,8 +32,10 @@ pub struct Policy {
 
 impl Policy {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let opened = Opened::new(context, &self.place, !self.signature.is_empty()).await?;
-        let repository = &opened.repository;
+        let opened =
+            Opened::new(context, &self.place, if self.signature.is_empty() { For::Looking } else { For::Writing })
+                .await?;
+        let repository = opened.repository()?;
         let before = policy::in_force(repository).await?;
         let Some(file) = &self.file else {
             let Some(before) = before else {

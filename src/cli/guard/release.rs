@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Opened, Place, Taking, run};
+use super::{For, Opened, Place, Taking, run};
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
 use crate::cli::snapshot::Take;
@@ -31,9 +31,9 @@ pub struct Release {
 
 impl Release {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let opened = Opened::new(context, &self.place, true).await?;
+        let opened = Opened::new(context, &self.place, For::Release).await?;
         let guard = opened.guard(context);
-        let snapshots = Taking { context, repository: &opened.repository, take: &self.take };
+        let snapshots = Taking { context, repository: opened.opened.as_ref(), take: &self.take };
         let _hangup = run::hangups(context);
         let release = guard::Release {
             half_done: self.half_done,

@@ -6,7 +6,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Opened, Place, Saying, Taking};
+use super::{For, Opened, Place, Saying, Taking};
 use crate::cli::comparing::Comparing;
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
@@ -42,9 +42,9 @@ impl Run {
         if context.global.dry_run {
             return Err(crate::cli::exit::UsageError("`guard plan` shows what would be done".into()).into());
         }
-        let opened = Opened::new(context, &self.place, true).await?;
+        let opened = Opened::new(context, &self.place, For::Writing).await?;
         let (guard, change) = (opened.guard(context), Change::read(&self.change)?);
-        let snapshots = Taking { context, repository: &opened.repository, take: &self.take };
+        let snapshots = Taking { context, repository: opened.opened.as_ref(), take: &self.take };
         let _hangup = hangups(context);
         match run::run(&guard, &change, &self.saying.given(context), &snapshots).await {
             Ok(outcome) => report(context, &outcome).await,

@@ -269,6 +269,36 @@ async fn a_change_that_fails_in_the_middle_keeps_applications_out_until_somebody
     assert!(scene.is_open().await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applications_stay_out_until_the_comparison_is_made_or_somebody_goes_without() {
+    let scene = Scene::new(&TestServer::shared()).await;
+    scene.policy("signatures = 1").await;
+    let (here, away) = (scene.place.path("repository"), scene.place.path("away"));
+    for (id, without) in [("AWAY-1", false), ("AWAY-2", true)] {
+        let commands = format!("[[\"mv\", \"{}\", \"{}\"]]", here.display(), away.display());
+        let change = scene.change(&super::scene::Asked { id, mode: "exclusive", commands: &commands, more: "" });
+        scene.approve(&change, &["ada"]);
+        let output = scene.output(&["guard", "run", &change, "--jobs", "1"]);
+        assert!(!output.status.success(), "{}", text(&output));
+        let status = scene.status();
+        assert_eq!(
+            (&status["step"], &status["closed"], &status["half_done"]),
+            (&"comparing".into(), &true.into(), &false.into())
+        );
+        assert!(!scene.is_open().await);
+        let said = scene.run(1, &["guard", "release", "--jobs", "1"]);
+        assert!(said.contains("--without-comparison"), "{said}");
+        if without {
+            assert!(scene.run(3, &["guard", "release", "--without-comparison"]).contains("not compared"));
+            std::fs::rename(&away, &here).unwrap();
+        } else {
+            std::fs::rename(&away, &here).unwrap();
+            scene.run(0, &["guard", "release", "--jobs", "1"]);
+        }
+        assert!(scene.is_open().await);
+    }
+}
+
 /// As `pg_upgrade` does: the commands start the server themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_handed_over_may_be_started_by_the_commands_alone() {

@@ -151,6 +151,8 @@ async fn a_kill_at_every_step_of_an_offline_change_leaves_a_safe_state() {
 async fn a_kill_at_every_step_of_an_exclusive_change_lets_applications_in_again() {
     let server = server();
     let scene = Scene::new(&server).await;
+    // As on another host, or on a managed server: nothing is known of files, and nothing need be.
+    scene.database.execute(&format!("REVOKE pg_read_all_settings FROM {}", scene.role)).await;
     // Rights that are not everybody's come back as they were.
     let (name, application) = (scene.database.name().to_owned(), scene.application());
     scene.database.execute(&format!("GRANT CONNECT ON DATABASE {name} TO {application} WITH GRANT OPTION")).await;

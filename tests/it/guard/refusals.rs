@@ -181,6 +181,27 @@ async fn a_policy_is_put_in_force_by_those_who_may() {
         let said = scene.run(2, &["guard", "policy", "wrong.toml"]);
         assert!(said.contains("wrong.toml") && said.contains(why), "{why}: {said}");
     }
+    // Keys of other kinds sign too.
+    let mut lines = vec![format!("\"eve {}\"", scene.public_key("eve"))];
+    for kind in ["ecdsa", "rsa"] {
+        let mut call = std::process::Command::new("ssh-keygen");
+        call.args(["-q", "-t", kind, "-N", "", "-C", "", "-f"]).arg(scene.place.path(kind));
+        assert!(call.status().unwrap().success());
+        lines.push(format!("\"{kind} namespaces=\\\"restante\\\" {}\"", scene.public_key(kind)));
+    }
+    scene.write(
+        "kinds.toml",
+        &format!("allowed_signers = [{}]\nsnapshot_age = \"1h\"\nhash_age = \"1d\"\n", lines.join(", ")),
+    );
+    scene.run(0, &["guard", "policy", "kinds.toml", "-o", "kinds.txt"]);
+    let eve = scene.sign("eve", "kinds.txt", "restante");
+    scene.run(0, &["guard", "policy", "kinds.toml", "-s", &eve]);
+    scene.write("mine.toml", &std::fs::read_to_string(scene.place.path("kinds.toml")).unwrap().replace("1d", "2d"));
+    scene.run(0, &["guard", "policy", "mine.toml", "-o", "mine.txt"]);
+    let signatures: Vec<String> =
+        ["eve", "ecdsa", "rsa"].iter().map(|name| scene.sign(name, "mine.txt", "restante")).collect();
+    let signatures: Vec<&str> = signatures.iter().flat_map(|file| ["-s", file.as_str()]).collect();
+    scene.run(0, &[&["guard", "policy", "mine.toml"], &signatures[..]].concat());
     // A policy that is taken away leaves no older one in force.
     let names: Vec<String> =
         scene.place.objects().into_keys().filter(|name| name.starts_with("changes/policies/")).collect();
