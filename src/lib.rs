@@ -1,6 +1,6 @@
 //! Restante backs up mail message stores kept in PostgreSQL and puts lost mail back into live mailboxes.
 //!
-//! Imports point one way: `cli` → `drill` → `snapshot`, `restore`, `inspect`, `verify` → `compare` → `repository`, `profile`, `mail` →
+//! Imports point one way: `cli` → `guard`, `drill` → `snapshot`, `restore`, `inspect`, `verify` → `compare` → `repository`, `profile`, `mail` →
 //! `storage`, `postgres`. `docs/architecture.md` tells the whole.
 
 pub mod cli;
