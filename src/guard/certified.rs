@@ -1,14 +1,12 @@
 //! The snapshot without which no change begins: of this server, certified, complete, not suspect, fresh, and every pack that it needs
 //! hashed not long ago.
 //!
-//! A pack counts as hashed when it was written (whoever wrote it fetched it back and opened it) and whenever a guard hashed it since,
-//! which it writes down in the repository (`changes/hashed/…`).
+//! A pack counts as hashed when it was written (whoever wrote it fetched it back and opened it) and whenever a guard or a check hashed it since,
+//! which they write down ([`crate::repository::verified`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use super::change::Target;
 use super::document::shown;
@@ -16,9 +14,8 @@ use super::error::GuardError;
 use super::policy::Policy;
 use crate::monitor::SharedMonitor;
 use crate::repository::id::PackId;
-use crate::repository::name::{NameKind, pack_of};
+use crate::repository::Repository;
 use crate::repository::snapshots::{self, Snapshot};
-use crate::repository::{Repository, changes, seal};
 use crate::verify::packs;
 
 /// The newest certified snapshot of a server's database, and what stands against relying on it for a change. Reasons are sentences.
@@ -102,13 +99,6 @@ pub fn unfit(snapshot: &Snapshot) -> Vec<String> {
     reasons
 }
 
-/// Packs that were hashed. What a guard writes down.
-#[derive(Debug, Serialize, Deserialize)]
-struct Hashed {
-    at: Timestamp,
-    packs: Vec<PackId>,
-}
-
 /// Packs whose last hash is older than the policy allows, and what is wrong with any.
 pub async fn stale_packs(
     repository: &Repository,
@@ -117,32 +107,9 @@ pub async fn stale_packs(
     now: Timestamp,
     monitor: &SharedMonitor,
 ) -> Result<(BTreeMap<PackId, u32>, Vec<String>), GuardError> {
-    let (mut needed, findings) = packs::needed(repository, snapshot, monitor).await?;
     let oldest = now.checked_sub(policy.hash_age).unwrap_or(Timestamp::MIN);
-    let written = repository.storage.list(NameKind::Pack.prefix());
-    let mut hashed: HashMap<PackId, Timestamp> = written
-        .try_filter_map(async |meta| Ok(pack_of(&meta.name).map(|pack| (pack, meta.modified))))
-        .try_collect()
-        .await
-        .map_err(crate::repository::RepositoryError::from)?;
-    for meta in changes::metas(repository, "hashed/").await? {
-        // A record says nothing of a pack after it was itself stored.
-        if meta.modified < oldest {
-            continue;
-        }
-        match changes::read::<Hashed>(repository, meta.name).await {
-            Ok(found) => {
-                for pack in found.record.packs {
-                    let last = hashed.entry(pack).or_insert(Timestamp::MIN);
-                    *last = (*last).max(found.record.at.min(meta.modified));
-                }
-            }
-            Err(e) if e.is_about_an_object() => monitor.warn(&e.to_string()),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    needed.retain(|pack, _| hashed.get(pack).is_none_or(|at| *at < oldest));
-    Ok((needed, findings.into_iter().map(|finding| finding.message).collect()))
+    let (stale, findings) = packs::stale(repository, snapshot, oldest, monitor).await?;
+    Ok((stale, findings.into_iter().map(|finding| finding.message).collect()))
 }
 
 /// Hashes packs and writes it down; what is wrong with them.
@@ -154,13 +121,6 @@ pub async fn hash_now(
     if stale.is_empty() {
         return Ok(Vec::new());
     }
-    let at = Timestamp::now();
     let findings = packs::hash(repository, stale, monitor).await?;
-    if findings.is_empty() {
-        let mut random = [0; 8];
-        seal::fill_random(&mut random).map_err(crate::repository::RepositoryError::from)?;
-        let name = format!("hashed/{}-{}", at.strftime("%Y%m%dT%H%M%SZ"), data_encoding::HEXLOWER.encode(&random));
-        changes::put(repository, &name, &Hashed { at, packs: stale.keys().copied().collect() }).await?;
-    }
     Ok(findings.into_iter().map(|finding| finding.message).collect())
 }

@@ -77,7 +77,7 @@ pub trait Snapshots {
     ) -> Result<Snapshot, Box<dyn std::error::Error + Send + Sync>>;
 }
 
-/// What is wrong with what the guard keeps in the repository: its log, policies, approvals, and notes of hashed packs. Sentences.
+/// What is wrong with what the guard keeps in the repository: its log, policies and approvals. Sentences.
 pub async fn problems(repository: &Repository) -> Result<Vec<String>, GuardError> {
     let mut problems = log::Log::load(repository).await?.problems;
     match policy::in_force(repository).await {
@@ -85,13 +85,11 @@ pub async fn problems(repository: &Repository) -> Result<Vec<String>, GuardError
         Err(GuardError::Repository(e)) if e.is_about_an_object() => problems.push(e.to_string()),
         Err(e) => return Err(e),
     }
-    for prefix in ["approvals/", "hashed/"] {
-        for name in changes::names(repository, prefix).await? {
-            match changes::read::<serde::de::IgnoredAny>(repository, name).await {
-                Ok(_) => {}
-                Err(e) if e.is_about_an_object() => problems.push(e.to_string()),
-                Err(e) => return Err(e.into()),
-            }
+    for name in changes::names(repository, "approvals/").await? {
+        match changes::read::<serde::de::IgnoredAny>(repository, name).await {
+            Ok(_) => {}
+            Err(e) if e.is_about_an_object() => problems.push(e.to_string()),
+            Err(e) => return Err(e.into()),
         }
     }
     Ok(problems)

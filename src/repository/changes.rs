@@ -1,11 +1,10 @@
-//! What the guard keeps below `changes/`: policies, approvals, its log, and when packs were last hashed. All are signed objects of one
+//! What the guard keeps below `changes/`: policies, approvals, and its log. All are signed objects of one
 //! kind; each says under which name it lies, so that none passes for another.
 //!
 //! ```text
 //! changes/policies/<n>                      the policies of the repository, counted from 1
 //! changes/approvals/<change>/<signature>    who approved a change: an OpenSSH signature over its canonical form
 //! changes/log/<signer>/<n>                  what was done, a chain for each writer, counted from 1
-//! changes/hashed/<time>-<random>            packs whose hash was computed
 //! ```
 //! What the records mean, `guard` knows. Numbers in names have eight digits, so that lists are in order.
 

@@ -121,8 +121,7 @@ pub async fn verify(
     monitor: &SharedMonitor,
 ) -> Result<Report, RepositoryError> {
     let VerifyOptions { only, level, .. } = *options;
-    let (findings, notes) = (Findings::default(), Findings::default());
-    let mut check = Check { repository, monitor, findings, notes, report: Report::default(), whole: None };
+    let mut check = Check::new(repository, monitor);
     check.keys().await?;
     let chosen = match only {
         Some(snapshot) => vec![snapshot.clone()],
@@ -160,6 +159,13 @@ pub async fn verify(
         check.compare_rows(&chosen).await?;
     }
     Ok(Report { findings: check.findings.into_list(), notes: check.notes.into_list(), ..check.report })
+}
+
+impl<'a> Check<'a> {
+    fn new(repository: &'a Repository, monitor: &'a SharedMonitor) -> Self {
+        let (findings, notes) = (Findings::default(), Findings::default());
+        Check { repository, monitor, findings, notes, report: Report::default(), whole: None }
+    }
 }
 
 impl Check<'_> {

@@ -2,37 +2,45 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::findings::Findings;
-use super::{Check, Finding, Report};
+use jiff::Timestamp;
+
+use super::{Check, Finding, Level, VerifyOptions};
 use crate::monitor::SharedMonitor;
 use crate::repository::id::PackId;
 use crate::repository::snapshots::Snapshot;
+use crate::repository::verified::Log;
 use crate::repository::{Repository, RepositoryError};
 
-/// The packs of a snapshot with their sizes, and what is wrong with their presence.
-pub async fn needed(
+/// The packs of a snapshot that were not found sound since `oldest`, with their sizes, and what is wrong with their presence.
+pub async fn stale(
     repository: &Repository,
     snapshot: &Snapshot,
+    oldest: Timestamp,
     monitor: &SharedMonitor,
 ) -> Result<(BTreeMap<PackId, u32>, Vec<Finding>), RepositoryError> {
-    let mut check = check(repository, monitor);
+    let mut check = Check::new(repository, monitor);
+    let indexed = check.fragments(std::slice::from_ref(snapshot)).await?;
     let present = check.present().await?;
-    let packs = check.referenced(snapshot, &present).await?;
+    check.look_everywhere(&indexed, &present).await?;
+    let mut packs = check.referenced(snapshot).await?;
     check.compare_sizes(&packs, &present).await?;
+    let log = Log::read(repository).await?;
+    packs.retain(|pack, _| {
+        let last = log.checked(pack, present.packs.get(pack).map(|(_, stored)| *stored));
+        !last.is_sound || last.at < oldest
+    });
     Ok((packs, check.findings.into_list()))
 }
 
-/// Fetches packs and computes their hashes; what is wrong with them.
+/// Fetches packs, computes their hashes, and writes down what was found; what is wrong with them.
 pub async fn hash(
     repository: &Repository,
     packs: &BTreeMap<PackId, u32>,
     monitor: &SharedMonitor,
 ) -> Result<Vec<Finding>, RepositoryError> {
-    let mut check = check(repository, monitor);
-    check.hash_packs(packs, &BTreeSet::new()).await?;
+    let mut check = Check::new(repository, monitor);
+    let present = check.present().await?;
+    let options = VerifyOptions { log: Some(repository), ..VerifyOptions::new(Level::Hashes) };
+    check.hash_packs(&options, packs, &BTreeSet::new(), &present).await?;
     Ok(check.findings.into_list())
-}
-
-fn check<'a>(repository: &'a Repository, monitor: &'a SharedMonitor) -> Check<'a> {
-    Check { repository, monitor, findings: Findings::default(), notes: Findings::default(), report: Report::default() }
 }
