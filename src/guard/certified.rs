@@ -13,8 +13,8 @@ use super::document::shown;
 use super::error::GuardError;
 use super::policy::Policy;
 use crate::monitor::SharedMonitor;
-use crate::repository::id::PackId;
 use crate::repository::Repository;
+use crate::repository::id::PackId;
 use crate::repository::snapshots::{self, Snapshot};
 use crate::verify::packs;
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use jiff::SignedDuration;
+use restante::repository::changes;
 use restante::repository::chunk::ChunkKind;
 use restante::repository::drills::{self, Drill};
 use restante::repository::envelope::{self, Author, ObjectKind};
@@ -76,6 +77,10 @@ async fn history(keys: &Keys, storage: &Arc<dyn Storage>) -> Vec<(ObjectId, Rows
     verified::write(&writer, &packs.iter().copied().collect(), &[]).await.unwrap();
     tombstone::mark_damaged(&writer, &packs[0]).await.unwrap();
     drills::write(&writer, &drill(expected[0].0)).await.unwrap();
+    for number in 1..=2 {
+        let record = BTreeMap::from([("number", number)]);
+        changes::put(&writer, &format!("log/x/{number:08}"), &record).await.unwrap();
+    }
     expected
 }
 
@@ -151,8 +156,9 @@ fn rows(kind: NameKind, sample: &Sample) -> Vec<Row> {
         }
         NameKind::Verified => one("record of a check"),
         NameKind::Drill => one("record of a drill"),
+        NameKind::Change => one("record of the guard"),
         // Nothing writes these yet. Whoever begins to makes an honest one in `sample`, and the row gets its label here.
-        NameKind::Checkpoint | NameKind::Lease | NameKind::Change | NameKind::Replay => {
+        NameKind::Checkpoint | NameKind::Lease | NameKind::Replay => {
             assert_eq!(all(), [], "{kind:?} is written now and has no row in the damage matrix");
             Vec::new()
         }
@@ -385,7 +391,7 @@ fn second_name(kind: NameKind, name: &ObjectName) -> Option<ObjectName> {
         NameKind::Certificate | NameKind::Forgotten | NameKind::Hold => {
             format!("{}{}{ending}", kind.prefix(), &file[..62])
         }
-        NameKind::Tombstone => format!("{}{ending}", &name.as_str()[..name.as_str().len() - 2]),
+        NameKind::Tombstone | NameKind::Change => format!("{}{ending}", &name.as_str()[..name.as_str().len() - 2]),
         _ => return None,
     };
     Some(ObjectName::new(second).unwrap())
@@ -463,6 +469,10 @@ fn forged(sample: &Sample, kind: NameKind, name: &ObjectName) -> Option<(ObjectN
             let body: ciborium::Value = envelope::read(ObjectKind::Tombstone, &secrets, name, good).unwrap().body;
             Some((name.clone(), envelope::write(ObjectKind::Tombstone, &author, &body).unwrap()))
         }
+        NameKind::Change => {
+            let body: ciborium::Value = envelope::read(ObjectKind::Change, &secrets, name, good).unwrap().body;
+            Some((name.clone(), envelope::write(ObjectKind::Change, &author, &body).unwrap()))
+        }
         NameKind::Verified | NameKind::Drill => {
             let of = if kind == NameKind::Drill { ObjectKind::Drill } else { ObjectKind::Verified };
             let body: ciborium::Value = envelope::read(of, &secrets, name, good).unwrap().body;
@@ -532,6 +542,9 @@ fn undetectable(cell: &Cell, look: Look) -> Option<&'static str> {
         }
         Damage::Deleted if cell.row == "tombstone" => Some("its pack is marked anew by the next prune"),
         Damage::Deleted if cell.row == "damage mark" => Some("the next check that hashes its pack marks it anew"),
+        Damage::Deleted if cell.row == "record of the guard" => {
+            Some("whoever follows the guard's chain finds the gap: `restante verify` does, `tests/it/guard` tries it")
+        }
         Damage::Deleted if cell.row.starts_with("record of a ") => {
             Some("what it tells was over: packs are hashed sooner for it, and a history is shorter")
         }
