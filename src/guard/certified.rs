@@ -47,7 +47,7 @@ pub async fn newest(
                 others.join(", ")
             ));
         } else if mine.is_empty() {
-            reasons.push(format!("there is no snapshot of database {database}: take one with `restante snapshot`"));
+            reasons.push(format!("there is no snapshot of database {database}: take one with `restante snapshot`; `guard run` takes one too"));
         }
         reasons.extend(problems.iter().map(|problem| format!("a snapshot is left out: {problem}")));
         return Ok(Newest { snapshot: None, reasons });

@@ -188,13 +188,18 @@ impl Change {
             }
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let wrong_file = |file: &str, message: String| {
+            let names = |line: &str| line.trim_start().starts_with("file") && line.contains(file);
+            let line = text.lines().position(names).unwrap_or(0) + 1;
+            GuardError::Document { path: path.to_owned(), line, message }
+        };
         let mut scripts = BTreeMap::new();
         let mut hashed = Vec::new();
         for script in &document.scripts {
             let shown = script.file.display().to_string();
             let inside = script.file.components().all(|part| matches!(part, Component::Normal(_)));
             if !inside || shown.is_empty() {
-                return Err(wrong(
+                return Err(wrong_file(
                     &shown,
                     format!("script {shown:?}: name a file beside or below the change file, without .."),
                 ));
@@ -204,11 +209,11 @@ impl Change {
             let sha256 = data_encoding::HEXLOWER.encode(digest::digest(&digest::SHA256, &bytes).as_ref());
             let declared = [(&script.blake3, &blake3, "BLAKE3"), (&script.sha256, &sha256, "SHA-256")];
             if declared.iter().all(|(declared, ..)| declared.is_none()) {
-                return Err(wrong(&shown, format!("script {shown:?}: give its hash: blake3 = \"{blake3}\"")));
+                return Err(wrong_file(&shown, format!("script {shown:?}: give its hash: blake3 = \"{blake3}\"")));
             }
             for (declared, found, kind) in declared {
                 if declared.as_ref().is_some_and(|declared| !declared.eq_ignore_ascii_case(found)) {
-                    return Err(wrong(
+                    return Err(wrong_file(
                         &shown,
                         format!(
                             "script {shown:?} has not the {kind} that is declared: the file has {found}; if that is the script you mean, write this hash and have the change approved again"
@@ -218,7 +223,7 @@ impl Change {
             }
             hashed.push(HashedScript { file: shown.clone(), blake3 });
             if scripts.insert(script.file.clone(), bytes).is_some() {
-                return Err(wrong(&shown, format!("script {shown:?} is declared twice")));
+                return Err(wrong_file(&shown, format!("script {shown:?} is declared twice")));
             }
         }
         // Whatever else lies there and is named by a command would be run without a hash.

@@ -136,7 +136,8 @@ impl Opened {
         let reader = if reads { Some(context.open_as_reader().await?) } else { None };
         let output: Output = context.output.clone();
         let tell = move |step: Step| {
-            output.note(format!("guard: {step}"));
+            let words = if step == Step::Commands { "running the commands".to_owned() } else { step.to_string() };
+            output.note(format!("guard: {words}"));
             let _ = output.json("guard_step", &serde_json::json!({ "step": step }));
         };
         Ok(Self { opened, reader, dsn: context.dsn()?, folder: place.folder(context)?, tell: Box::new(tell) })
