@@ -81,7 +81,7 @@ impl Scene {
                 "GRANT pg_signal_backend, pg_read_all_settings TO {role}; GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC"
             ))
             .await;
-        let place = Place::new().await;
+        let place = Place::in_memory().await;
         let folder = place.path("");
         for signer in SIGNERS.iter().chain(&["eve"]) {
             keygen(&place.path(signer));

@@ -59,7 +59,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < end, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(150));
     }
 }
 
@@ -244,7 +244,7 @@ async fn only_rm_rf_takes_the_fence_away_and_the_watcher_sees_it() {
     let lock = scene.data().join("postmaster.pid");
     for (id, and_start) in [("BREACH-1", false), ("BREACH-2", true)] {
         let change =
-            scene.approved(scene.change(&Asked { id, mode: "offline", commands: "[[\"sleep\", \"333\"]]", more: "" }));
+            scene.approved(scene.change(&Asked { id, mode: "offline", commands: "[[\"sleep\", \"20\"]]", more: "" }));
         let guard = scene.spawn(&["guard", "run", &change, "--jobs", "1"]);
         until("the change is under way", || {
             scene.status()["commands_running"].as_array().is_some_and(|running| !running.is_empty())
