@@ -85,6 +85,18 @@ async fn approvals_are_over_exactly_this_change() {
     ] {
         assert!(said.contains(words), "{words:?} is not in {said}");
     }
+    // A reader sees the same plan, without the writer's key.
+    scene.run(0, &["guard", "plan", &change, "-i", "reader.key"]);
+    scene.run(0, &["verify"]);
+    for (name, bytes) in scene.place.objects().into_iter().filter(|(name, _)| name.starts_with("changes/")) {
+        let path = scene.place.path("repository").join(&name);
+        let mut broken = bytes.clone();
+        broken[bytes.len() / 2] ^= 4;
+        std::fs::write(&path, broken).unwrap();
+        let said = scene.run(3, &["verify"]);
+        assert!(said.contains(&name), "{name}: {said}");
+        std::fs::write(&path, bytes).unwrap();
+    }
     scene.run(0, &["verify"]);
     let names: Vec<String> =
         scene.place.objects().into_keys().filter(|name| name.starts_with("changes/log/")).collect();
