@@ -205,6 +205,22 @@ async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decid
         scene.run(0, &["guard", "release", "--half-done", "--jobs", "1"]);
         assert!(scene.is_running() && scene.is_open().await);
     }
+    // Before the first command everything is put back.
+    let change = scene.approved(scene.change(&super::scene::Asked { id: "EARLY", ..asked_like(&asked) }));
+    let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
+    let output = std::process::Stdio::piped;
+    let guard = command.env("RESTANTE_STORAGE_DELAY", "100").stdout(output()).stderr(output()).spawn().unwrap();
+    while scene.status()["step"] != "snapshot" {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(!scene.is_open().await);
+    assert!(
+        std::process::Command::new("kill").args(["-s", "INT", &guard.id().to_string()]).status().unwrap().success()
+    );
+    assert_eq!(guard.wait_with_output().unwrap().status.code(), Some(130));
+    assert_eq!(scene.status()["id"], serde_json::Value::Null);
+    assert!(scene.is_running() && scene.is_open().await);
+    scene.run(0, &["guard", "check", &change]);
     // A guard that is killed leaves its command behind: nothing goes on before that has ended.
     let change = scene.approved(scene.change(&super::scene::Asked { id: "LONG-4", ..asked_like(&asked) }));
     let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);

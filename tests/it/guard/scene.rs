@@ -20,11 +20,27 @@ pub fn program() -> &'static Path {
         if may.is_ok_and(|status| status.success()) {
             return built;
         }
-        let folder = tempfile::Builder::new().prefix("restante-bin-").tempdir().unwrap().keep();
-        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
-        std::fs::copy(&built, folder.join("restante")).unwrap();
-        folder.join("restante")
+        let copy = for_everybody(&built);
+        let age = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
+        if age(&copy) < age(&built) {
+            // Another test process may run the one that is there.
+            let new = tempfile::NamedTempFile::new_in(copy.parent().unwrap()).unwrap();
+            std::fs::copy(&built, new.path()).unwrap();
+            std::fs::set_permissions(new.path(), PermissionsExt::from_mode(0o755)).unwrap();
+            new.persist(&copy).unwrap();
+        }
+        copy
     })
+}
+
+/// Where a copy of something lies that the server's account cannot reach, as below `/root`.
+pub fn for_everybody(path: &Path) -> PathBuf {
+    let folder = Path::new("/var/tmp/restante-tests");
+    std::fs::create_dir_all(folder).unwrap();
+    let _ = std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755));
+    let (name, place) =
+        (path.file_name().unwrap().to_string_lossy(), blake3::hash(path.as_os_str().as_encoded_bytes()));
+    folder.join(format!("{name}-{}", &place.to_hex()[..12]))
 }
 
 pub const TABLES: &str = "
