@@ -146,11 +146,9 @@ impl TestServer {
         let directory = tempfile::Builder::new().prefix("restante-pg-").tempdir_in(parent).unwrap().keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         give_away(&directory);
-        // Freed at once: another process may take the port, and then `start` says so.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut server = TestServer {
             directory,
-            port,
+            port: free_port(),
             auth,
             postmaster: Mutex::new(None),
             lifeline: Mutex::new(None),
@@ -444,6 +442,16 @@ pub fn as_server_user(mut command: Command) -> Command {
     }
     command.env("LC_ALL", "C").env("PGPASSWORD", PASSWORD).current_dir("/");
     command
+}
+
+/// A port that is free, below those that the kernel gives to connections and to whoever binds to port 0: one of these may be taken before the server has it.
+fn free_port() -> u16 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut tries = (0..10_000).map(|_| {
+        let number = u64::from(std::process::id()) * 131 + NEXT.fetch_add(1, Ordering::Relaxed);
+        15_000 + (number % 15_000) as u16
+    });
+    tries.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a port is free")
 }
 
 const MEMORY: &str = "/dev/shm";
