@@ -69,7 +69,10 @@ fn epoch_secrets() -> (Secrets, age::x25519::Recipient) {
     let recipient = identity.to_public();
     let (seal, id) = (Secret::new([1; 32]), Some(Secret::new([2; 32])));
     let epoch = EpochSecrets { seal, id, identity: Some(identity), signers: Vec::new() };
-    (Secrets { repository: RepositoryId([7; 16]), epochs: [(Epoch(1), epoch)].into() }, recipient)
+    (
+        Secrets { repository: RepositoryId([7; 16]), epochs: [(Epoch(1), epoch)].into(), verifiers: Vec::new() },
+        recipient,
+    )
 }
 
 /// Pieces of 8 KiB as the server sends them, rows of an id and a value of `value` bytes.

@@ -201,7 +201,8 @@ pub fn read<T: DeserializeOwned>(
     seal::verify(&signer, &kind.signed_message(signed), &object[body_end + 32..])
         .map_err(|_| damaged("its signature does not fit its bytes"))?;
     let is_verifier = || secrets.verifiers.contains(&ConfigSigner { epoch, key: signer });
-    if !known.signers.contains(&signer) && !(kind.is_a_verifiers() && is_verifier()) {
+    let counts = known.signers.contains(&signer) || (kind.is_a_verifiers() && is_verifier());
+    if !counts {
         return Err(RepositoryError::UnknownSigner { name: name.clone(), signer });
     }
     let key = known.seal.derive(&kind.seal_context(), salt);
