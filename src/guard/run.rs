@@ -1,4 +1,4 @@
-//! A change from its check to its last command; [`super::finish`] does the rest.
+//! A change from its check to its last command; `finish` does the rest.
 
 use jiff::Timestamp;
 
