@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::scene::{Asked, SIGNERS, Scene, keygen, server};
-use crate::server::TestServer;
+use super::scene::{Asked, SIGNERS, Scene, keygen};
+use crate::server::{ServerOptions, TestServer};
 
 const NOTHING: &str = "[[\"true\"]]";
 
@@ -307,7 +307,8 @@ async fn a_change_file_says_what_is_wrong_with_it_and_where() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_excluded_or_stopped_is_refused_before_anything_is_touched() {
-    let server = server();
+    let options = ServerOptions { in_memory: true, ..ServerOptions::default() };
+    let server = TestServer::dedicated(options.set("max_prepared_transactions", "5"));
     let scene = Scene::new(&server).await;
     scene.run(0, &["snapshot"]);
     let change = scene.approved(scene.sql("CHG-2", "exclusive", "SELECT 1", ""));
@@ -332,6 +333,20 @@ async fn what_cannot_be_excluded_or_stopped_is_refused_before_anything_is_touche
         .await;
     refused(&scene, &change, "does not own the database");
     scene.database.execute(&format!("ALTER DATABASE {} OWNER TO {}", scene.database.name(), scene.role)).await;
+    // A transaction that waits for its second phase, and a slot that keeps WAL.
+    let waiting = "BEGIN; UPDATE messages SET seen = true WHERE id = 1; PREPARE TRANSACTION 'half'";
+    scene.database.execute(waiting).await;
+    refused(&scene, &change, "the prepared transaction \"half\" of postgres holds its locks");
+    scene.database.execute("ROLLBACK PREPARED 'half'").await;
+    scene.database.execute("SELECT pg_create_physical_replication_slot('forgotten', true)").await;
+    let said = scene.run(0, &["guard", "check", &change]);
+    assert!(said.contains("replication slot forgotten is used by nobody"), "{said}");
+    // A supervisor that the policy insists on.
+    scene.policy("must_pause = [\"monit\"]").await;
+    let offline = scene.approved(scene.change(&Asked { mode: "offline", ..online("STOP") }));
+    refused(&scene, &offline, "the policy wants monit paused");
+    scene.run(0, &["guard", "check", &offline, "--supervisor-paused", "monit"]);
+    let change = scene.approved(change);
     assert!(scene.is_open().await, "nothing was touched");
     scene.run(0, &["guard", "check", &change]);
 }
