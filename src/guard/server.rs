@@ -113,6 +113,7 @@ impl Local {
             .arg("-D")
             .arg(&self.data)
             .stdin(Stdio::null())
+            // What it says is read.
             .env("LC_ALL", "C")
             .current_dir(&self.data)
             .process_group(0);
@@ -211,7 +212,11 @@ impl Local {
             start.arg("-o").arg(options);
         }
         start.arg("start");
-        // The server keeps what it inherits.
+        // The server keeps what it inherits, the language too.
+        match std::env::var_os("LC_ALL") {
+            Some(language) => start.env("LC_ALL", language),
+            None => start.env_remove("LC_ALL"),
+        };
         start.stdout(Stdio::null()).stderr(Stdio::null());
         let status = start.status().await.map_err(|e| GuardError::Server(e.to_string()))?;
         if status.success() {
