@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RepositoryError;
 use super::id::{ChunkId, Digest, Epoch, ObjectId, RepositoryId};
+use super::name::NameKind;
 use crate::storage::ObjectName;
 
 /// What this program can read. A manifest that needs another feature is refused by name.
@@ -225,7 +226,5 @@ pub struct Certificate {
 
 /// `snapshots/<time>-<id>`: the time sorts, the id proves.
 pub fn manifest_name(taken: Timestamp, id: &ObjectId) -> Result<ObjectName, RepositoryError> {
-    let time = taken.strftime("%Y%m%dT%H%M%SZ");
-    ObjectName::new(format!("snapshots/{time}-{id}"))
-        .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+    NameKind::Manifest.dated(taken, id)
 }

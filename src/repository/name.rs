@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::config;
@@ -92,6 +93,11 @@ impl NameKind {
     pub fn named(self, rest: impl fmt::Display) -> Result<ObjectName, RepositoryError> {
         ObjectName::new(format!("{}{rest}", self.prefix()))
             .map_err(|e| RepositoryError::malformed("object name", e.to_string()))
+    }
+
+    /// `<prefix><time>-<id>`: the time sorts, the id proves.
+    pub fn dated(self, at: Timestamp, id: &ObjectId) -> Result<ObjectName, RepositoryError> {
+        self.named(format_args!("{}-{id}", at.strftime("%Y%m%dT%H%M%SZ")))
     }
 
     /// `None`: no object of Restante has such a name.

@@ -210,7 +210,7 @@ impl Repository {
         body: &T,
     ) -> Result<(), RepositoryError> {
         let bytes = self.sign(kind, body)?;
-        put_checked(&*self.storage, &dated(place, at, &bytes)?, bytes).await
+        put_checked(&*self.storage, &place.dated(at, &ObjectId::of(&bytes))?, bytes).await
     }
 
     /// Opens what [`Self::put_dated`] put, and insists on its own name: a copy under another is nobody's word.
@@ -222,9 +222,9 @@ impl Repository {
         at: impl FnOnce(&T) -> Timestamp,
     ) -> Result<Opened<T>, RepositoryError> {
         let bytes = self.storage.get(name).await?;
-        check_name(name, &bytes)?;
+        let id = check_name(name, &bytes)?;
         let opened = envelope::read(kind, &self.secrets, name, &bytes)?;
-        if *name != dated(place, at(&opened.body), &bytes)? {
+        if *name != place.dated(at(&opened.body), &id)? {
             let message = "it does not lie under its own name".to_owned();
             return Err(RepositoryError::Damaged { name: name.clone(), message });
         }
@@ -257,10 +257,6 @@ impl Repository {
             Err(RepositoryError::KeyObjectsChanged { difference: difference.join(", ") })
         }
     }
-}
-
-fn dated(place: NameKind, at: Timestamp, bytes: &[u8]) -> Result<ObjectName, RepositoryError> {
-    place.named(format!("{}-{}", at.strftime("%Y%m%dT%H%M%SZ"), ObjectId::of(bytes)))
 }
 
 /// The names of all key rings.

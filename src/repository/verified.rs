@@ -122,11 +122,6 @@ impl Log {
     }
 }
 
-/// Is this object what its name says? For checks.
-pub async fn check(repository: &Repository, name: &ObjectName) -> Result<(), RepositoryError> {
-    read(repository, name).await.map(drop)
-}
-
 async fn read(repository: &Repository, name: &ObjectName) -> Result<(Epoch, Record), RepositoryError> {
     let (kind, place) = (ObjectKind::Verified, NameKind::Verified);
     let opened = repository.get_dated(kind, place, name, |record: &Record| record.ended).await?;

@@ -66,6 +66,15 @@ impl Found<'_> {
 }
 
 impl Check<'_> {
+    /// What earlier checks found; records that do not open are findings.
+    pub(super) async fn log(&mut self) -> Result<Log, RepositoryError> {
+        let mut log = Log::read(self.repository).await?;
+        for problem in log.problems.drain(..) {
+            self.findings.add_error(problem, None, [])?;
+        }
+        Ok(log)
+    }
+
     /// Fetches and hashes packs, but those that are known to be damaged, as far as the budget goes; the ones that do not have their hash.
     pub(super) async fn hash_packs(
         &mut self,
@@ -74,10 +83,7 @@ impl Check<'_> {
         known: &BTreeSet<PackId>,
         present: &Present,
     ) -> Result<BTreeSet<PackId>, RepositoryError> {
-        let mut log = Log::read(self.repository).await?;
-        for problem in log.problems.drain(..) {
-            self.findings.add_error(problem, None, [])?;
-        }
+        let log = self.log().await?;
         let began = Timestamp::now();
         let is_old = |at: Timestamp| options.max_age.is_none_or(|age| began.duration_since(at) >= age);
         let checked = |pack: &PackId| log.checked(pack, present.packs.get(pack).map(|(_, stored)| *stored));

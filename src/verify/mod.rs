@@ -153,6 +153,8 @@ pub async fn verify(
     }
     if level != Level::Structure {
         damaged.extend(check.hash_packs(options, &packs, &damaged, &present).await?);
+    } else if only.is_none() {
+        check.log().await?;
     }
     check.blame(&chosen, &damaged).await?;
     if level == Level::Rows {

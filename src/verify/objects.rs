@@ -18,7 +18,7 @@ use crate::repository::reader::{ChunkReader, add_unnamed, fragment_name, load_so
 use crate::repository::ring::ring_place;
 use crate::repository::segment::SegmentEntry;
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
-use crate::repository::{changes, drills, verified};
+use crate::repository::{changes, drills};
 use crate::storage::ObjectName;
 
 /// So many leftovers are named one by one.
@@ -323,22 +323,14 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What says that snapshots are forgotten or held, and packs about to be deleted or damaged; what was checked, drills, and what the guard wrote down.
+    /// What says that snapshots are forgotten or held, and packs about to be deleted or damaged; drills, and what the guard wrote down.
     pub(super) async fn marks(&mut self) -> Result<(), RepositoryError> {
-        for kind in [
-            NameKind::Forgotten,
-            NameKind::Hold,
-            NameKind::Tombstone,
-            NameKind::Verified,
-            NameKind::Drill,
-            NameKind::Change,
-        ] {
+        for kind in [NameKind::Forgotten, NameKind::Hold, NameKind::Tombstone, NameKind::Drill, NameKind::Change] {
             let listed = self.repository.storage.list(kind.prefix());
             let names: Vec<ObjectName> = listed.map_ok(|meta| meta.name).try_collect().await?;
             for name in names {
                 let checked = match kind {
                     NameKind::Tombstone => tombstone::read(self.repository, &name).await.map(drop),
-                    NameKind::Verified => verified::check(self.repository, &name).await,
                     NameKind::Drill => drills::check(self.repository, &name).await,
                     NameKind::Change => {
                         changes::read::<serde::de::IgnoredAny>(self.repository, name.clone()).await.map(drop)
