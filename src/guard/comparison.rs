@@ -4,7 +4,7 @@
 //! |---|---|
 //! | nothing | every row is there as it was; none came (online: new ones may come, and only that is no finding) |
 //! | `schema` | the same multiset of rows, wherever they lie now and whatever columns were added; where columns changed the live rows are read once and their old columns hashed anew |
-//! | `rows` | as many rows as before less `most_removed`; no more changed than `most_changed` |
+//! | `rows` | every primary key but `most_removed`; no more rows changed than `most_changed`. Without a key rows are only counted |
 //!
 //! The writer key is enough: row maps have a keyed digest of each row. With a reader's identity the columns that changed are named too.
 //! Memory: about 40 bytes for each row of segments that differ.
@@ -15,8 +15,10 @@ use serde::Serialize;
 
 use super::change::{May, Mode, Unbound};
 use super::error::GuardError;
+use super::keys::{Keys, Moved};
 use crate::compare::diff::{self, TableDiff};
 use crate::compare::{CompareError, live};
+use crate::postgres::catalog;
 use crate::postgres::session::Session;
 use crate::postgres::sql;
 use crate::repository::RepositoryError;
@@ -38,6 +40,9 @@ pub struct TableVerdict {
     pub removed: Option<u64>,
     /// Rows that were not there before.
     pub added: Option<u64>,
+    /// Of a table with declared `rows`: primary keys that are not there any more, and new ones; absent where it has none.
+    pub keys_gone: Option<u64>,
+    pub keys_new: Option<u64>,
     /// Why a person must look.
     pub finding: Option<String>,
     /// What was not compared, and why that is no finding.
@@ -67,12 +72,19 @@ pub async fn compare(
     before: &SnapshotReader,
     after: &SnapshotReader,
     change: &Unbound,
+    keys: &Keys,
     session: &Session,
     readers: Option<&(SnapshotReader, SnapshotReader)>,
 ) -> Result<Comparison, GuardError> {
     let mut tables = Vec::new();
+    session.carry(&before.manifest().server.encoding);
+    let catalog = catalog::read(session).await?;
     for diff in diff::tables(before, after).await? {
         let mut verdict = judge(before, after, change, session, diff).await?;
+        if verdict.declared == May::Rows && verdict.rows_after.is_some() {
+            let moved = keys.moved(&verdict.table, session, &catalog).await?;
+            rows(&mut verdict, change, moved);
+        }
         if verdict.finding.is_some()
             && let Some((before, after)) = readers
             && let Some((old, new)) = named(before, &verdict.table).zip(named(after, &verdict.table))
@@ -95,8 +107,7 @@ async fn judge(
     session: &Session,
     diff: TableDiff,
 ) -> Result<TableVerdict, GuardError> {
-    let declared = change.declared(&diff.table);
-    let may = declared.map_or(May::None, |declared| declared.may);
+    let may = change.declared(&diff.table).map_or(May::None, |declared| declared.may);
     let mut verdict = TableVerdict {
         table: diff.table,
         declared: may,
@@ -104,6 +115,8 @@ async fn judge(
         rows_after: diff.rows_after,
         removed: diff.removed,
         added: diff.added,
+        keys_gone: None,
+        keys_new: None,
         finding: None,
         note: None,
         columns: Vec::new(),
@@ -157,17 +170,29 @@ async fn judge(
         return Ok(verdict);
     }
     let (removed, added) = (verdict.removed.unwrap_or(0), verdict.added.unwrap_or(0));
-    verdict.finding = match may {
-        May::Rows => {
-            let declared = declared.map_or((0, None), |declared| (declared.most_removed, declared.most_changed));
-            rows_finding(rows_before, rows_after, verdict.removed, declared)
-        }
-        _ => strict_finding(rows_before, rows_after, removed, added, change.mode).map(|why| why + &converted),
-    };
+    if may != May::Rows {
+        let strict = strict_finding(rows_before, rows_after, removed, added, change.mode);
+        verdict.finding = strict.map(|why| why + &converted);
+    }
     if verdict.finding.is_none() && columns_changed && verdict.note.is_none() {
         verdict.note = Some("its columns were changed; every row says what it said in those that it had".into());
     }
     Ok(verdict)
+}
+
+/// For tables whose rows may change.
+fn rows(verdict: &mut TableVerdict, change: &Unbound, keys: Result<Moved, String>) {
+    let (Some(before), Some(after)) = (verdict.rows_before, verdict.rows_after) else { return };
+    match keys {
+        Ok(moved) => (verdict.keys_gone, verdict.keys_new) = (Some(moved.gone), Some(moved.new)),
+        Err(why) => {
+            verdict.note.get_or_insert(format!("rows were counted, not told apart: {why}"));
+        }
+    }
+    let declared = change.declared(&verdict.table);
+    let declared = declared.map_or((0, None), |declared| (declared.most_removed, declared.most_changed));
+    let found = rows_finding(before, after, verdict.removed, verdict.keys_gone, declared);
+    verdict.finding = verdict.finding.take().or(found);
 }
 
 /// For tables whose rows must be the same.
@@ -185,20 +210,25 @@ fn strict_finding(before: u64, after: u64, removed: u64, added: u64, mode: Mode)
     (added > 0 && mode != Mode::Online).then(|| format!("{added} rows came that were not there before"))
 }
 
-/// For tables whose rows may change.
+/// `gone`: primary keys that are not there any more. Without them only the counts tell, and another row hides one that is gone.
 fn rows_finding(
     before: u64,
     after: u64,
     removed: Option<u64>,
+    gone: Option<u64>,
     (most_removed, most_changed): (u64, Option<u64>),
 ) -> Option<String> {
-    let fewer = before.saturating_sub(after);
+    let fewer = gone.unwrap_or(before.saturating_sub(after));
     if fewer > most_removed {
-        return Some(format!("there are {fewer} rows fewer, and the change declares {most_removed} at most"));
+        let what = if gone.is_some() { "keys are gone" } else { "rows are fewer" };
+        return Some(format!("{fewer} {what}, and the change declares {most_removed} at most"));
     }
-    let most = most_changed?.saturating_add(most_removed);
-    let removed = removed?;
-    (removed > most).then(|| format!("{removed} rows were changed or removed, and the change declares {most} at most"))
+    // A row that is gone is among those that are not as they were.
+    let (what, changed, most) = match gone {
+        Some(gone) => ("changed", removed?.saturating_sub(gone), most_changed?),
+        None => ("changed or removed", removed?, most_changed?.saturating_add(most_removed)),
+    };
+    (changed > most).then(|| format!("{changed} rows were {what}, and the change declares {most} at most"))
 }
 
 /// Live rows of a table whose columns changed, held against the snapshot's by the columns that it had.
@@ -323,11 +353,18 @@ mod tests {
 
     #[test]
     fn declared_rows_have_bounds() {
-        assert!(rows_finding(10, 10, Some(10), (0, None)).is_none());
-        assert!(rows_finding(10, 9, Some(1), (0, None)).is_some());
-        assert!(rows_finding(10, 9, Some(1), (1, None)).is_none());
-        assert!(rows_finding(10, 10, Some(3), (0, Some(3))).is_none());
-        assert!(rows_finding(10, 10, Some(4), (0, Some(3))).is_some());
-        assert!(rows_finding(10, 10, None, (0, Some(3))).is_none());
+        for gone in [Some(0), None] {
+            assert!(rows_finding(10, 10, Some(10), gone, (0, None)).is_none());
+            assert!(rows_finding(10, 10, Some(3), gone, (0, Some(3))).is_none());
+            assert!(rows_finding(10, 10, Some(4), gone, (0, Some(3))).is_some());
+            assert!(rows_finding(10, 10, None, gone, (0, Some(3))).is_none());
+        }
+        for gone in [Some(1), None] {
+            assert!(rows_finding(10, 9, Some(1), gone, (0, None)).is_some());
+            assert!(rows_finding(10, 9, Some(1), gone, (1, None)).is_none());
+        }
+        // One gone, another come: the keys tell, and it is not one that was changed.
+        assert!(rows_finding(10, 10, Some(1), Some(1), (0, None)).is_some());
+        assert!(rows_finding(10, 10, Some(1), Some(1), (1, Some(0))).is_none());
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::change::Mode;
 use super::comparison::{self, Comparison};
 use super::error::GuardError;
+use super::keys::Keys;
 use super::log::{About, Event, Log, Memory};
 use super::run::{about_with, enter};
 use super::state::{State, Step};
@@ -136,6 +137,7 @@ pub(super) async fn finish(
     if let Err(e) = ended(guard, state, &outcome).await {
         guard.monitor.warn(&format!("the end could not be written into the log: {e}"));
     }
+    Keys::of(&guard.folder, state).forget();
     guard.folder.clear(state)?;
     Ok(outcome)
 }
@@ -193,7 +195,8 @@ async fn compare(guard: &Guard<'_>, state: &State, snapshots: &impl Snapshots) -
         None => None,
     };
     let session = Session::connect(guard.dsn, SessionOptions::default()).await?;
-    let comparison = comparison::compare(&old, &new, change, &session, readers.as_ref()).await?;
+    let keys = Keys::of(&guard.folder, state);
+    let comparison = comparison::compare(&old, &new, change, &keys, &session, readers.as_ref()).await?;
     if comparison.findings().next().is_some() {
         forgotten::hold(guard.repository()?, &id).await?;
     }

@@ -26,6 +26,7 @@ mod error;
 pub mod exclusion;
 mod fence;
 mod finish;
+mod keys;
 pub mod log;
 pub mod policy;
 pub mod preflight;

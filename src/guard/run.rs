@@ -7,6 +7,7 @@ use super::check::{self, Checked, Given};
 use super::commands::{self, Watch};
 use super::error::GuardError;
 use super::finish::{self, Outcome};
+use super::keys::Keys;
 use super::log::{About, Event, Log, Memory};
 use super::preflight::Preflight;
 use super::state::{Paused, State, Step};
@@ -163,6 +164,10 @@ async fn prepare(
     }
     (state.snapshot, state.taken) = (Some(snapshot.id), Some(snapshot.manifest.taken));
     guard.folder.save(state)?;
+    let session = Session::connect(guard.dsn, SessionOptions::default()).await?;
+    let encoding = &snapshot.manifest.server.encoding;
+    Keys::of(&guard.folder, state).keep(&state.canonical.change, &session, encoding).await?;
+    drop(session);
     stop_if_asked(guard)?;
     if let (Mode::Offline, Some(local)) = (mode, state.local.clone()) {
         for commands in preflight.map(|found| found.pause.clone()).unwrap_or_default() {

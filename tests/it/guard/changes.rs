@@ -53,6 +53,8 @@ async fn each_bad_change_is_a_finding() {
         "many",
         "declared",
         "altered",
+        "rekeyed",
+        "replaced",
     ];
     client.batch_execute(&copies(&names)).await.unwrap();
     drop(client);
@@ -75,6 +77,8 @@ async fn each_bad_change_is_a_finding() {
          UPDATE many SET mailbox = 9 WHERE id <= 11;
          ALTER TABLE altered ADD extra int;
          TRUNCATE parts;
+         UPDATE rekeyed SET id = id + 1000 WHERE id <= 4;
+         DELETE FROM replaced WHERE id <= 5; INSERT INTO replaced SELECT id + 1000, mailbox, at, seen, body FROM replaced WHERE id <= 10;
          INSERT INTO declared SELECT id + 1000, mailbox, at, seen, body FROM declared WHERE id < 3;"
             .replace("body = extra WHERE id = 17 RETURNING 1", "seen = NOT seen WHERE id = 17")
             .as_str(),
@@ -86,6 +90,8 @@ async fn each_bad_change_is_a_finding() {
             ("dropped", "\"schema\""),
             ("few", "\"rows\"\nmost_removed = 2"),
             ("many", "\"rows\"\nmost_changed = 10"),
+            ("rekeyed", "\"rows\""),
+            ("replaced", "\"rows\"\nmost_removed = 4"),
         ],
         &["-i", reader.to_str().unwrap()],
     );
@@ -101,11 +107,14 @@ async fn each_bad_change_is_a_finding() {
         ("renamed", "rows were"),
         ("narrowed", "columns of another type now: body: text → character varying(20)"),
         ("dropped", "it is gone, with 600 rows"),
-        ("few", "there are 3 rows fewer, and the change declares 2 at most"),
-        ("many", "11 rows were changed or removed, and the change declares 10 at most"),
+        ("few", "3 keys are gone, and the change declares 2 at most"),
+        ("many", "11 rows were changed, and the change declares 10 at most"),
         ("altered", "its columns were changed, and the change does not declare it"),
         ("parts", "300 of 300 rows are gone"),
         ("declared", "2 rows came that were not there before"),
+        // As many rows as before, and other ones.
+        ("rekeyed", "4 keys are gone, and the change declares 0 at most"),
+        ("replaced", "5 keys are gone, and the change declares 4 at most"),
     ] {
         wanted.insert(format!("public.{table}"), why);
     }
@@ -113,6 +122,12 @@ async fn each_bad_change_is_a_finding() {
     for (table, why) in wanted {
         assert!(found[&table].contains(why), "{table}: {why:?} is not in {:?}", found[&table]);
     }
+    let of = |name: &str| {
+        let mut tables = bad["comparison"]["tables"].as_array().unwrap().iter();
+        tables.find(|table| table["table"] == format!("public.{name}")).unwrap().clone()
+    };
+    let replaced = of("replaced");
+    assert_eq!((&replaced["keys_gone"], &replaced["keys_new"]), (&5.into(), &5.into()), "{replaced}");
     // A reader's identity names the columns.
     let tables = bad["comparison"]["tables"].as_array().unwrap();
     let columns =
@@ -163,8 +178,10 @@ async fn harmless_changes_are_no_finding() {
         "moved",
         "cleaned",
         "kept",
+        "wide",
     ];
     client.batch_execute(&copies(&names)).await.unwrap();
+    client.batch_execute("CREATE TABLE loose AS SELECT * FROM notes").await.unwrap();
     // A table with dead rows, so that VACUUM has something to move.
     client.batch_execute("INSERT INTO packed SELECT id + 1000, mailbox, at, seen, body FROM messages; DELETE FROM packed WHERE id > 1000").await.unwrap();
     drop(client);
@@ -191,7 +208,12 @@ async fn harmless_changes_are_no_finding() {
          CREATE VIEW recent AS SELECT * FROM messages;                       -- 17
          DELETE FROM cleaned WHERE id <= 5;                                  -- 18
          UPDATE kept SET seen = true WHERE id <= 5;                          -- 19
-         CREATE STATISTICS s ON mailbox, seen FROM messages; COMMENT ON TABLE messages IS 'mail'; -- 20",
+         CREATE STATISTICS s ON mailbox, seen FROM messages; COMMENT ON TABLE messages IS 'mail'; -- 20
+         ALTER TABLE wide ALTER id TYPE bigint; UPDATE wide SET seen = true WHERE id <= 5; -- 21, with its keys
+         ALTER TABLE notes REPLICA IDENTITY FULL; ALTER TABLE notes ENABLE ROW LEVEL SECURITY; GRANT SELECT ON notes TO PUBLIC; -- 22
+         ALTER INDEX parts_pkey RENAME TO parts_key; ANALYZE;                -- 23
+         CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER f BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION f(); -- 24
+         UPDATE loose SET b = a WHERE a = 'a1'                               -- 25, without keys",
         &[
             ("added", "\"schema\""),
             ("filled", "\"schema\""),
@@ -201,10 +223,13 @@ async fn harmless_changes_are_no_finding() {
             ("clustered", "\"schema\""),
             ("cleaned", "\"rows\"\nmost_removed = 5\nmost_changed = 0"),
             ("kept", "\"rows\"\nmost_changed = 5"),
+            ("wide", "\"rows\"\nmost_changed = 5"),
+            ("loose", "\"rows\""),
         ],
         &[],
     );
     assert_eq!(findings(&quiet), BTreeMap::new());
+    assert!(quiet.to_string().contains("not told apart: it has no primary key"), "{quiet}");
     // Mail comes and goes on while an online change runs; old mail that is lost is found all the same.
     let client = scene.database.connect_as(&scene.role).await;
     let deliver = tokio::spawn(async move {
