@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::again;
-use super::comparing::{Comparing, Live};
+use super::comparing::{Chosen, Comparing, Live};
 use super::context::Context;
 use super::exit::Exit;
 use super::output::{inert, table};
@@ -24,15 +24,21 @@ impl Gap {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let live = Live::open(context, self.comparing.profile.as_deref(), &self.comparing.renamed).await?;
         let chosen = self.comparing.choose(context, &live, self.snapshot.as_deref()).await?;
-        let comparison = self.comparing.compare(&live, &chosen, Window::default()).await?;
-        context.progress.finish();
-        let report = GapReport::new(&comparison);
-        context.output.json("gap", &report)?;
+        let report = look(context, &self.comparing, &live, &chosen).await?;
         let short = chosen.snapshot.short();
         let command = again::command(context, &["restore", &short], Some(&self.comparing));
         show(context, &report, &short, Some(&command));
         Ok(if report.has_findings() { Exit::Findings } else { Exit::Done })
     }
+}
+
+/// Compares the whole store, and tells the JSON of it.
+pub async fn look(context: &Context, comparing: &Comparing, live: &Live, chosen: &Chosen) -> anyhow::Result<GapReport> {
+    let comparison = comparing.compare(live, chosen, Window::default()).await?;
+    context.progress.finish();
+    let report = GapReport::new(&comparison);
+    context.output.json("gap", &report)?;
+    Ok(report)
 }
 
 /// Lines of the timeline; a longer one is drawn by day.

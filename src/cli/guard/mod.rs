@@ -2,6 +2,7 @@
 
 mod approve;
 mod check;
+mod findings;
 mod log;
 mod policy;
 mod release;

@@ -3,24 +3,18 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use jiff::Timestamp;
 use serde_json::json;
 
-use super::{For, Opened, Place, Saying, Taking};
-use crate::cli::comparing::Comparing;
+use super::{For, Opened, Place, Saying, Taking, findings};
+use crate::cli::comparing::Live;
 use crate::cli::context::Context;
 use crate::cli::exit::Exit;
 use crate::cli::output::{inert, table};
 use crate::cli::snapshot::Take;
-use crate::cli::{again, units};
-use crate::compare::fit;
+use crate::cli::units;
 use crate::guard::change::{Change, May};
 use crate::guard::comparison::TableVerdict;
 use crate::guard::{GuardError, Outcome, run};
-use crate::postgres::catalog;
-use crate::postgres::session::{Session, SessionOptions};
-use crate::postgres::sql;
-use crate::profile::Profile;
 
 /// Run a change: snapshot, applications out, server stopped and fenced, commands, comparison
 ///
@@ -82,7 +76,9 @@ pub fn hangups(context: &Context) -> Option<tokio::task::JoinHandle<()>> {
 
 /// Tells how a change ended, and for each finding what to run.
 pub async fn report(context: &Context, outcome: &Outcome) -> anyhow::Result<Exit> {
-    let commands = commands(context, outcome).await;
+    let live = Live::open(context, None, &[]).await.ok();
+    let (mail, others) = findings::split(outcome, live.as_ref());
+    let commands = findings::commands(context, outcome, live.as_ref(), &mail, &others);
     context.progress.finish();
     let mut value = serde_json::to_value(outcome)?;
     if let Some(object) = value.as_object_mut() {
@@ -126,8 +122,8 @@ pub async fn report(context: &Context, outcome: &Outcome) -> anyhow::Result<Exit
     if same > 0 {
         out.line(format!("{same} tables are the same"));
     }
-    let findings = comparison.findings().count();
-    if findings == 0 {
+    let found = comparison.findings().count();
+    if found == 0 {
         out.line(format!(
             "{} ended after {:.0} s; compared with the snapshot: no finding",
             outcome.id, outcome.seconds
@@ -135,104 +131,19 @@ pub async fn report(context: &Context, outcome: &Outcome) -> anyhow::Result<Exit
         return Ok(Exit::Done);
     }
     out.line("");
-    out.line(format!("{findings} tables are not what they should be. The snapshot of before the change is held. To see and to put back:"));
+    out.line(format!("{found} tables are not what they should be. The snapshot of before the change is held."));
+    if !comparison.with_identity {
+        out.line("Which columns changed, and by mailbox and hour what is lost, only a reader's identity tells (-i FILE): `restante gap` shows it.");
+    } else if let (Some(live), false) = (&live, mail.is_empty()) {
+        out.line("");
+        if let Err(e) = findings::gap(context, outcome, live).await {
+            context.monitor().warn(&format!("what is lost by mailbox and hour cannot be told: {e:#}"));
+        }
+        context.progress.finish();
+    }
+    out.line("To see and to put back:");
     for command in &commands {
         out.line(format!("  {command}"));
     }
-    if !comparison.with_identity {
-        out.line("Which columns changed, and by mailbox and hour what is lost, only a reader's identity tells (-i FILE): `restante gap` shows it.");
-    }
     Ok(Exit::Findings)
-}
-
-/// What to run after findings, ready to be pasted.
-async fn commands(context: &Context, outcome: &Outcome) -> Vec<String> {
-    let (Some(comparison), Some(snapshot)) = (&outcome.comparison, &outcome.snapshot) else { return Vec::new() };
-    let short = snapshot.to_hex()[..12].to_owned();
-    let mut commands = Vec::new();
-    let profile = profile(context).await;
-    let findings: Vec<&TableVerdict> = comparison.findings().collect();
-    // What `restore` puts back: mail with its parts and flags, and what is derived from it. Flags of living mail, which only their own rows
-    // tell of, and tables that nobody described come back beside the live ones.
-    let message = profile.as_ref().map(|profile| profile.qualify(&profile.message.table));
-    let mail_was_hit = findings.iter().any(|table| Some(&table.table) == message.as_ref());
-    let of_mail = |table: &TableVerdict| {
-        profile.as_ref().is_some_and(|profile| {
-            let is = |name: &str| profile.qualify(name) == table.table;
-            let keywords = profile.flags.as_ref().and_then(|flags| flags.keywords.as_ref());
-            let of_flags = keywords.is_some_and(|keywords| is(&keywords.table));
-            let derived = profile.derived.iter().any(|derived| is(&derived.table));
-            (profile.has_role(&table.table) || derived) && (mail_was_hit || !of_flags)
-        })
-    };
-    let (mail, others): (Vec<&TableVerdict>, Vec<&TableVerdict>) =
-        findings.into_iter().partition(|table| of_mail(table));
-    if !mail.is_empty() {
-        commands.extend(mail_commands(context, &short, outcome.taken, &mail, profile.as_ref()));
-    }
-    for table in others {
-        commands.push(rescue(context, &short, &table.table));
-        commands.extend(refill(table));
-    }
-    commands
-}
-
-async fn profile(context: &Context) -> Option<Profile> {
-    let session = Session::connect(&context.dsn().ok()?, SessionOptions::default()).await.ok()?;
-    let catalog = catalog::read(&session).await.ok()?;
-    match context.config.profile.as_deref() {
-        Some(name) => match Profile::builtin(name) {
-            Some(profile) => profile.ok(),
-            None => Profile::parse(name, &std::fs::read_to_string(name).ok()?).ok(),
-        },
-        None => fit::recognise(&session, &catalog).await.ok()?,
-    }
-}
-
-fn mail_commands(
-    context: &Context,
-    short: &str,
-    taken: Option<Timestamp>,
-    tables: &[&TableVerdict],
-    profile: Option<&Profile>,
-) -> Vec<String> {
-    let comparing = |damaged_at| Comparing {
-        profile: context.config.profile.clone(),
-        renamed: Vec::new(),
-        from: None,
-        to: None,
-        damaged_at,
-    };
-    let mut commands = vec![with_identity(context, again::command(context, &["gap", short], Some(&comparing(taken))))];
-    let mut words = vec!["restore".to_owned(), short.to_owned()];
-    let message = profile.map(|profile| profile.qualify(&profile.message.table));
-    for table in tables.iter().filter(|table| Some(&table.table) == message.as_ref()) {
-        for column in &table.columns {
-            words.extend(["--repair-columns".to_owned(), format!("{}.{column}", table.table)]);
-        }
-    }
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    commands.push(with_identity(context, again::command(context, &words, Some(&comparing(taken)))));
-    commands
-}
-
-/// Names an identity where none was given.
-fn with_identity(context: &Context, command: String) -> String {
-    if context.identities().is_empty() { command + " -i IDENTITY" } else { command }
-}
-
-/// A table beside the live one.
-fn rescue(context: &Context, short: &str, table: &str) -> String {
-    let comparing = Comparing { profile: None, renamed: Vec::new(), from: None, to: None, damaged_at: None };
-    let words = ["restore", short, "--table", table, "--schema", "rescue", "--into", "DSN"];
-    with_identity(context, again::command(context, &words, Some(&comparing)))
-}
-
-/// Where rows are gone and none came, the lost ones from there; the key says which are there.
-fn refill(table: &TableVerdict) -> Option<String> {
-    let (schema, name) = table.table.split_once('.')?;
-    let lost_alone = table.removed > Some(0) && table.added == Some(0) && table.note.is_none();
-    let (live, rescued) = (sql::qualified(schema, name), sql::qualified("rescue", name));
-    let insert = format!("INSERT INTO {live} SELECT * FROM {rescued} ON CONFLICT DO NOTHING");
-    lost_alone.then(|| shlex::try_join(["psql", "-d", "DSN", "-c", &insert]).ok()).flatten()
 }
