@@ -128,7 +128,29 @@ async fn expired_approvals_closed_windows_and_other_servers_are_refused() {
     scene.write(&change, &text.replace(&scene.system, "7000000000000000001"));
     let change = scene.approved(change);
     refused(&scene, &change, "this is another server");
-    refused(&scene, &change, "there is no snapshot of database");
+    refused(
+        &scene,
+        &change,
+        &format!(
+            "there is no snapshot of database {} of the server 7000000000000000001; the newest in the repository are of database",
+            scene.database.name()
+        ),
+    );
+    // An approval is for one server and one database; it counts for no other.
+    let change = scene.approved(scene.change(&online("TARGET")));
+    scene.run(0, &["guard", "check", &change]);
+    let text = std::fs::read_to_string(scene.place.path(&change)).unwrap();
+    for (here, other) in [(&*scene.system, "7000000000000000001"), (scene.database.name(), "other")] {
+        scene.write(&change, &text.replace(here, other));
+        refused(
+            &scene,
+            &change,
+            "0 of 2 signatures are there; missing: ada, bob; 2 signatures are over another form of TARGET: since then the change, a script, its target or the policy was changed",
+        );
+        assert!(scene.run(4, &["guard", "run", &change]).contains("over another form"));
+    }
+    scene.write(&change, &text);
+    scene.run(0, &["guard", "check", &change]);
     let tables = "[[table]]\nname = \"public.nope\"\nmay = \"rows\"\n";
     let change = scene.approved(scene.change(&Asked { more: tables, ..online("NOPE") }));
     refused(&scene, &change, "the declared table public.nope does not exist");
