@@ -412,7 +412,7 @@ pub fn binaries() -> PathBuf {
 }
 
 /// PostgreSQL refuses to run as root: then the server is `postgres`, else `nobody`.
-fn server_user() -> Option<(u32, u32)> {
+pub fn server_user() -> Option<(u32, u32)> {
     static USER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *USER.get_or_init(|| {
         use std::os::unix::fs::MetadataExt;

@@ -58,7 +58,12 @@ pub struct Scene {
     pub role: String,
     pub store: String,
     pub system: String,
+    /// On which host the program runs, if not on the server's.
+    pub host: Option<Host>,
 }
+
+/// Makes a command one of another host.
+pub type Host = Box<dyn Fn(&Command) -> Command + Send + Sync>;
 
 /// What a change file says besides what all have.
 pub struct Asked<'a> {
@@ -105,7 +110,7 @@ impl Scene {
         give_all_away(&folder);
         let store = database.dsn_as(&role);
         let system = database.server().ask("SELECT system_identifier FROM pg_control_system()");
-        let scene = Self { place, database, role, store, system };
+        let scene = Self { place, database, role, store, system, host: None };
         scene.policy("").await;
         scene
     }
@@ -205,7 +210,7 @@ impl Scene {
         plain.arg("");
         let mut command = as_server_user(command);
         command.current_dir(self.place.path("")).args(arguments).stdin(Stdio::null());
-        command
+        self.host.as_ref().map(|host| host(&command)).unwrap_or(command)
     }
 
     pub fn output(&self, arguments: &[&str]) -> Output {
