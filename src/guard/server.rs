@@ -219,8 +219,9 @@ impl Local {
         };
         start.stdout(Stdio::null()).stderr(Stdio::null());
         let status = start.status().await.map_err(|e| GuardError::Server(e.to_string()))?;
-        if status.success() {
-            Ok(())
+        // A supervisor that watches again, as after a reboot, may have started it in the same moment.
+        if status.success() || self.is_running() {
+            self.answers().await
         } else {
             Err(GuardError::Server(format!("pg_ctl start failed; {} says why", log.display())))
         }

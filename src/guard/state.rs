@@ -58,8 +58,11 @@ impl Step {
         Self::Ended,
     ];
 
+    const ALL_ARE_THERE: () = assert!(Self::ALL.len() == Self::Ended as usize + 1);
+
     /// The name of its failpoint.
     pub fn failpoint(self) -> &'static str {
+        let () = Self::ALL_ARE_THERE;
         match self {
             Self::Begun => "guard:begun",
             Self::Pausing => "guard:pausing",

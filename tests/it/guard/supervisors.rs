@@ -32,10 +32,10 @@ fn tools() -> &'static Path {
 }
 
 /// A supervisor; it ends with the test, even when that is killed.
-struct Supervisor(Child);
+pub(super) struct Supervisor(Child);
 
 impl Supervisor {
-    fn start(mut command: Command) -> Self {
+    pub(super) fn start(mut command: Command) -> Self {
         let (program, arguments) =
             (command.get_program().to_owned(), command.get_args().map(ToOwned::to_owned).collect::<Vec<_>>());
         let script = r#""$@" <&- & pid=$!; read -r _; kill $pid; wait $pid"#;
@@ -56,11 +56,11 @@ impl Drop for Supervisor {
     }
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < end, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
