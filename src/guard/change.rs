@@ -72,6 +72,18 @@ pub struct Target {
     pub database: String,
 }
 
+/// Where the server is after commands that make another one of it, as `pg_upgrade` does. It listens where the one of before did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct After {
+    pub data: PathBuf,
+    /// Where its `pg_ctl` is.
+    pub programs: PathBuf,
+    /// What it is started with besides, as `-c config_file=…`.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Script {
@@ -98,6 +110,7 @@ struct Document {
     tables: Vec<DeclaredTable>,
     #[serde(default)]
     hand_over: bool,
+    after: Option<After>,
 }
 
 /// A change as its file says, with the scripts that it runs.
@@ -124,6 +137,8 @@ pub struct Unbound {
     pub way_back: String,
     /// The commands start the server themselves, as `pg_upgrade` does: it is stopped, but not fenced.
     pub hand_over: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<After>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +177,14 @@ impl Change {
         }
         if document.hand_over && document.mode != Mode::Offline {
             return Err(wrong("hand_over", "hand_over: only a change in mode offline hands the server over".into()));
+        }
+        if let Some(after) = &document.after
+            && (!document.hand_over || !after.data.is_absolute() || !after.programs.is_absolute())
+        {
+            return Err(wrong(
+                "[after]",
+                "after: goes with hand_over = true, and names data and programs by absolute paths".into(),
+            ));
         }
         if document.target.system_identifier.parse::<u64>().is_err() {
             return Err(wrong(
@@ -253,6 +276,7 @@ impl Change {
             duration_seconds: document.duration.as_secs(),
             way_back: document.way_back,
             hand_over: document.hand_over,
+            after: document.after,
         };
         Ok(Self { path: path.to_owned(), canonical, scripts })
     }

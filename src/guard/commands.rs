@@ -54,6 +54,8 @@ pub fn output_file(folder: &Folder, state: &State) -> PathBuf {
 pub struct Watch<'a> {
     pub run: &'a str,
     pub local: Option<&'a Local>,
+    /// The server that the commands make of it.
+    pub made: Option<&'a Local>,
     /// No fence: the commands start the server themselves.
     pub hand_over: bool,
     pub cancel: &'a CancellationToken,
@@ -63,13 +65,13 @@ impl Watch<'_> {
     /// What is wrong: a server that nobody declared, or a fence that is gone.
     fn breach(&self) -> Option<String> {
         let local = self.local?;
-        let data = local.data.display();
-        if let Some(stranger) = local.strangers(self.run).first() {
-            return Some(format!(
-                "a server (process {}) was started in {data} while the change was under way",
-                stranger.pid
-            ));
+        for local in [Some(local), self.made].into_iter().flatten() {
+            if let Some(stranger) = local.strangers(self.run).first() {
+                let (pid, data) = (stranger.pid, local.data.display());
+                return Some(format!("a server (process {pid}) was started in {data} while the change was under way"));
+            }
         }
+        let data = local.data.display();
         if self.hand_over {
             return None;
         }
@@ -159,6 +161,7 @@ pub async fn environment(
     session: Option<&Session>,
     mode: Mode,
     local: Option<&Local>,
+    made: Option<&Local>,
 ) -> Vec<(String, String)> {
     let mut variables = Vec::new();
     if let Some(session) = session {
@@ -168,6 +171,14 @@ pub async fn environment(
     if let Some(local) = local.filter(|_| mode == Mode::Offline) {
         variables.push(("PGDATA".into(), local.data.display().to_string()));
         variables.push(("PGBIN".into(), local.programs.display().to_string()));
+        if let Some(made) = made {
+            // As `pg_upgrade` reads them.
+            let mut add = |name: &str, path: &Path| variables.push((name.into(), path.display().to_string()));
+            add("PGDATAOLD", &local.data);
+            add("PGBINOLD", &local.programs);
+            add("PGDATANEW", &made.data);
+            add("PGBINNEW", &made.programs);
+        }
     }
     variables
 }

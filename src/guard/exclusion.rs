@@ -26,6 +26,20 @@ pub struct Closed {
     pub lent: Option<String>,
 }
 
+impl Closed {
+    /// What gives it back.
+    pub fn opening(&self) -> Vec<String> {
+        let database = sql::identifier(&self.database);
+        let given = self.taken.iter().map(|taken| {
+            let with = if taken.grantable { " WITH GRANT OPTION" } else { "" };
+            format!("GRANT CONNECT ON DATABASE {database} TO {}{with}", taken.role())
+        });
+        let lent = self.lent.iter();
+        let lent = lent.map(|role| format!("REVOKE CONNECT ON DATABASE {database} FROM {}", sql::identifier(role)));
+        given.chain(lent).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
     /// Absent: PUBLIC.
@@ -159,24 +173,13 @@ pub async fn close(session: &Session, closed: &Closed) -> Result<(), GuardError>
 
 /// Gives back what was taken. May be called again.
 pub async fn open(session: &Session, closed: &Closed) -> Result<(), GuardError> {
-    let database = sql::identifier(&closed.database);
-    for taken in &closed.taken {
-        let with = if taken.grantable { " WITH GRANT OPTION" } else { "" };
-        let grant = format!("GRANT CONNECT ON DATABASE {database} TO {}{with}", taken.role());
-        match session.execute("letting connections in", &grant).await {
+    for sql in closed.opening() {
+        match session.execute("letting connections in", &sql).await {
             // Roles that were dropped meanwhile.
             Err(e) if e.sqlstate() == Some("42704") => {}
             other => other?,
         }
         crate::failpoint::hit("guard:opening:one");
-    }
-    if let Some(role) = &closed.lent {
-        session
-            .execute(
-                "giving back the guard's own way in",
-                &format!("REVOKE CONNECT ON DATABASE {database} FROM {}", sql::identifier(role)),
-            )
-            .await?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::comparison::{self, Comparison};
 use super::error::GuardError;
 use super::keys::Keys;
 use super::log::{About, Event, Log, Memory};
-use super::run::{about_with, enter};
+use super::run::{about_with, enter, succeed};
 use super::state::{State, Step};
 use super::{Guard, Snapshots, exclusion, fence, processes, supervisors};
 use crate::postgres::session::{Session, SessionOptions};
@@ -37,6 +37,8 @@ pub struct Outcome {
 pub struct Release {
     /// What is half done is as it shall be, or was put back by hand.
     pub half_done: bool,
+    /// What the commands made is given up: the server is the one of before. Implies `half_done`.
+    pub went_back: bool,
     /// Go without a comparison that cannot be made.
     pub without_comparison: bool,
     /// End what the commands left running.
@@ -56,23 +58,32 @@ pub async fn release(guard: &Guard<'_>, release: Release, snapshots: &impl Snaps
             state.canonical.change.id, process.pid
         )));
     }
-    if state.step == Step::Commands && !release.half_done && !state.settled {
+    let half_done = release.half_done || release.went_back;
+    if state.step == Step::Commands && !half_done && !state.settled {
         let change = &state.canonical.change;
         let output = super::commands::output_file(&guard.folder, &state);
         return Err(GuardError::HalfDone(format!(
-            "{} of {} commands of {} ended with success, and what the others did nobody knows{}. Look ({} has what they said), then finish by hand or go back ({}); when the data are as they shall be: `restante guard release --half-done`",
+            "{} of {} commands of {} ended with success, and what the others did nobody knows{}. Look ({} has what they said), then finish by hand or go back ({}); when the data are as they shall be: {}",
             state.commands_done,
             change.commands.len(),
             change.id,
             state.failure.as_ref().map(|why| format!(" ({why})")).unwrap_or_default(),
             output.display(),
-            change.way_back
+            change.way_back,
+            state.settle()
         )));
     }
-    state.settled |= release.half_done;
+    if release.went_back {
+        state.succeeded = false;
+    } else if state.step == Step::Commands && !state.settled {
+        succeed(&mut state).await?;
+    }
+    state.settled |= half_done;
     let mut about = about_with(&state);
     about.notes.push(format!("from: {}", state.step));
-    if release.half_done {
+    if release.went_back {
+        about.notes.push("somebody went back to the server of before".into());
+    } else if release.half_done {
         about.notes.push("somebody said that what is half done is as it shall be".into());
     }
     if release.without_comparison {
@@ -91,7 +102,7 @@ pub(super) async fn finish(
     snapshots: &impl Snapshots,
     without_comparison: bool,
 ) -> Result<Outcome, GuardError> {
-    if let Some(local) = state.local.clone().filter(|_| state.canonical.change.mode == Mode::Offline) {
+    if let Some(local) = state.server().filter(|_| state.canonical.change.mode == Mode::Offline) {
         enter(guard, state, Step::Unfencing)?;
         fence::lower(&local.data, &state.run)?;
         crate::failpoint::hit("guard:unfenced");
@@ -111,6 +122,7 @@ pub(super) async fn finish(
             guard.folder.save(state)?;
         }
         local.answers().await?;
+        local.is_behind(&Session::connect(guard.dsn, SessionOptions::default()).await?).await?;
     }
     let mut comparison = None;
     if state.commands_begun && !without_comparison {

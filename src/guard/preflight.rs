@@ -54,6 +54,15 @@ pub async fn look(
             disk(session, change, &local.data, &mut found).await?;
             if change.mode == Mode::Offline {
                 watched(&local, policy, paused, &mut found).await;
+                if let Some(made) = change.after.as_ref().map(|after| local.made(after)) {
+                    let has = |name: &str| made.programs.join(name).is_file();
+                    if made.data == local.data || !has("pg_ctl") || !has("pg_controldata") {
+                        found.reasons.push(format!(
+                            "[after]: data must be another folder than {}, and programs one with pg_ctl and pg_controldata",
+                            local.data.display()
+                        ));
+                    }
+                }
                 other_databases(session, &mut found).await?;
             }
             found.local = Some(local);

@@ -6,10 +6,12 @@ use super::change::{Change, Mode};
 use super::check::{self, Checked, Given};
 use super::commands::{self, Watch};
 use super::error::GuardError;
+use super::exclusion::Closed;
 use super::finish::{self, Outcome};
 use super::keys::Keys;
 use super::log::{About, Event, Log, Memory};
 use super::preflight::Preflight;
+use super::server::Local;
 use super::state::{Paused, State, Step};
 use super::{Guard, Snapshots, certified, exclusion, fence, supervisors};
 use crate::postgres::session::{Session, SessionOptions};
@@ -67,6 +69,7 @@ pub async fn run(
         paused: Vec::new(),
         paused_by_hand: given.paused.clone(),
         local: preflight.as_ref().and_then(|found| found.local.clone()).filter(|_| unbound.mode == Mode::Offline),
+        succeeded: false,
     };
     let mut log = Log::load(guard.repository()?).await?;
     let memory = Memory::of(&guard.folder.path);
@@ -230,21 +233,31 @@ async fn undone(guard: &Guard<'_>, state: &mut State, snapshots: &impl Snapshots
 async fn commands(guard: &Guard<'_>, state: &mut State) -> Result<(), GuardError> {
     let change = state.canonical.change.clone();
     let (local, run) = (state.local.clone(), state.run.clone());
+    let made = local.as_ref().zip(change.after.as_ref()).map(|(local, after)| local.made(after));
     let session = match change.mode {
         Mode::Offline => None,
         _ => Some(Session::connect(guard.dsn, SessionOptions::default()).await?),
     };
-    let environment = commands::environment(guard.dsn, session.as_ref(), change.mode, local.as_ref()).await;
+    let environment =
+        commands::environment(guard.dsn, session.as_ref(), change.mode, local.as_ref(), made.as_ref()).await;
     drop(session);
     let scripts = guard.folder.run_folder(state).join("scripts");
     let output = commands::output_file(&guard.folder, state);
-    let watch = Watch { run: &run, local: local.as_ref(), hand_over: change.hand_over, cancel: &guard.cancel };
+    let watch = Watch {
+        run: &run,
+        local: local.as_ref(),
+        made: made.as_ref(),
+        hand_over: change.hand_over,
+        cancel: &guard.cancel,
+    };
     for (at, command) in change.commands.iter().enumerate() {
         let done = commands::run(at + 1, command, &environment, &scripts, &output, &watch).await;
         if let (Err(GuardError::Breached(_)), Some(local)) = (&done, &local) {
             // The files may be half changed: no server may run on them.
-            if !local.strangers(&run).is_empty() {
-                local.stop_stranger().await;
+            for local in [Some(local), made.as_ref()].into_iter().flatten() {
+                if !local.strangers(&run).is_empty() {
+                    local.stop_stranger().await;
+                }
             }
             if !change.hand_over
                 && let Err(e) = fence::raise(&local.data, &run, &note(state))
@@ -257,11 +270,28 @@ async fn commands(guard: &Guard<'_>, state: &mut State) -> Result<(), GuardError
         guard.folder.save(state)?;
         crate::failpoint::hit("guard:command:done");
     }
-    if let Some(local) = local.filter(|_| change.hand_over) {
+    if change.hand_over {
         // What the commands started they must have stopped.
-        if local.is_running() {
+        if [local, made].iter().flatten().any(Local::is_running) {
             return Err(GuardError::Server("the commands left a server running; stop it in order, then go on with `restante guard release --half-done`".into()));
         }
+        succeed(state).await?;
     }
     enter(guard, state, Step::Done)
+}
+
+/// From now on the server is the one that the commands made, if they made one. That of before stays fenced: whoever starts it, as a supervisor
+/// that was not told, would have users write into the past.
+pub(super) async fn succeed(state: &mut State) -> Result<(), GuardError> {
+    let Some((local, after)) = state.local.as_ref().zip(state.canonical.change.after.as_ref()) else { return Ok(()) };
+    local.made(after).prove_down().await?;
+    let opening: Vec<String> = state.closed.iter().flat_map(Closed::opening).map(|sql| sql + ";\n").collect();
+    let (data, opening) = (after.data.display(), opening.concat());
+    let note = format!(
+        "{}\nThe server is in {data} now. To go back to this one: stop that one, remove this directory, start this one, and give back what was taken here:\n{opening}",
+        note(state)
+    );
+    fence::raise(&local.data, &state.run, &note)?;
+    state.succeeded = true;
+    Ok(())
 }

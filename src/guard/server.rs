@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
+use super::change::After;
 use super::error::GuardError;
 use super::processes::{self, Process};
 use crate::postgres::session::Session;
@@ -81,6 +82,17 @@ impl Local {
             ));
         }
         Ok(local)
+    }
+
+    /// The server that the commands of a change make of this one.
+    pub fn made(&self, after: &After) -> Self {
+        Self {
+            data: after.data.canonicalize().unwrap_or_else(|_| after.data.clone()),
+            programs: after.programs.clone(),
+            arguments: after.arguments.clone(),
+            postmaster: 0,
+            ..self.clone()
+        }
     }
 
     pub fn postmaster(&self) -> Option<Process> {
@@ -225,6 +237,19 @@ impl Local {
         } else {
             Err(GuardError::Server(format!("pg_ctl start failed; {} says why", log.display())))
         }
+    }
+
+    /// An error where another server answers at its address.
+    pub async fn is_behind(&self, session: &Session) -> Result<(), GuardError> {
+        let (here, there) = (self.control().await?.system_identifier, session.facts().await?.system_identifier);
+        if there.as_ref() == Some(&here) {
+            return Ok(());
+        }
+        let there = there.unwrap_or_else(|| "unknown".into());
+        let data = self.data.display();
+        Err(GuardError::Server(format!(
+            "another one answers (system identifier {there}) than that of {data} ({here}): it must listen where the one of before did"
+        )))
     }
 
     /// Waits until it answers.

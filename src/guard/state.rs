@@ -137,6 +137,26 @@ pub struct State {
     /// Supervisors that somebody says he paused himself.
     pub paused_by_hand: Vec<String>,
     pub local: Option<Local>,
+    /// The server is the one that the commands made: [`super::change::After`].
+    #[serde(default)]
+    pub succeeded: bool,
+}
+
+impl State {
+    /// What somebody runs who has settled what is half done.
+    pub fn settle(&self) -> &'static str {
+        match self.canonical.change.after {
+            None => "`restante guard release --half-done`",
+            Some(_) => "`restante guard release --half-done`, or `--went-back` to the server of before",
+        }
+    }
+
+    /// The server of an offline change: the one of before, or the one that the commands made of it.
+    pub fn server(&self) -> Option<Local> {
+        let local = self.local.as_ref()?;
+        let after = self.canonical.change.after.as_ref().filter(|_| self.succeeded);
+        Some(after.map_or_else(|| local.clone(), |after| local.made(after)))
+    }
 }
 
 /// The folder of the guard: state, logs of commands, copies of scripts. One change at a time.

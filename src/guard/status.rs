@@ -42,7 +42,7 @@ pub fn look(folder: &Folder) -> Result<Option<Status>, GuardError> {
     let busy = folder.is_busy();
     let running: Vec<i32> = processes::marked(&state.run).into_iter().map(|process| process.pid).collect();
     let (mut server_running, mut fenced) = (None, None);
-    if let Some(local) = &state.local {
+    if let Some(local) = state.server() {
         server_running = Some(local.is_running());
         fenced = Some(matches!(fence::look(&local.data)?, Standing::Of(run) if run == state.run));
     }
@@ -80,8 +80,9 @@ fn next(state: &State, busy: bool, running: bool, half_done: bool) -> String {
     }
     if half_done {
         return format!(
-            "data may be in between: finish by hand or go back ({}), then `restante guard release --half-done`",
-            state.canonical.change.way_back
+            "data may be in between: finish by hand or go back ({}), then {}",
+            state.canonical.change.way_back,
+            state.settle()
         );
     }
     "`restante guard release`".into()

@@ -17,6 +17,9 @@ pub struct Release {
     /// The data are as they shall be: you finished the change by hand, or went back
     #[arg(long)]
     half_done: bool,
+    /// You went back, and the server is the one of before: where a change says with [after] that its commands make another one
+    #[arg(long, conflicts_with = "half_done")]
+    went_back: bool,
     /// Let applications in though the comparison cannot be made
     #[arg(long)]
     without_comparison: bool,
@@ -37,6 +40,7 @@ impl Release {
         let _hangup = run::hangups(context);
         let release = guard::Release {
             half_done: self.half_done,
+            went_back: self.went_back,
             without_comparison: self.without_comparison,
             end_commands: self.end_commands,
         };

@@ -51,8 +51,12 @@ pub fn steps(change: &Unbound, found: Option<&Preflight>) -> Vec<String> {
             shlex::try_join(command.iter().map(String::as_str)).unwrap_or_else(|_| command.join(" "))
         ));
     }
-    if change.mode == Mode::Offline {
-        step("fence away, start the server, resume supervisors".into());
+    match &change.after {
+        _ if change.mode != Mode::Offline => {}
+        None => step("fence away, start the server, resume supervisors".into()),
+        Some(after) => {
+            step(format!("fence the server of before, start the one in {}, resume supervisors", after.data.display()))
+        }
     }
     let declared = |may: May| -> Vec<&str> {
         change.tables.iter().filter(|table| table.may == may).map(|table| table.name.as_str()).collect()

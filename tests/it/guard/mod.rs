@@ -7,3 +7,4 @@ mod refusals;
 mod repairs;
 mod scene;
 mod supervisors;
+mod upgrade;
