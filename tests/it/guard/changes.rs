@@ -38,7 +38,6 @@ fn copies(names: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_bad_change_is_a_finding() {
     let scene = Scene::new(&TestServer::shared()).await;
-    scene.policy("signatures = 1").await;
     let client = scene.database.connect_as(&scene.role).await;
     let names = [
         "emptied",
@@ -163,7 +162,6 @@ async fn each_bad_change_is_a_finding() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn harmless_changes_are_no_finding() {
     let scene = Scene::new(&TestServer::shared()).await;
-    scene.policy("signatures = 1").await;
     let client = scene.database.connect_as(&scene.role).await;
     let names = [
         "packed",
@@ -263,7 +261,6 @@ async fn harmless_changes_are_no_finding() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_fails_in_the_middle_keeps_applications_out_until_somebody_decides() {
     let scene = Scene::new(&TestServer::shared()).await;
-    scene.policy("signatures = 1").await;
     let application = crate::server::connect(&scene.database.dsn_as(&scene.application())).await;
     let sql = "DELETE FROM messages WHERE id < 10; SELECT 1/0;";
     let change = scene.sql("HALF", "exclusive", sql, "[[table]]\nname = \"public.messages\"\nmay = \"schema\"\n");
@@ -297,7 +294,6 @@ async fn a_change_that_fails_in_the_middle_keeps_applications_out_until_somebody
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn applications_stay_out_until_the_comparison_is_made_or_somebody_goes_without() {
     let scene = Scene::new(&TestServer::shared()).await;
-    scene.policy("signatures = 1").await;
     let (here, away) = (scene.place.path("repository"), scene.place.path("away"));
     for (id, without) in [("AWAY-1", false), ("AWAY-2", true)] {
         let commands = format!("[[\"mv\", \"{}\", \"{}\"]]", here.display(), away.display());
@@ -329,7 +325,6 @@ async fn applications_stay_out_until_the_comparison_is_made_or_somebody_goes_wit
 async fn a_server_that_is_handed_over_may_be_started_by_the_commands_alone() {
     let server = server();
     let scene = Scene::new(&server).await;
-    scene.policy("signatures = 1").await;
     let (name, port) = (scene.database.name(), server.port());
     let socket = server.socket_directory().display().to_string();
     let work = format!(
@@ -353,7 +348,7 @@ async fn a_server_that_is_handed_over_may_be_started_by_the_commands_alone() {
     scene.approve(&change, &["ada"]);
     let guard = scene.spawn(&["guard", "run", &change, "--jobs", "1"]);
     while scene.status()["commands_running"].as_array().is_none_or(Vec::is_empty) {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
     scene.pg_ctl(&["-w", "-t", "10", "start"]);
     let output = guard.wait_with_output().unwrap();

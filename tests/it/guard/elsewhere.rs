@@ -105,7 +105,6 @@ async fn online_and_exclusive_work_from_another_host_on_a_managed_server_and_off
     scene.store = scene.store.replace(&server.socket_directory().display().to_string(), SERVER);
     let (of_guard, of_server) = (hosts.guard.id(), server.clone());
     scene.host = Some(Box::new(move |command| elsewhere(of_guard, &of_server, command)));
-    scene.policy("signatures = 1").await;
     let role = &scene.role;
     let is = server.ask(&format!("SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication, pg_has_role(oid, 'pg_read_server_files', 'member') FROM pg_roles WHERE rolname = '{role}'"));
     assert_eq!(is, "f|f|f|f|f");

@@ -210,20 +210,18 @@ async fn a_kill_at_every_step_of_an_exclusive_change_lets_applications_in_again(
 async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decides() {
     let server = server();
     let scene = Scene::new(&server).await;
-    scene.policy("signatures = 1").await;
     let asked =
         Asked { id: "LONG", mode: "offline", commands: "[[\"sh\", \"-c\", \"sleep 321 & sleep 322\"]]", more: "" };
-    let approved = |change: String| {
-        scene.approve(&change, &["ada"]);
-        change
-    };
-    let change = approved(scene.change(&asked));
+    let change = scene.approved(scene.change(&asked));
     for (signal, id) in [("INT", "LONG"), ("TERM", "LONG-2"), ("HUP", "LONG-3")] {
-        let change =
-            if id == "LONG" { change.clone() } else { approved(scene.change(&Asked { id, ..asked_like(&asked) })) };
+        let change = if id == "LONG" {
+            change.clone()
+        } else {
+            scene.approved(scene.change(&Asked { id, ..asked_like(&asked) }))
+        };
         let guard = scene.spawn(&["guard", "run", &change, "--jobs", "1"]);
         while scene.status()["commands_running"].as_array().is_none_or(|running| running.len() < 2) {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(100));
         }
         let pid = guard.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
@@ -245,7 +243,7 @@ async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decid
         assert!(scene.is_running() && scene.is_open().await);
     }
     // Before the first command everything is put back.
-    let change = approved(scene.change(&Asked { id: "EARLY", ..asked_like(&asked) }));
+    let change = scene.approved(scene.change(&Asked { id: "EARLY", ..asked_like(&asked) }));
     let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
     let output = Stdio::piped;
     let guard = command.env("RESTANTE_STORAGE_DELAY", "40").stdout(output()).stderr(output()).spawn().unwrap();
@@ -259,7 +257,7 @@ async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decid
     assert!(scene.is_running() && scene.is_open().await);
     scene.run(0, &["guard", "check", &change]);
     // A guard that is killed leaves its command behind: nothing goes on before that has ended.
-    let change = approved(scene.change(&Asked { id: "LONG-4", ..asked_like(&asked) }));
+    let change = scene.approved(scene.change(&Asked { id: "LONG-4", ..asked_like(&asked) }));
     let mut command = scene.command(&["guard", "run", &change, "--jobs", "1"]);
     let output = command.env("RESTANTE_FAILPOINT", "guard:command:running:1").output().unwrap();
     assert_eq!(output.status.code(), None);

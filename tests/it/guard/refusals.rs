@@ -27,6 +27,7 @@ fn age(scene: &Scene, prefix: &str, by: Duration) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn approvals_are_over_exactly_this_change() {
     let scene = Scene::new(&TestServer::shared()).await;
+    scene.policy("signatures = 2").await;
     scene.run(0, &["snapshot"]);
     let change = scene.sql("CHG-1", "online", "SELECT 1", "");
     refused(&scene, &change, "0 of 2 signatures are there; missing: ada, bob");
@@ -58,7 +59,7 @@ async fn approvals_are_over_exactly_this_change() {
     scene.approve(&change, &SIGNERS);
     scene.run(0, &["guard", "check", &change]);
     // Another policy voids them.
-    scene.policy("longest_approval = \"20d\"").await;
+    scene.policy("signatures = 2\nlongest_approval = \"20d\"").await;
     refused(&scene, &change, "signatures are over another form of CHG-1");
     // With ssh-keygen called by the program.
     for name in SIGNERS {
@@ -148,7 +149,7 @@ async fn expired_approvals_closed_windows_and_other_servers_are_refused() {
         refused(
             &scene,
             &change,
-            "0 of 2 signatures are there; missing: ada, bob; 2 signatures are over another form of TARGET: since then the change, a script, its target or the policy was changed",
+            "0 of 1 signatures are there; missing: ada, bob; 1 signatures are over another form of TARGET: since then the change, a script, its target or the policy was changed",
         );
         assert!(scene.run(4, &["guard", "run", &change]).contains("over another form"));
     }
@@ -176,7 +177,7 @@ async fn expired_approvals_closed_windows_and_other_servers_are_refused() {
     assert!(scene.run(0, &glass).contains("BREAK GLASS"));
     scene.run(0, &["guard", "run", &change, "--break-glass", "mail is down", "--jobs", "1"]);
     let log = scene.run(0, &["guard", "log", "GLASS"]);
-    assert!(log.contains("BREAK GLASS: 0 of 2 signatures") && log.contains("waived: mail is down"), "{log}");
+    assert!(log.contains("BREAK GLASS: 0 of 1 signatures") && log.contains("waived: mail is down"), "{log}");
     // Never the snapshot.
     let change = scene.change(&online("GLASS-2"));
     age(&scene, "packs/", Duration::from_secs(40 * 86_400));
@@ -189,6 +190,7 @@ async fn expired_approvals_closed_windows_and_other_servers_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_is_put_in_force_by_those_who_may() {
     let scene = Scene::empty(&TestServer::shared()).await;
+    scene.policy("signatures = 2").await;
     scene.write(
         "mine.toml",
         &format!("allowed_signers = [\"eve {}\"]\nsnapshot_age = \"1h\"\nhash_age = \"1d\"\n", scene.public_key("eve")),

@@ -78,7 +78,6 @@ async fn a_real_upgrade_to_another_major_version_is_compared_with_the_server_of_
     }
     let old = server.version_num() / 10_000;
     let scene = Scene::new(&server).await;
-    scene.policy("signatures = 1").await;
     let data = scene.place.path("new");
     let upgrade = Upgrade { scene, programs: new_binaries(), data };
     let scene = &upgrade.scene;
