@@ -445,7 +445,7 @@ pub fn as_server_user(mut command: Command) -> Command {
 }
 
 /// A port that is free, below those that the kernel gives to connections and to whoever binds to port 0: one of these may be taken before the server has it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut tries = (0..10_000).map(|_| {
         let number = u64::from(std::process::id()) * 131 + NEXT.fetch_add(1, Ordering::Relaxed);

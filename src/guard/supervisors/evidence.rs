@@ -14,6 +14,8 @@ pub struct Evidence {
     pub is_first: bool,
     pub environment: Vec<String>,
     pub cgroup: String,
+    /// Names of what lies in the data directory.
+    pub files: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,9 @@ const VARIABLES: &[(&str, &str)] = &[
     ("ECS_CONTAINER_METADATA_URI", "container"),
 ];
 
+/// What supervisors leave in the data directory. A postmaster that Patroni starts has init for a parent and nothing in its environment.
+const FILES: &[(&str, &str)] = &[("patroni.dynamic.json", "patroni")];
+
 impl Evidence {
     pub fn of(postmaster: &Process) -> Self {
         let mut parent = postmaster.parent();
@@ -83,6 +88,9 @@ impl Evidence {
             parent: parent.map(|process| (process.name.clone(), process.arguments().join(" "))),
             environment: postmaster.environment(),
             cgroup: postmaster.cgroup(),
+            files: postmaster.folder().and_then(|data| std::fs::read_dir(data).ok()).map_or_else(Vec::new, |data| {
+                data.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+            }),
         }
     }
 
@@ -116,6 +124,11 @@ impl Evidence {
         for (variable, supervisor) in VARIABLES {
             if self.environment.iter().any(|line| line.starts_with(variable)) {
                 add(supervisor, format!("{} is in its environment", variable.trim_end_matches(['=', '_'])));
+            }
+        }
+        for (file, supervisor) in FILES {
+            if self.files.iter().any(|name| name == file) {
+                add(supervisor, format!("{file} lies in the data directory"));
             }
         }
         for line in self.cgroup.lines() {
@@ -173,6 +186,8 @@ mod tests {
         assert_eq!(names(&environment("PATRONI_NAME=pg1")), ["patroni"]);
         assert_eq!(names(&environment("OCF_RESOURCE_INSTANCE=pgsql")), ["pacemaker"]);
         assert_eq!(names(&environment("KUBERNETES_SERVICE_HOST=10.0.0.1")), ["kubernetes"]);
+        let files = vec!["patroni.dynamic.json".into()];
+        assert_eq!(names(&Evidence { files, ..Evidence::default() }), ["patroni"]);
         let cgroup = |line: &str| Evidence { cgroup: line.into(), ..Evidence::default() };
         assert_eq!(
             names(&cgroup("0::/system.slice/system-postgresql.slice/postgresql@15-main.service\n")),
@@ -190,6 +205,7 @@ mod tests {
             environment: vec!["HOME=/root".into(), "INVOCATION_ID=1".into()],
             cgroup: "0::/user.slice/user-0.slice/user@0.service/app.slice\n0::/\n".into(),
             is_first: false,
+            files: vec!["PG_VERSION".into(), "postgresql.base.conf".into()],
         };
         assert_eq!(names(&by_hand), Vec::<&str>::new());
         assert_eq!(names(&Evidence { is_first: true, ..Evidence::default() }), ["container"]);

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::scene::{Asked, Scene, server};
-use crate::server::{as_server_user, binaries, connect, give_away};
+use crate::server::{as_server_user, binaries, connect, free_port, give_away};
 use crate::snapshot::support::text;
 
 /// What `scripts/install-test-tools` unpacked, where the server's account may run it.
@@ -18,13 +18,15 @@ fn tools() -> &'static Path {
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
         let tools = target.join("tools/supervisors");
-        assert!(tools.join("usr/bin/monit").is_file(), "monit is missing: scripts/install-test-tools");
+        assert!(tools.join("installed").is_file(), "monit and others are missing: scripts/install-test-tools");
         let runs = as_server_user(Command::new(tools.join("usr/bin/monit"))).arg("-V").stdout(Stdio::null()).status();
         if runs.is_ok_and(|status| status.success()) {
             return tools;
         }
         let copy = super::scene::for_everybody(&tools);
-        if !copy.is_dir() {
+        let installed = |folder: &Path| std::fs::read_to_string(folder.join("installed")).ok();
+        if installed(&copy) != installed(&tools) {
+            let _ = std::fs::remove_dir_all(&copy);
             assert!(Command::new("cp").arg("-a").arg(tools).arg(&copy).status().unwrap().success());
         }
         copy
@@ -38,7 +40,7 @@ impl Supervisor {
     pub(super) fn start(mut command: Command) -> Self {
         let (program, arguments) =
             (command.get_program().to_owned(), command.get_args().map(ToOwned::to_owned).collect::<Vec<_>>());
-        let script = r#""$@" <&- & pid=$!; read -r _; kill $pid; wait $pid"#;
+        let script = r#""$@" </dev/null & pid=$!; read -r _; kill $pid; wait $pid"#;
         let mut shell = as_server_user(Command::new("sh"));
         for (name, value) in command.get_envs() {
             value.map(|value| shell.env(name, value));
@@ -393,4 +395,62 @@ async fn runit_is_found_and_refused_until_somebody_paused_it() {
     assert!(once.args(["once", service]).stdout(Stdio::null()).status().unwrap().success());
     scene.run(0, &["guard", "run", &change, "--jobs", "1", "--supervisor-paused", "runit"]);
     assert!(scene.run(0, &["guard", "log", "R-3"]).contains("runit is said to be paused by hand"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn patroni_is_found_by_what_it_leaves_and_paused_with_the_commands_of_the_policy() {
+    let server = server();
+    let scene = Scene::new(&server).await;
+    server.stop();
+    let folder = scene.place.path("");
+    let (port, api, raft, bin) = (server.port(), free_port(), free_port(), binaries());
+    let (data, sockets) = (scene.data(), server.socket_directory());
+    let (folder, data, sockets, bin) = (folder.display(), data.display(), sockets.display(), bin.display());
+    scene.write(
+        "patroni.yml",
+        &format!(
+            "scope: pg\nname: one\nlog: {{dir: '{folder}'}}\nrestapi: {{listen: '127.0.0.1:{api}', connect_address: '127.0.0.1:{api}'}}\n\
+             raft: {{data_dir: '{folder}/raft', self_addr: '127.0.0.1:{raft}'}}\n\
+             bootstrap: {{dcs: {{ttl: 20, loop_wait: 1, retry_timeout: 3}}}}\n\
+             postgresql:\n  listen: '127.0.0.1:{port}'\n  connect_address: '127.0.0.1:{port}'\n  data_dir: '{data}'\n  bin_dir: '{bin}'\n\
+             \x20 use_unix_socket: true\n  parameters: {{unix_socket_directories: '{sockets}'}}\n\
+             \x20 authentication: {{superuser: {{username: postgres}}, replication: {{username: postgres}}, rewind: {{username: postgres}}}}\n"
+        ),
+    );
+    let python = tools().join("python");
+    let mut command = Command::new("python3");
+    command.arg(python.join("bin/patroni")).arg(scene.place.path("patroni.yml")).env("PYTHONPATH", &python);
+    command.env("HOME", scene.place.path(""));
+    let _patroni = Supervisor::start(command);
+    let leads = || scene.answers() && server.ask("SELECT pg_is_in_recovery()") == "f";
+    until("Patroni starts the server", leads);
+    stop_does_not_last(&scene);
+    until("Patroni leads again", leads);
+
+    let change =
+        scene.approved(scene.change(&Asked { id: "P-1", mode: "offline", commands: "[[\"true\"]]", more: "" }));
+    let said = scene.run(4, &["guard", "check", &change]);
+    assert!(said.contains("patroni would start the server again (patroni.dynamic.json lies in the data"), "{said}");
+    let ctl = python.join("bin/patronictl").display().to_string();
+    let call = |words: &[&str]| {
+        let path = format!("PYTHONPATH={}", python.display());
+        let conf = format!("{folder}/patroni.yml");
+        serde_json::to_string(&[&["env", &path, "python3", &ctl, "-c", &conf], words].concat()).unwrap()
+    };
+    let policy = format!(
+        "[[supervisor]]\nname = \"patroni\"\npause = {}\nstatus = {}\nstatus_says = \"Maintenance mode: on\"\nresume = {}\n",
+        call(&["pause", "--wait", "pg"]),
+        call(&["list", "pg"]),
+        call(&["resume", "--wait", "pg"])
+    );
+    scene.policy(&policy).await;
+    let change = scene.approved(scene.change(&Asked {
+        id: "P-2",
+        mode: "offline",
+        commands: "[[\"sh\", \"-c\", \"sleep 2.5; test -d \\\"$PGDATA/postmaster.pid\\\"\"]]",
+        more: "",
+    }));
+    scene.run(0, &["guard", "run", &change, "--jobs", "1"]);
+    assert!(scene.is_running() && scene.is_open().await);
+    stop_does_not_last(&scene);
 }
