@@ -46,7 +46,7 @@ impl Upgrade {
         change
     }
 
-    fn new(&self, words: &[&str]) -> bool {
+    fn pg_ctl(&self, words: &[&str]) -> bool {
         let mut call = as_server_user(Command::new(self.programs.join("pg_ctl")));
         call.arg("-D").arg(&self.data).args(["-l", "/dev/null", "-w", "-m", "fast"]).args(words);
         call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
@@ -58,14 +58,14 @@ impl Upgrade {
 
     /// The way back begins with the new server.
     fn remove(&self) {
-        self.new(&["stop"]);
+        self.pg_ctl(&["stop"]);
         std::fs::remove_dir_all(&self.data).unwrap();
     }
 }
 
 impl Drop for Upgrade {
     fn drop(&mut self) {
-        self.new(&["stop"]);
+        self.pg_ctl(&["stop"]);
     }
 }
 
@@ -92,12 +92,12 @@ async fn a_real_upgrade_to_another_major_version_is_compared_with_the_server_of_
         folder.map(|entry| entry.path().join("scripts/made")).any(|made| made.exists())
     };
     until("the upgrade is done", within);
-    assert!(upgrade.new(&["start"]));
+    assert!(upgrade.pg_ctl(&["start"]));
     let output = guard.wait_with_output().unwrap();
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("was started in {}", upgrade.data.display())), "{said}");
-    assert!(!upgrade.new(&["status"]), "it was stopped");
+    assert!(!upgrade.pg_ctl(&["status"]), "it was stopped");
     assert!(scene.run(4, &["guard", "release"]).contains("or `--went-back` to the server of before"));
     upgrade.remove();
     let said = scene.run(1, &["guard", "release", "--half-done"]);
