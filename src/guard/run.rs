@@ -204,16 +204,17 @@ fn stop_if_asked(guard: &Guard<'_>) -> Result<(), GuardError> {
 
 /// For whoever wonders why the server does not start.
 fn note(state: &State) -> String {
-    let change = &state.canonical.change;
-    format!(
+    of_change(
+        state,
         "This PostgreSQL server is stopped for a change to its files. Starting it now would damage it.\n\
-         Do not remove this directory: ask whoever runs the change, or see `restante guard status` and `restante guard release`.\n\
-         change: {} {}\nsince: {}\nexpected minutes: {}",
-        change.id,
-        change.title,
-        state.begun,
-        change.duration_seconds / 60
+         Do not remove this directory: ask whoever runs the change, or see `restante guard status` and `restante guard release`.\n",
     )
+}
+
+fn of_change(state: &State, note: &str) -> String {
+    let change = &state.canonical.change;
+    let (id, title, since, minutes) = (&change.id, &change.title, state.begun, change.duration_seconds / 60);
+    format!("{note}change: {id} {title}\nsince: {since}\nexpected minutes: {minutes}")
 }
 
 /// Nothing was run: everything is put back as it was, and the error that stopped it is told, with one that stopped this.
@@ -287,9 +288,12 @@ pub(super) async fn succeed(state: &mut State) -> Result<(), GuardError> {
     local.made(after).prove_down().await?;
     let opening: Vec<String> = state.closed.iter().flat_map(Closed::opening).map(|sql| sql + ";\n").collect();
     let (data, opening) = (after.data.display(), opening.concat());
-    let note = format!(
-        "{}\nThe server is in {data} now. To go back to this one: stop that one, remove this directory, start this one, and give back what was taken here:\n{opening}",
-        note(state)
+    let note = of_change(
+        state,
+        &format!(
+            "The server in {data} took the place of this one, in which users would write into the past.\n\
+             To go back: stop that one, remove this directory, start this one, and give back what was taken here:\n{opening}"
+        ),
     );
     fence::raise(&local.data, &state.run, &note)?;
     state.succeeded = true;

@@ -114,7 +114,9 @@ impl Evidence {
             let words: Vec<&str> = line.split_whitespace().take(3).collect();
             for (word, supervisor) in COMMAND_LINES {
                 let fits = |found: &&&str| {
-                    Path::new(found).file_name().is_some_and(|file| file == *word) || found.ends_with(word)
+                    // A name is a whole one; a path may begin anywhere.
+                    Path::new(found).file_name().is_some_and(|file| file == *word)
+                        || word.starts_with('/') && found.ends_with(word)
                 };
                 if let Some(found) = words.iter().find(fits) {
                     add(supervisor, format!("its parent runs {found}"));
@@ -208,6 +210,7 @@ mod tests {
             files: vec!["PG_VERSION".into(), "postgresql.base.conf".into()],
         };
         assert_eq!(names(&by_hand), Vec::<&str>::new());
+        assert_eq!(names(&parent("sh", "start --after supervisors::patroni")), Vec::<&str>::new());
         assert_eq!(names(&Evidence { is_first: true, ..Evidence::default() }), ["container"]);
     }
 }

@@ -12,6 +12,7 @@ use tokio::process::Command;
 
 use super::error::GuardError;
 use super::policy::SupervisorCommands;
+use super::processes::Process;
 use super::server::Local;
 use evidence::{Evidence, Sign};
 
@@ -51,6 +52,8 @@ pub async fn find(local: &Local, known: &[SupervisorCommands]) -> Vec<Found> {
                 );
             }
             Ok(None) => {}
+            // Somebody asked monit something: that was no daemon.
+            Err(_) if Process::of(daemon.process.pid).is_none_or(|process| process.is_zombie()) => {}
             Err(why) => add(
                 "monit".into(),
                 format!("monit runs (process {}), and what it watches cannot be told: {why}", daemon.process.pid),
