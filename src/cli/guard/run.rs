@@ -76,7 +76,8 @@ pub fn hangups(context: &Context) -> Option<tokio::task::JoinHandle<()>> {
 
 /// Tells how a change ended, and for each finding what to run.
 pub async fn report(context: &Context, outcome: &Outcome) -> anyhow::Result<Exit> {
-    let live = Live::open(context, None, &[]).await.ok();
+    let has_findings = outcome.comparison.as_ref().is_some_and(|comparison| comparison.findings().next().is_some());
+    let live = if has_findings { Live::open(context, None, &[]).await.ok() } else { None };
     let (mail, others) = findings::split(outcome, live.as_ref());
     let commands = findings::commands(context, outcome, live.as_ref(), &mail, &others);
     context.progress.finish();

@@ -10,7 +10,7 @@ use restante::guard::state::Step;
 
 use super::scene::{Asked, Scene, server};
 use super::supervisors::{Supervisor, until};
-use crate::server::binaries;
+use crate::server::{TestServer, binaries};
 use crate::snapshot::support::text;
 
 /// What must hold after a kill, whatever was being done.
@@ -209,7 +209,7 @@ async fn a_kill_at_every_step_of_an_exclusive_change_lets_applications_in_again(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decides() {
     let server = server();
-    let scene = Scene::new(&server).await;
+    let mut scene = Scene::new(&server).await;
     let asked =
         Asked { id: "LONG", mode: "offline", commands: "[[\"sh\", \"-c\", \"sleep 321 & sleep 322\"]]", more: "" };
     let change = scene.approved(scene.change(&asked));
@@ -263,7 +263,13 @@ async fn ctrl_c_ends_the_command_and_leaves_the_server_down_until_somebody_decid
     assert_eq!(output.status.code(), None);
     assert!(scene.run(3, &["guard", "status"]).contains("its command still runs without a guard"));
     assert!(scene.run(4, &["guard", "release", "--half-done"]).contains("still runs"));
-    scene.run(0, &["guard", "release", "--half-done", "--end-commands", "--jobs", "1"]);
+    // Nor with another server, whatever answers where it is looked for.
+    let other = Scene::empty(&TestServer::shared()).await;
+    let store = std::mem::replace(&mut scene.store, other.store.clone());
+    let said = scene.run(1, &["guard", "release", "--half-done", "--end-commands", "--jobs", "1"]);
+    assert!(said.contains("the server: another one answers"), "{said}");
+    scene.store = store;
+    scene.run(0, &["guard", "release", "--half-done", "--jobs", "1"]);
     assert!(scene.is_running());
 }
 
