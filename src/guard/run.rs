@@ -253,17 +253,17 @@ async fn commands(guard: &Guard<'_>, state: &mut State) -> Result<(), GuardError
     };
     for (at, command) in change.commands.iter().enumerate() {
         let done = commands::run(at + 1, command, &environment, &scripts, &output, &watch).await;
-        if let (Err(GuardError::Breached(_)), Some(local)) = (&done, &local) {
-            // The files may be half changed: no server may run on them.
-            for local in [Some(local), made.as_ref()].into_iter().flatten() {
+        if done.is_err() {
+            // The files may be half changed: no server may run on them, and one that was handed over is fenced now.
+            for local in [&local, &made].into_iter().flatten() {
                 if !local.strangers(&run).is_empty() {
                     local.stop_stranger().await;
                 }
-            }
-            if !change.hand_over
-                && let Err(e) = fence::raise(&local.data, &run, &note(state))
-            {
-                guard.monitor.warn(&format!("the fence could not be put up again: {e}"));
+                if local.data.join("PG_VERSION").is_file()
+                    && let Err(e) = fence::raise(&local.data, &run, &note(state))
+                {
+                    guard.monitor.warn(&format!("the fence could not be put up: {e}"));
+                }
             }
         }
         done?;

@@ -98,6 +98,8 @@ async fn a_real_upgrade_to_another_major_version_is_compared_with_the_server_of_
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("was started in {}", upgrade.data.display())), "{said}");
     assert!(!upgrade.pg_ctl(&["status"]), "it was stopped");
+    let nobody = !scene.pg_ctl(&["-w", "-t", "5", "start"]).status.success() && !upgrade.pg_ctl(&["start"]);
+    assert!(nobody && scene.status()["fenced"] == true, "half done: nobody starts either");
     assert!(scene.run(4, &["guard", "release"]).contains("or `--went-back` to the server of before"));
     upgrade.remove();
     let said = scene.run(1, &["guard", "release", "--half-done"]);
