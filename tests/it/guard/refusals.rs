@@ -44,7 +44,8 @@ async fn approvals_are_over_exactly_this_change() {
     assert!(scene.run(4, &["guard", "approve", &change, "-s", &other]).contains("over another text"));
     scene.write("no.sig", "no signature");
     scene.run(4, &["guard", "approve", &change, "-s", "no.sig"]);
-    scene.approve(&change, &["bob"]);
+    let bob = scene.sign("bob", "plan.txt", "restante");
+    scene.run(0, &["guard", "approve", &change, "-s", &bob]);
     scene.run(0, &["guard", "check", &change]);
     let checked = scene.json(0, "guard_check", &["guard", "check", &change]);
     assert_eq!((&checked["allowed"], &checked["approved_by"]), (&true.into(), &serde_json::json!(["ada", "bob"])));
@@ -61,10 +62,7 @@ async fn approvals_are_over_exactly_this_change() {
     // Another policy voids them.
     scene.policy("signatures = 2\nlongest_approval = \"20d\"").await;
     refused(&scene, &change, "signatures are over another form of CHG-1");
-    // With ssh-keygen called by the program.
-    for name in SIGNERS {
-        scene.run(0, &["-y", "guard", "approve", &change, "--ssh-key", name]);
-    }
+    scene.approve(&change, &SIGNERS);
     scene.run(0, &["guard", "check", &change]);
     // Once it was run its approvals are used up, and so is its id.
     scene.run(0, &["guard", "run", &change, "--jobs", "1"]);
