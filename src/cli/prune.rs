@@ -17,7 +17,8 @@ use crate::storage::layers::{Counting, Counts};
 /// Remove what no snapshot needs any more
 ///
 /// Snapshots that were forgotten go when their grace is over. Packs that nothing needs are marked, and removed by a later call, when the mark is as
-/// old as --grace. Snapshots and other prunes may run meanwhile, and it can be cut short at any time. If anything in the repository is not as it
+/// old as --grace. What is needed of many small packs, and of those of which less than half is needed, is put together in new ones; later calls mark
+/// and remove the old. Snapshots and other prunes may run meanwhile, and it can be cut short at any time. If anything in the repository is not as it
 /// should be, nothing is removed (exit code 3).
 #[derive(Args)]
 pub struct Prune {
@@ -27,6 +28,9 @@ pub struct Prune {
     /// By how much listings of the storage may be behind
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     listing_delay: u64,
+    /// Read so much at most of packs that are small or mostly not needed any more, to put what is needed of them together in new ones; 0: nothing
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = units::parse_size)]
+    repack: u64,
 }
 
 #[derive(Serialize)]
@@ -50,7 +54,7 @@ impl Prune {
         let repository = repository.over(counting.clone());
         let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
         heads.check(&snapshots::list_all(&repository).await?.0)?;
-        let mut options = PruneOptions { grace: self.grace, listing_delay, dry_run: true };
+        let mut options = PruneOptions { grace: self.grace, listing_delay, repack: self.repack, dry_run: true };
         if !context.global.dry_run {
             if !context.global.yes {
                 let would = prune(&repository, &options, &context.monitor()).await?;
@@ -79,6 +83,13 @@ impl Prune {
                 output.line(format!("{} marked before, but needed", amount(report.needed_again)));
             }
             output.line(format!("{} stay", amount(report.kept)));
+            if report.repacked.packs > 0 {
+                let into = amount(report.repacked_into);
+                output.line(format!(
+                    "{} of them {would}put together in {into}, to be marked later",
+                    amount(report.repacked)
+                ));
+            }
         }
         for name in &report.locked {
             output.line(format!("locked  {name}: the storage does not let it go yet"));

@@ -24,8 +24,6 @@
 //!
 //! A data key is random, used for one pack, and forgotten with it: a pack of rows or payload cannot be opened by whoever wrote it.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -434,37 +432,48 @@ pub fn parse_front<'a>(
     Ok((PackInfo { id, kind, size, data_start: data_start as u32, slots, entries }, sealed))
 }
 
-/// Copies sealed chunks as they are, with their key slots, into one new pack: nothing is opened, so a pruner without
-/// any reader key can do it. All sources have the same kind.
-pub fn copy_sealed(
-    secrets: &Secrets,
-    epoch: Epoch,
-    sources: &[(&PackInfo, &[u8], &[ChunkId])],
-) -> Result<(PackInfo, Bytes), RepositoryError> {
-    let kind =
-        sources.first().map(|(info, ..)| info.kind).ok_or_else(|| RepositoryError::malformed("pack", "no source"))?;
-    let (mut slots, mut entries) = (Vec::<Slot>::new(), Vec::new());
-    let mut data = PackData::new();
-    let outside = || RepositoryError::malformed("pack", "its directory points outside it");
-    for (info, bytes, wanted) in sources {
-        if info.kind != kind {
+/// Copies sealed chunks as they are, with their key slots, into one new pack: nothing is opened, so it takes no reader's key.
+pub struct SealedCopy {
+    kind: ChunkKind,
+    slots: Vec<Slot>,
+    entries: Vec<Entry>,
+    data: PackData,
+}
+
+impl SealedCopy {
+    pub fn new(kind: ChunkKind) -> Self {
+        Self { kind, slots: Vec::new(), entries: Vec::new(), data: PackData::new() }
+    }
+
+    /// Adds those chunks of a pack of the same kind that are wanted.
+    pub fn add(
+        &mut self,
+        info: &PackInfo,
+        bytes: &[u8],
+        mut is_wanted: impl FnMut(&Entry) -> bool,
+    ) -> Result<(), RepositoryError> {
+        if info.kind != self.kind {
             return Err(RepositoryError::malformed("pack", "sources of several kinds"));
         }
-        let wanted: HashSet<&ChunkId> = wanted.iter().collect();
-        for entry in info.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
+        let outside = || RepositoryError::malformed("pack", "its directory points outside it");
+        for entry in info.entries.iter().filter(|entry| is_wanted(entry)) {
             let slot = info.slots.get(usize::from(entry.slot)).ok_or_else(outside)?;
-            let position = slots.iter().position(|s| s == slot).unwrap_or_else(|| {
-                slots.push(slot.clone());
-                slots.len() - 1
+            let position = self.slots.iter().position(|s| s == slot).unwrap_or_else(|| {
+                self.slots.push(slot.clone());
+                self.slots.len() - 1
             });
             let start = info.data_start as usize + entry.offset as usize;
             let sealed = bytes.get(start..start + entry.stored_length as usize).ok_or_else(outside)?;
-            entries.push(Entry { slot: position as u16, offset: data.len() as u32, ..*entry });
-            data.0.extend_from_slice(sealed);
+            self.entries.push(Entry { slot: position as u16, offset: self.data.len() as u32, ..*entry });
+            self.data.0.extend_from_slice(sealed);
         }
+        Ok(())
     }
-    let head = Head { kind, repository: secrets.repository, epoch, salt: seal::random_salt()? };
-    let (bytes, data_start) = assemble(&head, secrets, &slots, &entries, data)?;
-    let id = PackId::of(&bytes);
-    Ok((PackInfo { id, kind, size: bytes.len() as u32, data_start, slots, entries }, bytes))
+
+    pub fn finish(self, secrets: &Secrets, epoch: Epoch) -> Result<(PackInfo, Bytes), RepositoryError> {
+        let head = Head { kind: self.kind, repository: secrets.repository, epoch, salt: seal::random_salt()? };
+        let (bytes, data_start) = assemble(&head, secrets, &self.slots, &self.entries, self.data)?;
+        let (id, size) = (PackId::of(&bytes), bytes.len() as u32);
+        Ok((PackInfo { id, kind: self.kind, size, data_start, slots: self.slots, entries: self.entries }, bytes))
+    }
 }

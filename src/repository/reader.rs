@@ -240,10 +240,12 @@ impl ChunkReader {
         ids: &[ChunkId],
         known: HashMap<ChunkId, Bytes>,
     ) -> Result<HashMap<ChunkId, Bytes>, RepositoryError> {
-        let (pieces, room) = (self.plan(ids)?, Semaphore::new(IN_FLIGHT as usize));
+        // What was put together with others since lies where no hint tells.
+        let reader = if ids.iter().all(|id| self.index.find(id).is_some()) { self } else { self.whole().await? };
+        let (pieces, room) = (reader.plan(ids)?, Semaphore::new(IN_FLIGHT as usize));
         let fetch = async |piece: Piece| {
             let _room = room.acquire_many(piece.length().min(IN_FLIGHT)).await;
-            self.fetch_somewhere(piece).await
+            reader.fetch_somewhere(piece).await
         };
         stream::iter(pieces.into_iter().map(fetch))
             .buffer_unordered(CONCURRENCY)
@@ -321,7 +323,8 @@ impl ChunkReader {
             }
             let (storage, secrets) = (self.storage.clone(), self.secrets.clone());
             let (index, keys) = (Arc::new(index), Arc::default());
-            Ok(Self { storage, secrets, index, problem: None, hinted: None, keys, kept: None })
+            let problem = problems.first().map(|e| e.to_string().into());
+            Ok(Self { storage, secrets, index, problem, hinted: None, keys, kept: None })
         };
         hinted.whole.get_or_try_init(load).await
     }
@@ -415,6 +418,8 @@ pub async fn load_sound_index(
         }
     }
     let superseded: HashSet<ObjectId> = read.iter().flat_map(|f| f.supersedes.iter().copied()).collect();
+    // What was put together comes first: of a chunk in two packs the other one is about to go.
+    read.sort_by_key(|fragment| std::cmp::Reverse(fragment.level));
     let mut index = Index::default();
     for fragment in read.into_iter().filter(|fragment| !superseded.contains(&fragment.id)) {
         index.add_fragment(fragment.id, &fragment.supersedes);

@@ -1,5 +1,6 @@
 //! Which packs are needed for a set of chunks, and where else the needed chunks of the others lie.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::repository::id::{ChunkId, PackId};
@@ -24,14 +25,22 @@ impl Choice {
         let lasting = |places: &BTreeSet<PackId>| -> Vec<PackId> {
             places.iter().filter(|pack| !tombstoned.contains(*pack)).copied().collect()
         };
+        let mut shared: HashMap<PackId, usize> = HashMap::new();
+        several.iter().flatten().for_each(|pack| *shared.entry(*pack).or_default() += 1);
+        // The one that saves most others: what was put together, before what it was put together from. The same whoever chooses.
+        let rank = |pack: &PackId| {
+            let size = index.pack(pack).map_or(0, |info| info.size);
+            (shared.get(pack).copied(), Reverse(size), Reverse(*pack))
+        };
+        let mut chosen: HashSet<PackId> = HashSet::new();
         for places in &several {
-            match lasting(places).as_slice() {
-                [] => choice.needed.extend(places),
+            match lasting(places) {
+                none if none.is_empty() => chosen.extend(places),
                 lasting if lasting.iter().any(|pack| choice.needed.contains(pack)) => {}
-                // The same whoever chooses.
-                [first, ..] => drop(choice.needed.insert(*first)),
+                lasting => chosen.extend(lasting.into_iter().max_by_key(rank)),
             }
         }
+        choice.needed.extend(chosen);
         for places in &several {
             let stays = lasting(places).into_iter().find(|pack| choice.needed.contains(pack));
             for pack in places.iter().filter(|pack| !choice.needed.contains(*pack)) {

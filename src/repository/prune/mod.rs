@@ -6,7 +6,9 @@
 //! 2. It lists the manifests, then everything else, and walks through the trees of all snapshots that are there.
 //! 3. Packs that had a tombstone for the length of the grace, and that no manifest *that is there* needs, forgotten or not, go: their entries in the index
 //!    first, then the packs, at last their tombstones.
-//! 4. Packs that nothing but forgotten snapshots needs, and that are older than the grace, get a tombstone.
+//! 4. What is wanted of small packs, and of those that are mostly dead, is copied into new ones.
+//! 5. Packs that nothing but forgotten snapshots needs, and that are older than the grace, get a tombstone. What a copy took the place of
+//!    gets it when the copy is older than the grace: runs that began before it rely on the old one.
 //!
 //! What this lives by:
 //!
@@ -25,11 +27,13 @@
 mod choice;
 mod fragments;
 mod references;
+mod repack;
 pub mod tombstone;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -62,6 +66,8 @@ pub struct PruneOptions {
     pub grace: SignedDuration,
     /// By how much listings of the storage may be behind.
     pub listing_delay: Duration,
+    /// So many bytes of packs at most are read to copy what is wanted of them into new ones.
+    pub repack: u64,
     /// Say what would be done.
     pub dry_run: bool,
 }
@@ -104,6 +110,10 @@ pub struct Report {
     pub young: Amount,
     /// What is in the storage and stays.
     pub kept: Amount,
+    /// Small or mostly dead: what is wanted of them was copied, and a later pass marks them.
+    pub repacked: Amount,
+    /// Into so many new ones.
+    pub repacked_into: Amount,
     /// What the storage does not let go yet; a later pass tries again.
     pub locked: Vec<ObjectName>,
     /// Why nothing was removed and nothing marked.
@@ -261,6 +271,11 @@ impl Pass<'_> {
         if !self.report.unexpected.is_empty() {
             return Ok(());
         }
+        let is_kept = |pack: &PackId| of_wanted.needs(pack) && !present.is_unreliable(pack);
+        self.repack(&present, index, is_kept, |id| needed.chunks.get(id) == Some(&true)).await?;
+        if !self.report.unexpected.is_empty() {
+            return Ok(());
+        }
         if self.options.dry_run {
             decided.going.values().for_each(|size| self.report.removed.add(*size));
             return Ok(());
@@ -304,7 +319,7 @@ impl Pass<'_> {
         of_wanted: &Choice,
     ) -> Result<Decided, RepositoryError> {
         let mut decided = Decided::default();
-        for (pack, (size, stored)) in &present.packs {
+        for (pack, (size, _)) in &present.packs {
             let marks = present.tombstones.get(pack).map(Vec::as_slice).unwrap_or_default();
             let (goes, is_marked) = match of_all.needs(pack) {
                 true => (false, !marks.is_empty()),
@@ -319,8 +334,10 @@ impl Pass<'_> {
                 (true, true) => self.report.needed_again.add(*size),
                 (true, false) => self.report.waiting.add(*size),
                 (false, true) => {}
-                // Whoever is about to name it gets the time to do so.
-                (false, false) if *stored > self.before_grace() => self.report.young.add(*size),
+                // Whoever is about to name it gets the time to do so, and whoever found it before there was another place.
+                (false, false) if of_wanted.survivors(pack).chain([pack]).any(|one| self.is_young(one, present)) => {
+                    self.report.young.add(*size)
+                }
                 (false, false) => {
                     self.report.marked.add(*size);
                     decided.unmarked.push(*pack);
@@ -330,7 +347,7 @@ impl Pass<'_> {
         let survivors: HashSet<PackId> =
             decided.going.keys().flat_map(|pack| of_all.survivors(pack)).copied().collect();
         for pack in survivors {
-            if let Err(e) = self.hash(&pack).await {
+            if let Err(e) = self.sound(&pack).await {
                 if !e.is_about_an_object() {
                     return Err(e);
                 }
@@ -366,14 +383,13 @@ impl Pass<'_> {
         Ok((false, stands))
     }
 
-    /// Is a pack what its name says?
-    async fn hash(&self, pack: &PackId) -> Result<(), RepositoryError> {
+    /// A pack, if it is what its name says.
+    async fn sound(&self, pack: &PackId) -> Result<Bytes, RepositoryError> {
         let (id, name) = (*pack, pack_name(pack)?);
         let bytes = self.repository.storage.get(&name).await?;
         run_blocking(move || {
-            let message =
-                "it does not have the hash that it is named by, and is the last that holds some chunks".to_owned();
-            if PackId::of(&bytes) == id { Ok(()) } else { Err(RepositoryError::Damaged { name, message }) }
+            let message = "it does not have the hash that it is named by, and no other place is known".to_owned();
+            if PackId::of(&bytes) == id { Ok(bytes) } else { Err(RepositoryError::Damaged { name, message }) }
         })
         .await
     }
@@ -440,6 +456,10 @@ impl Pass<'_> {
             tombstone::write(self.repository, &tombstone).await?;
         }
         Ok(())
+    }
+
+    fn is_young(&self, pack: &PackId, present: &Present) -> bool {
+        present.packs.get(pack).is_some_and(|(_, stored)| *stored > self.before_grace())
     }
 
     fn before_grace(&self) -> Timestamp {

@@ -7,7 +7,7 @@ use crate::repository::RepositoryError;
 use crate::repository::chunk::{self, ChunkKind};
 use crate::repository::id::{ChunkId, Epoch, ObjectId, PackId};
 use crate::repository::index::{FragmentPack, Index};
-use crate::repository::pack::{self, Entry, FinishedPack, PackBuilder, PackInfo};
+use crate::repository::pack::{self, Entry, FinishedPack, PackBuilder, PackInfo, SealedCopy};
 use crate::repository::seal::Sealer;
 use crate::repository::secrets::Secrets;
 
@@ -138,19 +138,16 @@ fn sealed_chunks_of_two_epochs_are_copied_without_any_reader_key() {
         let (wanted_a, wanted_b) = ([a.info.entries[0].id, a.info.entries[2].id], [b.info.entries[1].id]);
         let mut pruner = without_identity(&secrets);
         pruner.epochs.values_mut().for_each(|epoch| epoch.id = None);
-        let sources: [(&PackInfo, &[u8], &[ChunkId]); 2] =
-            [(&a.info, &a.bytes, &wanted_a), (&b.info, &b.bytes, &wanted_b)];
-        let (info, bytes) = pack::copy_sealed(&pruner, Epoch(2), &sources).unwrap();
+        let mut copy = SealedCopy::new(kind);
+        copy.add(&a.info, &a.bytes, |entry| wanted_a.contains(&entry.id)).unwrap();
+        copy.add(&b.info, &b.bytes, |entry| wanted_b.contains(&entry.id)).unwrap();
+        let (info, bytes) = copy.finish(&pruner, Epoch(2)).unwrap();
         assert_eq!(info.slots.len(), 2);
         assert_eq!(open_all(&secrets, &bytes).unwrap(), [b"a1", b"a3", b"b2"]);
         assert_eq!(pack::parse(&pruner, &bytes).unwrap().entries, info.entries);
     }
-    let meta = build(&secrets, &old, Epoch(1), ChunkKind::Meta, &[b"m"]);
     let row = build(&secrets, &old, Epoch(1), ChunkKind::Row, &[b"r"]);
-    assert!(
-        pack::copy_sealed(&secrets, Epoch(1), &[(&meta.info, &meta.bytes, &[]), (&row.info, &row.bytes, &[])]).is_err()
-    );
-    assert!(pack::copy_sealed(&secrets, Epoch(1), &[]).is_err());
+    assert!(SealedCopy::new(ChunkKind::Meta).add(&row.info, &row.bytes, |_| true).is_err());
 }
 
 #[test]

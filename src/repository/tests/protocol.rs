@@ -94,7 +94,7 @@ impl World {
     }
 
     /// Waits until the party is about to make a request; `false`: it makes none any more.
-    async fn settled<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
+    pub async fn settled<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
         loop {
             let changed = self.changed.notified();
             if self.waiting.lock().unwrap().get(&party).is_some_and(|waiting| !waiting.is_empty()) {
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// Lets the party do its next request, and whatever it does until the one after it; `false`: it makes none any more.
-    async fn step<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
+    pub async fn step<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
         if !self.settled(party, task).await {
             return false;
         }
@@ -118,7 +118,7 @@ impl World {
     }
 
     /// Is this what the party is about to ask?
-    fn is_next(&self, party: usize, request: &str) -> bool {
+    pub fn is_next(&self, party: usize, request: &str) -> bool {
         let waiting = self.waiting.lock().unwrap();
         waiting.get(&party).and_then(|waiting| waiting.first()).is_some_and(|(next, _)| next.starts_with(request))
     }
@@ -331,6 +331,7 @@ struct Counts {
     snapshots: u64,
     refused: u64,
     packs: u64,
+    copied: u64,
     removed: u64,
     undone: u64,
     unexpected: u64,
@@ -339,7 +340,7 @@ struct Counts {
 /// Forgets, takes back, holds, prunes, in an order of its own.
 async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool>, counts: Arc<Mutex<Counts>>) {
     let monitor: SharedMonitor = Arc::new(Silent);
-    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run: false };
+    let mut options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, repack: 0, dry_run: false };
     while !done.load(Ordering::SeqCst) {
         let (all, _) = snapshots::list_all(&repository).await.unwrap();
         let some = |dice: &mut Dice, forgotten: bool| {
@@ -362,9 +363,11 @@ async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool
             let undone = forgotten::undo(&repository, &one).await.is_ok();
             counts.lock().unwrap().undone += u64::from(undone);
         }
+        options.repack = [0, 10_000, u64::MAX][dice.below(3) as usize];
         match prune(&repository, &options, &monitor).await {
             Ok(report) => {
                 let mut counts = counts.lock().unwrap();
+                counts.copied += report.repacked.packs;
                 counts.packs += report.removed.packs;
                 counts.removed += report.snapshots.len() as u64;
                 counts.unexpected += u64::from(!report.unexpected.is_empty());
@@ -437,7 +440,7 @@ async fn run(seed: u64, inner: Arc<dyn Storage>, key: &WriterKey, counts: &Arc<M
     assert!(certified_is_whole(&watcher, &what).await > 0, "{what}");
     // In the end everything goes that nothing needs.
     let last = async || pass(watcher.over(world.seen_by(None))).await;
-    for _ in 0..4 {
+    for _ in 0..8 {
         world.pass(SignedDuration::from_hours(100));
         assert_eq!(last().await.unexpected, [""; 0], "{what}");
     }
@@ -469,18 +472,21 @@ async fn whatever_a_schedule_does_what_is_certified_can_be_read() {
     }
     let counts = counts.lock().unwrap();
     println!(
-        "{schedules} schedules from {seed}: {} snapshots certified, {} refused, {} forgotten ones removed, {} taken back, {} packs removed, {} passes stopped",
-        counts.snapshots, counts.refused, counts.removed, counts.undone, counts.packs, counts.unexpected
+        "{schedules} schedules from {seed}: {} snapshots certified, {} refused, {} forgotten ones removed, {} taken back, {} packs removed, {} copied, {} passes stopped",
+        counts.snapshots, counts.refused, counts.removed, counts.undone, counts.packs, counts.copied, counts.unexpected
     );
     assert!(
-        counts.packs > schedules && counts.removed > schedules / 2 && counts.snapshots > schedules,
+        counts.packs > schedules
+            && counts.copied > schedules
+            && counts.removed > schedules / 2
+            && counts.snapshots > schedules,
         "too little was done"
     );
 }
 
 async fn pass(repository: Repository) -> Report {
     let monitor: SharedMonitor = Arc::new(Silent);
-    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run: false };
+    let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, repack: u64::MAX, dry_run: false };
     prune(&repository, &options, &monitor).await.unwrap()
 }
 

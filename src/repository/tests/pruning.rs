@@ -59,8 +59,12 @@ impl Place {
     }
 
     async fn pruned(&self, dry_run: bool) -> Result<Report, RepositoryError> {
+        self.repacked(0, dry_run).await
+    }
+
+    async fn repacked(&self, repack: u64, dry_run: bool) -> Result<Report, RepositoryError> {
         let monitor: SharedMonitor = Arc::new(Silent);
-        let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, dry_run };
+        let options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, repack, dry_run };
         prune(&self.repository, &options, &monitor).await
     }
 
@@ -323,4 +327,101 @@ async fn a_prune_stops_when_the_keys_are_not_those_it_knows() {
     place.storage.set(&ring, "x");
     let stopped = place.pruned(false).await;
     assert!(matches!(stopped, Err(RepositoryError::KeyObjectsChanged { .. })), "{stopped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_packs_come_together_and_the_old_ones_go() {
+    let place = Place::new().await;
+    for n in 0..8 {
+        place.snapshot(&[n, n + 1]).await;
+    }
+    place.days(5);
+    let (packs, sound) = (place.count("packs/"), place.storage.objects.lock().unwrap().clone());
+    let would = place.repacked(u64::MAX, true).await.unwrap();
+    assert!(would.repacked.packs == packs as u64 && *place.storage.objects.lock().unwrap() == sound, "{would:?}");
+    let report = place.repacked(u64::MAX, false).await.unwrap();
+    assert_eq!((report.repacked, report.repacked_into.packs, report.marked.packs), (would.repacked, 1, 0));
+    // A run that began before it may be about to name the old ones.
+    place.days(1);
+    let young = place.repacked(u64::MAX, false).await.unwrap();
+    assert_eq!((young.young.packs, young.marked.packs, young.repacked.packs), (packs as u64, 0, 0));
+    // One that begins now relies on the new one alone.
+    place.snapshot(&[0, 1, 2, 3]).await;
+    place.days(3);
+    assert_eq!(place.repacked(u64::MAX, false).await.unwrap().marked.packs, packs as u64);
+    place.days(4);
+    let gone = place.repacked(u64::MAX, false).await.unwrap();
+    assert_eq!((gone.removed.packs, gone.unexpected), (packs as u64, vec![]));
+    assert_eq!(certified_is_whole(&place.repository, "put together").await, 9);
+    assert!(place.count("packs/") <= 3 && place.count("tombstones/") == 0);
+    // The next one finds what was put together by its bytes.
+    let before = place.count("packs/");
+    let writer = RepositoryWriter::open(&place.repository, 1000).await.unwrap();
+    let sink = writer.sink();
+    tokio::task::spawn_blocking(move || sink.store(ChunkKind::Meta, &content(5)).unwrap()).await.unwrap();
+    writer.finish_chunks().await.unwrap();
+    assert_eq!(place.count("packs/"), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_is_not_put_together() {
+    let place = Place::new().await;
+    for n in 0..8 {
+        place.snapshot(&[n]).await;
+    }
+    place.days(5);
+    let needed = place.storage.names("packs/");
+    let (name, before) = (&needed[3], place.storage.bytes(&needed[3]));
+    let mut damaged = before.to_vec();
+    let at = damaged.len() - 100;
+    damaged[at] ^= 1;
+    place.storage.set(name, damaged);
+    let packs = place.count("packs/");
+    let report = place.repacked(u64::MAX, false).await.unwrap();
+    assert!(!report.unexpected.is_empty() && place.count("packs/") == packs, "{report:?}");
+    place.storage.set(name, before);
+    assert_eq!(place.repacked(u64::MAX, false).await.unwrap().repacked_into.packs, 1);
+}
+
+/// Copied, marked, removed: whenever a pass dies, the next one ends its work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_that_dies_before_anything_it_changes_leaves_work_for_the_next() {
+    let place = Place::new().await;
+    for n in 0..8 {
+        place.snapshot(&[n]).await;
+    }
+    let mut party = 0;
+    for step in ["copies", "marks", "removes"] {
+        place.days(5);
+        let before = place.storage.objects.lock().unwrap().clone();
+        for deaths in 0.. {
+            party += 1;
+            *place.storage.objects.lock().unwrap() = before.clone();
+            let repository = place.repository.over(place.world.seen_by(Some(party)));
+            let options =
+                PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, repack: u64::MAX, dry_run: false };
+            let task = tokio::spawn(async move {
+                let monitor: SharedMonitor = Arc::new(Silent);
+                prune(&repository, &options, &monitor).await.unwrap();
+            });
+            let mut changes = 0;
+            while place.world.settled(party, &task).await {
+                changes += u64::from(["put", "delete"].iter().any(|kind| place.world.is_next(party, kind)));
+                if changes > deaths {
+                    break;
+                }
+                place.world.step(party, &task).await;
+            }
+            task.abort();
+            let what = format!("{step}, dead after {deaths}");
+            assert_eq!(certified_is_whole(&place.repository, &what).await, 8);
+            if changes <= deaths {
+                assert!(deaths > 1, "{step}: nothing was done");
+                break;
+            }
+            assert_eq!(place.repacked(u64::MAX, false).await.unwrap().unexpected, [""; 0], "{what}");
+            assert_eq!(certified_is_whole(&place.repository, &what).await, 8);
+        }
+    }
+    assert!(place.count("packs/") == 1 && place.count("tombstones/") == 0, "all that was small is one");
 }

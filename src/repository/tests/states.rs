@@ -1,5 +1,5 @@
 //! Every interleaving of one writer and two pruners, each of whom makes two passes: a model of the protocol that `repository::prune` describes, small enough to
-//! be gone through as a whole. One chunk, in one pack or in two; a snapshot that is forgotten and over, and one that stays or that is about to be written.
+//! be gone through as a whole. One chunk, in two packs, or in one and in one more that each pruner may copy it into; a snapshot that is forgotten and over, and one that stays or that is about to be written.
 //!
 //! What is modelled is the order of requests and what each decides by, nothing else; `protocol.rs` runs the program itself over random orders. Breaking the
 //! protocol on purpose is seen each time. That manifests are listed after what is over was removed matters only when something is forgotten, taken back and forgotten
@@ -7,7 +7,9 @@
 
 use std::collections::HashSet;
 
-const PACKS: usize = 2;
+/// The last two are the copies.
+const PACKS: usize = 4;
+const COPIES: usize = 2;
 const PASSES: usize = 4;
 
 /// What is changed in the protocol.
@@ -32,7 +34,7 @@ enum Broken {
 #[derive(Debug, Clone, Copy)]
 struct Beginning {
     /// Where the chunk lies.
-    packs: [bool; PACKS],
+    packs: [bool; 2],
     /// A certified snapshot that stays needs it.
     kept: bool,
     /// The writer takes it over with a segment of the snapshot that is over, or finds it by its bytes.
@@ -72,6 +74,8 @@ struct State {
     /// The pack that it relies on.
     relies: Option<u8>,
     pruners: [Pass; 2],
+    /// What each has copied; no name is written twice.
+    copied: [bool; 2],
     /// Passes that each has ended.
     ended: [u8; 2],
 }
@@ -153,19 +157,19 @@ impl State {
         let marks = |pack: usize| self.marks(pack);
         let listed = (from.kept || self.new.0, from.kept || self.new.0 || self.over.1);
         match self.pruners[who].step {
-            0 => pass.old = [marks(0), marks(1)],
+            0 => pass.old = std::array::from_fn(marks),
             1 => next.over.0 = false,
             2 => next.over.1 = false,
             3 => (pass.wants, pass.needs) = listed,
             4 => pass.packs = self.packs,
             5 => {
-                pass.seen = [marks(0), marks(1)];
+                pass.seen = std::array::from_fn(marks);
                 if broken == Broken::NoGrace {
                     pass.old = pass.seen;
                 }
                 let there = |pack: usize| pass.packs[pack];
                 let lasting = |pack: &usize| there(*pack) && pass.seen[*pack] == 0;
-                let chosen = (0..PACKS).find(lasting);
+                let chosen = (0..PACKS).rev().find(lasting);
                 let needed = |pack: usize, wanted: bool| wanted && there(pack) && chosen.is_none_or(|one| one == pack);
                 for pack in 0..PACKS {
                     let holds = |one: &Tombstone| {
@@ -177,7 +181,7 @@ impl State {
                     let stays = needed(pack, pass.needs) && broken != Broken::SurvivorsNotChecked;
                     pass.going[pack] = there(pack) && !stays && self.tombstones.iter().any(holds);
                 }
-                if pass.needs && pass.packs == [false; PACKS] {
+                if pass.needs && !pass.packs.contains(&true) {
                     pass.stopped = true;
                 }
             }
@@ -189,13 +193,24 @@ impl State {
                     pass.stopped = true;
                 }
             }
-            7 | 8 => {
-                let pack = usize::from(self.pruners[who].step) - 7;
+            7 => {
+                let pass = *pass;
+                let source = (0..COPIES).find(|pack| pass.packs[*pack] && pass.seen[*pack] == 0 && !pass.going[*pack]);
+                let may = from.packs != [true; 2] && pass.wants && !pass.stopped && !self.copied[who];
+                if let Some(source) = source.filter(|_| may) {
+                    match self.packs[source] {
+                        true => (next.packs[COPIES + who], next.copied[who]) = (true, true),
+                        false => next.pruners[who].stopped = true,
+                    }
+                }
+            }
+            8..12 => {
+                let pack = usize::from(self.pruners[who].step) - 8;
                 if pass.going[pack] && !pass.stopped {
                     next.packs[pack] = false;
                 }
             }
-            9 => {
+            12 => {
                 let pass = *pass;
                 let goes = |one: &Tombstone| {
                     let pack = usize::from(one.pack);
@@ -206,10 +221,10 @@ impl State {
                 };
                 next.tombstones.retain(|one| !goes(one));
             }
-            10 => {
+            13 => {
                 let pass = *pass;
                 for pack in (0..PACKS).filter(|pack| pass.packs[*pack] && pass.seen[*pack] == 0 && !pass.stopped) {
-                    let chosen = (0..PACKS).find(|one| pass.packs[*one] && pass.seen[*one] == 0);
+                    let chosen = (0..PACKS).rev().find(|one| pass.packs[*one] && pass.seen[*one] == 0);
                     if !(pass.wants && chosen == Some(pack)) {
                         let survivor = chosen.filter(|_| pass.wants).map(|one| one as u8);
                         next.tombstones.push(Tombstone { pack: pack as u8, pass: number, survivor });
@@ -228,7 +243,8 @@ impl State {
 /// Every state that can be reached; the first in which something is lost.
 fn explore(from: &Beginning, broken: Broken) -> (usize, Option<State>) {
     let first = State {
-        packs: from.packs,
+        packs: [from.packs[0], from.packs[1], false, false],
+        copied: [false; 2],
         tombstones: Vec::new(),
         over: (true, true),
         new: (false, false),

@@ -11,7 +11,7 @@ use restante::repository::envelope::{self, Author, ObjectKind};
 use restante::repository::id::{ChunkId, Digest, ObjectId};
 use restante::repository::index::{Fragment, FragmentPack};
 use restante::repository::manifest::{Manifest, Table};
-use restante::repository::pack::{self, PackInfo};
+use restante::repository::pack::{self, PackInfo, SealedCopy};
 use restante::repository::rows::MultisetDigest;
 use restante::repository::secrets::WriterKey;
 use restante::repository::segment::{self, Descriptor, MapHasher, MapRow, Page, SegmentEntry, ValueMapChunk};
@@ -123,14 +123,11 @@ pub async fn gather_packs(trial: &Trial) {
         .collect();
     let mut gathered = Vec::new();
     for kind in ChunkKind::ALL {
-        let mut known = HashSet::new();
-        let mut wanted: Vec<(&PackInfo, &[u8], Vec<ChunkId>)> = Vec::new();
+        let (mut known, mut copy) = (HashSet::new(), SealedCopy::new(kind));
         for (info, bytes) in packs.iter().filter(|(info, _)| info.kind == kind) {
-            let ids = info.entries.iter().map(|entry| entry.id).filter(|id| known.insert(*id)).collect();
-            wanted.push((info, bytes, ids));
+            copy.add(info, bytes, |entry| known.insert(entry.id)).unwrap();
         }
-        let sources: Vec<_> = wanted.iter().map(|(info, bytes, ids)| (*info, *bytes, ids.as_slice())).collect();
-        let (info, bytes) = pack::copy_sealed(&repository.secrets, key.epoch, &sources).unwrap();
+        let (info, bytes) = copy.finish(&repository.secrets, key.epoch).unwrap();
         put(trial, &format!("packs/{}/{}", &info.id.to_hex()[..2], info.id.to_hex()), &bytes);
         gathered.push(FragmentPack::from(&info));
     }

@@ -68,7 +68,8 @@ async fn history(keys: &Keys, storage: &Arc<dyn Storage>) -> Vec<(ObjectId, Rows
         database.execute(change).await;
     }
     // Of the forgotten ones alone: marked, and not yet removed.
-    let options = PruneOptions { grace: SignedDuration::ZERO, listing_delay: Default::default(), dry_run: false };
+    let options =
+        PruneOptions { grace: SignedDuration::ZERO, listing_delay: Default::default(), repack: 0, dry_run: false };
     let writer = keys.as_writer(storage).await.unwrap();
     let pruned = prune(&writer, &options, &monitor()).await.unwrap();
     assert!(pruned.marked.packs > 1 && pruned.snapshots.is_empty() && pruned.unexpected.is_empty(), "{pruned:?}");

@@ -281,7 +281,7 @@ impl Scene {
             if grace == forgotten::GRACE {
                 // The clock of this storage stands still.
                 let (grace, listing_delay) = (SignedDuration::ZERO, Default::default());
-                let options = PruneOptions { grace, listing_delay, dry_run: false };
+                let options = PruneOptions { grace, listing_delay, repack: 0, dry_run: false };
                 let marked = prune(&writer, &options, &monitor()).await.unwrap();
                 assert!(marked.marked.packs > 0 && marked.snapshots.is_empty(), "{marked:?}");
             }

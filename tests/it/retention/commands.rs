@@ -164,3 +164,37 @@ async fn a_prune_removes_what_was_forgotten_and_marked_days_ago() {
     }
     small.run(4, &["prune", "-y"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_packs_of_many_snapshots_become_few() {
+    let small = Small::new().await;
+    let mut snapshots = Vec::new();
+    for _ in 0..8 {
+        snapshots.push(small.snapshot(&[]).await);
+    }
+    let identity = small.place.path("reader.key");
+    let read = |snapshot: &str| {
+        let rows =
+            small.place.program(&small.store).args(["dump", snapshot, "t", "-i"]).arg(&identity).output().unwrap();
+        assert_eq!(rows.status.code(), Some(0), "{}", text(&rows));
+        rows.stdout
+    };
+    let rows: Vec<_> = snapshots.iter().map(|snapshot| read(snapshot)).collect();
+    assert_ne!(rows[0], rows[7]);
+    let passed = |arguments: &[&str]| {
+        small.age("", Duration::from_secs(4 * 86_400));
+        small.lines(0, "pruned", &[&["prune", "-y"], arguments].concat()).remove(0)
+    };
+    let packs = |pass: &serde_json::Value, what: &str| pass[what]["packs"].as_u64().unwrap();
+    assert_eq!(packs(&passed(&["--repack", "0"]), "repacked"), 0);
+    let copied = passed(&[]);
+    let old = packs(&copied, "repacked");
+    assert!(old >= 16 && packs(&copied, "repacked_into") <= 3, "of three kinds: {copied}");
+    assert_eq!(packs(&passed(&[]), "marked"), old);
+    snapshots.push(small.snapshot(&[]).await);
+    assert_eq!(packs(&passed(&[]), "removed"), old);
+    small.run(0, &["verify", "--data", "-i", identity.to_str().unwrap()]);
+    for (snapshot, rows) in snapshots.iter().zip(rows) {
+        assert!(read(snapshot) == rows, "{snapshot}");
+    }
+}
