@@ -10,7 +10,10 @@ use super::exit::{Exit, UsageError};
 use super::heads::Heads;
 use super::units;
 use crate::guard;
+use crate::postgres::reading::ReadingOptions;
+use crate::report::inert::inert;
 use crate::repository::snapshots;
+use crate::snapshot::live::{self, LiveOptions, LiveReport};
 use crate::verify::{Budget, Finding, FindingKind, Level, Report, VerifyOptions, verify};
 
 /// Check that snapshots are there and sound
@@ -38,6 +41,13 @@ pub struct Verify {
     /// A snapshot that must be there or have been forgotten, else somebody set the storage back: the newest one that is known, as an id prefix
     #[arg(long, value_name = "SNAPSHOT")]
     expect_head: Option<String>,
+    /// Read the live store too, or so many per cent of each table: a row that nobody changed since the last snapshot must say what it said
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100",
+          value_parser = clap::value_parser!(u8).range(1..=100), conflicts_with = "snapshot")]
+    live: Option<u8>,
+    /// With --live, where no marker can be left in the store: it was not set back to an earlier state since the last snapshot
+    #[arg(long, requires = "live")]
+    trust_history: bool,
 }
 
 /// `30min`, `2h`; or a size, with an unit.
@@ -112,17 +122,54 @@ impl Verify {
             let problems = guard::problems(&repository).await?;
             report.findings.extend(problems.into_iter().map(|message| Finding::new(FindingKind::Damaged, message)));
         }
+        if let Some(percent) = self.live {
+            let live = self.compare_live(context, percent).await?;
+            report.findings.extend(damage(&live));
+            report.live = Some(live);
+        }
         context.progress.finish();
         measure(context, &report);
         tell(context, &report, level)
     }
 }
 
+impl Verify {
+    async fn compare_live(&self, context: &Context, percent: u8) -> anyhow::Result<LiveReport> {
+        let repository = context.open_as_writer().await?;
+        let reading = ReadingOptions { cancel: context.cancel.clone(), ..Default::default() };
+        let options = LiveOptions { reading, percent, trust_history: self.trust_history };
+        Ok(live::check(&repository, &context.dsn()?, &options, &context.monitor()).await?)
+    }
+}
+
+/// What is wrong in the live store.
+fn damage(report: &LiveReport) -> Vec<Finding> {
+    let none = report.reason.iter().map(|reason| format!("the live store could not be compared: {reason}"));
+    let tables = report.tables.iter().flat_map(|table| {
+        let name = inert(&table.table);
+        let places = table.places.join(" ");
+        let damaged = (table.damaged > 0).then(|| {
+            format!(
+                "{name}: {} rows of the live store are not what they were in snapshot {}, though nobody changed them: ctid {places}. Look after \
+                 the disk and memory of the server; what they were is in the snapshot (restore --table, or gap)",
+                table.damaged,
+                report.snapshot.map(|id| id.to_hex()[..12].to_owned()).unwrap_or_default(),
+            )
+        });
+        damaged.into_iter().chain(table.unreadable.as_ref().map(|why| format!("{name}: the live store cannot be read: {why}")))
+    });
+    none.chain(tables).map(|message| Finding::new(FindingKind::Live, message)).collect()
+}
+
 fn tell(context: &Context, report: &Report, level: Level) -> anyhow::Result<Exit> {
     let output = &context.output;
     output.json("verified", report)?;
     for finding in &report.findings {
-        let kind = if finding.kind == FindingKind::Overdue { "OVERDUE" } else { "DAMAGED" };
+        let kind = match finding.kind {
+            FindingKind::Overdue => "OVERDUE",
+            FindingKind::Live => "LIVE   ",
+            _ => "DAMAGED",
+        };
         output.line(format!("{kind}  {}{}", finding.message, hurt(finding)));
     }
     for note in &report.notes {
@@ -135,6 +182,12 @@ fn tell(context: &Context, report: &Report, level: Level) -> anyhow::Result<Exit
             &newest.snapshot.to_hex()[..12],
             units::time(newest.stored)
         ));
+    }
+    for table in report.live.iter().flat_map(|live| &live.tables) {
+        let name = inert(&table.table);
+        let why = table.not_compared.as_ref().map(|why| format!("; not compared: {why}")).unwrap_or_default();
+        let [same, changed] = [table.same, table.changed].map(units::count);
+        output.line(format!("live     {name}: {same} rows as they were, {changed} came or changed since{why}"));
     }
     if level != Level::Structure {
         let oldest = report.oldest_hash.map(|at| format!(", the others not since {}", units::time(at)));

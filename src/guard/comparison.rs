@@ -24,7 +24,6 @@ use crate::postgres::sql;
 use crate::repository::RepositoryError;
 use crate::repository::id::{Digest, Epoch, ObjectId};
 use crate::repository::manifest::{Table, Wire};
-use crate::repository::rows::{INLINE_LIMIT, RowHasher};
 use crate::repository::segment::Increment;
 use crate::repository::snapshots::SnapshotReader;
 
@@ -291,7 +290,7 @@ impl Recheck {
         let mut extra = 0;
         let read =
             live::copy(session, "reading rows whose columns changed", &select, old.columns.len(), &mut |cells| {
-                match rows.get_mut(&digest(hasher, cells)) {
+                match rows.get_mut(&hasher.digest(cells.iter().copied())) {
                     Some(left) if *left > 0 => *left -= 1,
                     _ => extra += 1,
                 }
@@ -311,19 +310,6 @@ impl Recheck {
             Err(e) => Err(GuardError::Server(e.to_string())),
         }
     }
-}
-
-/// As a snapshot computes it.
-fn digest(hasher: &RowHasher, cells: &[Option<&[u8]>]) -> Digest {
-    let mut digest = hasher.row();
-    for cell in cells {
-        match cell {
-            None => digest.null(),
-            Some(value) if value.len() <= INLINE_LIMIT => digest.inline(value),
-            Some(value) => digest.large(value.len() as u64, &hasher.value(value)),
-        }
-    }
-    digest.finish()
 }
 
 /// Segments whose rows are not those of the other snapshot.

@@ -106,6 +106,19 @@ impl RowHasher {
         *blake3::keyed_hash(self.value_key.expose(), value).as_bytes()
     }
 
+    /// Of a whole row, as a snapshot computes it. `None`: NULL.
+    pub fn digest<'a>(&self, fields: impl Iterator<Item = Option<&'a [u8]>>) -> Digest {
+        let mut digest = self.row();
+        for field in fields {
+            match field {
+                None => digest.null(),
+                Some(value) if value.len() <= INLINE_LIMIT => digest.inline(value),
+                Some(value) => digest.large(value.len() as u64, &self.value(value)),
+            }
+        }
+        digest.finish()
+    }
+
     /// Starts the digest of a row; feed it every field in order.
     pub fn row(&self) -> RowDigest {
         RowDigest(blake3::Hasher::new_keyed(self.digest_key.expose()))

@@ -1,6 +1,5 @@
 //! Which tables are read, and in which ranges of blocks.
 
-use super::SnapshotOptions;
 use crate::postgres::catalog::ConstraintKind::{Foreign, Primary, Unique};
 use crate::postgres::catalog::{Catalog, Column, Table, TableKind, TableName};
 use crate::postgres::session::ServerFacts;
@@ -74,19 +73,20 @@ impl TableLayout {
     }
 }
 
-/// `before`: into how many blocks a table was cut in the store's last snapshot, if it is the same file. It keeps its segments however it
+/// `exclude`: tables that are left out; `segment_bytes`: what a segment of a new table shall hold; `before`: into how many blocks a table was cut in the store's last snapshot, if it is the same file. It keeps its segments however it
 /// grew, so that equal ranges of blocks can be compared.
 pub fn plan(
     catalog: &Catalog,
     facts: &ServerFacts,
-    options: &SnapshotOptions,
+    exclude: &[TablePattern],
+    segment_bytes: u64,
     before: impl Fn(&Table, u32) -> Option<u32>,
 ) -> Layout {
     let block_size = facts.block_size.unwrap_or(8192);
     let (mut tables, mut not_covered) = (Vec::new(), Vec::new());
     let unreadable = catalog.unreadable(&facts.role);
     for (position, table) in catalog.tables.iter().enumerate() {
-        if options.exclude.iter().any(|pattern| pattern.matches(&table.name)) {
+        if exclude.iter().any(|pattern| pattern.matches(&table.name)) {
             continue;
         }
         if let Some(found) = unreadable.iter().find(|u| u.table == table.name) {
@@ -100,7 +100,7 @@ pub fn plan(
                 not_covered.push(NotCovered { object: format!("table {}", table.name), reason });
             } else {
                 let before = before(table, block_size);
-                tables.push(layout(position, table, block_size, options.segment_bytes, before));
+                tables.push(layout(position, table, block_size, segment_bytes, before));
             }
         } else if table.kind == TableKind::Ordinary {
             let method = table.access_method.as_deref().unwrap_or("unknown");

@@ -16,6 +16,7 @@ mod changes;
 mod compare;
 mod gaps;
 mod layout;
+pub mod live;
 mod pipeline;
 mod progress;
 mod schema;
@@ -164,9 +165,10 @@ pub async fn take(
             return Err(error.into());
         }
     };
-    let layout = layout::plan(&set.catalog, &set.facts, options, |table, block_size| {
-        bases.blocks_per_segment(table, block_size).or_else(|| layout::before(of_store.last()?, table, block_size))
-    });
+    let layout =
+        layout::plan(&set.catalog, &set.facts, &options.exclude, options.segment_bytes, |table, block_size| {
+            bases.blocks_per_segment(table, block_size).or_else(|| layout::before(of_store.last()?, table, block_size))
+        });
     listed.forget();
     let finished = Finished::default();
     let stop = set.readers.first().map(|reader| reader.stop_token().clone()).unwrap_or_default();

@@ -522,7 +522,7 @@ pub(super) fn describe(catalog: &catalog::Catalog, layout: &TableLayout, block_s
     }
 }
 
-fn column(column: &catalog::Column) -> Column {
+pub(super) fn column(column: &catalog::Column) -> Column {
     Column {
         number: column.number,
         name: column.name.clone(),

@@ -21,6 +21,8 @@ pub enum FindingKind {
     Uncertified,
     /// Rows that do not come out as they went in.
     Rows,
+    /// Rows of the live store that are not what they were, though nobody changed them.
+    Live,
     /// A snapshot or a check that should have been made by now.
     Overdue,
     /// Left behind by an interrupted run, or not Restante's: harmless.

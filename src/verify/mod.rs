@@ -30,6 +30,7 @@ use crate::repository::index::Index;
 use crate::repository::reader::pack_name;
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::{Repository, RepositoryError};
+use crate::snapshot::live::LiveReport;
 
 use findings::Findings;
 pub use findings::{Finding, FindingKind};
@@ -89,6 +90,8 @@ pub struct Report {
     pub oldest_hash: Option<Timestamp>,
     pub bytes_fetched: u64,
     pub rows: u64,
+    /// What the live store showed, if it was asked.
+    pub live: Option<LiveReport>,
     pub findings: Vec<Finding>,
     /// What a person may want to know and need not act on.
     pub notes: Vec<Finding>,

@@ -10,6 +10,7 @@ mod faults;
 pub mod incident;
 mod kill;
 mod memory;
+mod parsers;
 #[cfg(feature = "failpoints")]
 mod replay;
 mod replay_faults;

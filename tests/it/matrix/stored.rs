@@ -48,7 +48,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/format-1")
 }
 
-fn stored() -> (Keys, Objects) {
+pub fn stored() -> (Keys, Objects) {
     fn walk(folder: &Path, base: &Path, objects: &mut Objects) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

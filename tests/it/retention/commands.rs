@@ -19,7 +19,10 @@ impl Small {
 
     /// And what this makes.
     pub async fn with(more: &str) -> Self {
-        let database = TestServer::shared().database(None).await;
+        Self::over(TestServer::shared().database(None).await, more).await
+    }
+
+    pub async fn over(database: TestDatabase, more: &str) -> Self {
         database.execute(&format!("CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'one'); {more}")).await;
         let store = database.dsn_as(&snapshot_role(&database).await);
         Self { place: Place::new().await, database, store }
