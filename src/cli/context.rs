@@ -35,6 +35,10 @@ pub struct Context {
 impl Context {
     pub fn new(global: Global) -> anyhow::Result<Self> {
         let config = Config::load(global.config.as_deref())?;
+        let config = match &global.of {
+            Some(name) => config.of(name).map_err(|e| UsageError(e.to_string()))?,
+            None => config,
+        };
         let output = Output::new(global.json, global.quiet);
         let progress = Arc::new(Progress::new(global.progress, global.json, global.quiet));
         let (metrics, cancel) = (Metrics::default(), CancellationToken::new());
@@ -170,8 +174,14 @@ impl Context {
     }
 
     pub fn dsn(&self) -> anyhow::Result<Dsn> {
-        let text = self.global.store.as_ref().or(self.config.store.as_ref()).map_or("", String::as_str);
-        dsn(text)
+        let text = self.global.store.as_ref().or(self.config.store.as_ref());
+        if text.is_none() && !self.config.stores.is_empty() {
+            let names = self.config.names();
+            return Err(
+                UsageError(format!("which store? The configuration file has several: --of NAME, of {names}")).into()
+            );
+        }
+        dsn(text.map_or("", String::as_str))
     }
 
     /// All snapshots that are not forgotten, oldest first; those that do not open are told.

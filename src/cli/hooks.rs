@@ -8,7 +8,7 @@ use super::exit::Exit;
 use crate::config::Hooks;
 
 /// Commands that run by themselves.
-const JOBS: [&str; 5] = ["snapshot", "verify", "drill", "forget", "prune"];
+pub const JOBS: [&str; 5] = ["snapshot", "verify", "drill", "forget", "prune"];
 
 /// The hooks of one run.
 pub struct Around<'a> {

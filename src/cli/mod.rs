@@ -39,10 +39,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::config::Config;
 use context::Context;
-use exit::Exit;
+use exit::{Exit, UsageError};
 
 /// Backs up mail stores kept in PostgreSQL and puts lost mail back into live mailboxes.
 #[derive(Parser)]
@@ -74,6 +75,12 @@ struct Global {
     /// Configuration file instead of ./restante.toml, ~/.config/restante/restante.toml, /etc/restante/restante.toml
     #[arg(short, long, global = true, env = "RESTANTE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Of several stores in the configuration file the one of this name
+    #[arg(long, global = true, value_name = "NAME")]
+    of: Option<String>,
+    /// All stores of the configuration file, one after the other; the exit code is that of the worst
+    #[arg(long, global = true, conflicts_with_all = ["of", "store"])]
+    all: bool,
     /// Say what would be done, change nothing
     #[arg(short = 'n', long, global = true)]
     dry_run: bool,
@@ -158,9 +165,9 @@ pub fn main() -> ExitCode {
 fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
     let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| {
         let name = matches.subcommand_name().unwrap_or_default().to_owned();
-        Ok((Cli::from_arg_matches(&matches)?, name))
+        Ok((Cli::from_arg_matches(&matches)?, matches, name))
     });
-    let (cli, name) = match parsed {
+    let (cli, matches, name) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => {
             // Help and version are no error.
@@ -170,6 +177,48 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         }
     };
     progress::start_logging(cli.global.verbose);
+    if cli.global.all { each(&cli.global, &matches, &name) } else { one(cli, &name) }
+}
+
+/// Runs a job once for each store of the configuration file. What fails with one stops none of the others.
+fn each(global: &Global, matches: &ArgMatches, name: &str) -> Exit {
+    let stores = || -> anyhow::Result<Vec<String>> {
+        if !hooks::JOBS.contains(&name) && name != "snapshots" {
+            return Err(UsageError(format!("--all: not for `{name}`; give --of NAME")).into());
+        }
+        let stores: Vec<String> = Config::load(global.config.as_deref())?.stores.into_keys().collect();
+        if stores.is_empty() {
+            return Err(UsageError("--all: the configuration file has no [stores.NAME]".into()).into());
+        }
+        Ok(stores)
+    };
+    let stores = match stores() {
+        Ok(stores) => stores,
+        Err(e) => return exit::report(&e, global.json),
+    };
+    let output = output::Output::new(global.json, global.quiet);
+    let mut worst = Exit::Done;
+    for store in stores {
+        // A command is consumed by its run.
+        let Ok(mut cli) = Cli::from_arg_matches(matches) else { return Exit::Usage };
+        if let Err(e) = output.json("store", &serde_json::json!({ "name": store })) {
+            return exit::report(&e, global.json);
+        }
+        output.line(format!("== {store}"));
+        cli.global.metrics = cli.global.metrics.map(|path| metrics::of(&path, &store));
+        (cli.global.all, cli.global.of) = (false, Some(store));
+        let exit = one(cli, name);
+        if exit == Exit::Interrupted {
+            return exit;
+        }
+        if matches!(worst, Exit::Done) || (worst == Exit::Findings && exit != Exit::Done) {
+            worst = exit;
+        }
+    }
+    worst
+}
+
+fn one(cli: Cli, name: &str) -> Exit {
     let (json, began) = (cli.global.json, std::time::Instant::now());
     let context = match Context::new(cli.global) {
         Ok(context) => context,
@@ -180,7 +229,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         Ok(lock) => lock,
         Err(e) => return exit::report(&e, json),
     };
-    let around = hooks::Around::new(&context.config.hooks, &name, context.global.dry_run);
+    let around = hooks::Around::new(&context.config.hooks, name, context.global.dry_run);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return exit::report(&anyhow::Error::new(e).context("cannot start threads"), json),
@@ -194,7 +243,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
         let failed = exit::report(&e, json);
         exit = if exit == Exit::Done { failed } else { exit };
     }
-    let written = context.global.metrics.as_ref().map(|path| context.metrics.write(path, &name, exit, began.elapsed()));
+    let written = context.global.metrics.as_ref().map(|path| context.metrics.write(path, name, exit, began.elapsed()));
     match written.transpose() {
         Ok(_) => exit,
         Err(e) => exit::report(&e, json),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::context::{Context, heads_path};
@@ -52,6 +53,9 @@ pub struct Take {
     /// What is gone since the last good snapshot was removed on purpose: do not call this one suspect
     #[arg(long)]
     accept_loss: bool,
+    /// Make none where not a row, column or sequence changed since the last one. (That one stays as old as it is: see verify --newest-within.)
+    #[arg(long, conflicts_with = "full")]
+    skip_if_unchanged: bool,
     /// Read every row, even those that an earlier snapshot has
     #[arg(long)]
     full: bool,
@@ -84,6 +88,8 @@ struct Taken<'a> {
     new_chunks: u64,
     new_packs: u64,
     seconds: f64,
+    /// Nothing changed, and none was made: it is the last one.
+    unchanged: bool,
 }
 
 impl Take {
@@ -95,9 +101,10 @@ impl Take {
             context.output.line(format!("would take a snapshot of {dsn} into {}", repository.storage.address()));
             return Ok(Exit::Done);
         }
+        let began = Timestamp::now();
         let snapshot = self.take(context, &repository, Vec::new(), false).await?;
         context.progress.finish();
-        report(context, &snapshot)
+        report(context, &snapshot, snapshot.manifest.finished < began)
     }
 
     /// Takes it, again where that is worth while, and remembers it beside the key.
@@ -169,6 +176,7 @@ impl Take {
             heads: Vec::new(),
             suspect_percent: self.suspect_percent,
             accept_loss: self.accept_loss,
+            skip_if_unchanged: self.skip_if_unchanged,
             full: self.full,
             trust_history: self.trust_history,
             rate_limit,
@@ -177,7 +185,8 @@ impl Take {
     }
 }
 
-fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
+/// `unchanged`: it is an earlier one.
+fn report(context: &Context, snapshot: &Snapshot, unchanged: bool) -> anyhow::Result<Exit> {
     let manifest = &*snapshot.manifest;
     let seconds = manifest.finished.duration_since(manifest.started).as_secs_f64();
     let totals = &manifest.totals;
@@ -201,8 +210,13 @@ fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<Exit> {
             new_chunks: totals.new_chunks,
             new_packs: totals.new_packs,
             seconds,
+            unchanged,
         },
     )?;
+    if unchanged {
+        output.line(format!("nothing changed since snapshot {} of {}", snapshot.short(), units::time(manifest.taken)));
+        return Ok(if manifest.complete && manifest.suspect.is_empty() { Exit::Done } else { Exit::Findings });
+    }
     output.line(format!(
         "snapshot {}  {} rows of {} tables; {} rows with {} read, {} stored, {seconds:.1} s, read back and certified",
         snapshot.short(),

@@ -38,7 +38,9 @@ use crate::postgres::marker::{self, Marker};
 use crate::postgres::reading::{Leave, ReadingOptions, ReadingSet};
 use crate::postgres::session::ServerFacts;
 use crate::repository::checkpoint::{self, Checkpoint, CheckpointWriter};
-use crate::repository::manifest::{Manifest, NotCovered, ReadWhole, ServerSummary, StoreIdentity, Totals};
+use crate::repository::manifest::{
+    Manifest, NotCovered, ReadWhole, Schema, ServerSummary, StoreIdentity, Table, Totals,
+};
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::writer::{PACKS_IN_MEMORY, PACKS_KEPT, RepositoryWriter};
 use crate::repository::{Repository, RepositoryError};
@@ -78,6 +80,8 @@ pub struct SnapshotOptions {
     pub rate_limit: Option<u64>,
     /// How often finished segments are written down, for the run that comes after one that was cut short.
     pub checkpoint_every: Duration,
+    /// Make none where everything is as the last one has it.
+    pub skip_if_unchanged: bool,
     /// Read every row, whatever earlier snapshots know.
     pub full: bool,
     /// Where no marker can be left: somebody says that the server was not set back to an earlier state since the last snapshot.
@@ -108,7 +112,7 @@ pub enum SnapshotError {
     Interrupted,
 }
 
-/// Takes a snapshot and certifies it.
+/// Takes a snapshot and certifies it; or, where nothing changed and that was asked for, gives the last one.
 pub async fn take(
     repository: &Repository,
     dsn: &Dsn,
@@ -228,6 +232,11 @@ pub async fn take(
         }
     };
     let stored = writer.finish_chunks().await?;
+    if options.skip_if_unchanged
+        && let Some(last) = of_store.last().filter(|last| last.is_usable() && is_same(last, &read.tables, &schema))
+    {
+        return Ok((*last).clone());
+    }
 
     let mut not_covered = not_covered(&set.catalog, &layout, schema.dump.is_empty());
     not_covered.extend(read.not_covered);
@@ -284,6 +293,12 @@ pub async fn take(
     progress.writer.clear(&runs, &manifest.store).await;
     let (manifest, stored) = (manifest.into(), certificate.certified);
     Ok(Snapshot { id, manifest, signer, certificate: Some(certificate), stored, removable: None })
+}
+
+/// Equal trees have equal rows; the catalog holds the sequences' values.
+fn is_same(last: &Snapshot, tables: &[Table], schema: &Schema) -> bool {
+    let roots = |tables: &[Table]| tables.iter().map(|table| (table.oid, table.pages.clone())).collect::<Vec<_>>();
+    last.manifest.schema.catalog == schema.catalog && roots(&last.manifest.tables) == roots(tables)
 }
 
 /// Bytes of the last snapshot's metadata that are kept in memory; where it has more, it is fetched piece by piece.

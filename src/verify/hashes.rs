@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::objects::Present;
 use super::{Budget, Check, Finding, FindingKind, Newest, VerifyOptions};
 use crate::monitor::Unit;
+use crate::repository::drills;
 use crate::repository::id::PackId;
 use crate::repository::prune::tombstone;
 use crate::repository::reader::{pack_name, run_blocking};
@@ -201,6 +202,33 @@ impl Check<'_> {
     }
 }
 
+/// An identity that was lost is noticed when somebody needs it, or in a drill.
+const DRILL_EVERY: SignedDuration = SignedDuration::from_hours(90 * 24);
+
+/// For how many days no drill opened the repository, if for too long.
+fn undrilled(created: Timestamp, last: Option<Timestamp>, now: Timestamp) -> Option<i64> {
+    let since = now.duration_since(last.unwrap_or(created));
+    (since > DRILL_EVERY).then(|| since.as_hours() / 24)
+}
+
+impl Check<'_> {
+    /// Says when it is long since that a reader opened the repository.
+    pub(super) async fn drilled(&mut self) -> Result<(), RepositoryError> {
+        // Those that do not open are told elsewhere.
+        let (drills, _) = drills::list(self.repository).await?;
+        if let Some(days) =
+            undrilled(self.repository.config.created, drills.last().map(|drill| drill.began), Timestamp::now())
+        {
+            let message = format!(
+                "for {days} days no reader has opened the repository in a drill: whether the identities are still there, and fit, is not \
+                 known. Hold one (restante drill)"
+            );
+            self.notes.add(Finding::new(FindingKind::Overdue, message));
+        }
+        Ok(())
+    }
+}
+
 /// The length and the hash of what lies there.
 async fn fetch(storage: Arc<dyn Storage>, one: Due) -> (Due, Result<(u64, PackId), RepositoryError>) {
     let hashed = async {
@@ -225,6 +253,15 @@ mod tests {
     fn due(pack: u8, is_sound: bool, days: i64, size: u32) -> Due {
         let at = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * days);
         Due { last: Checked { is_sound, at }, pack: PackId([pack; 32]), size }
+    }
+
+    #[test]
+    fn a_drill_is_missed_after_ninety_days() {
+        let day = |n: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * n);
+        assert_eq!(undrilled(day(0), None, day(90)), None);
+        assert_eq!(undrilled(day(0), None, day(91)), Some(91));
+        assert_eq!(undrilled(day(0), Some(day(30)), day(120)), None);
+        assert_eq!(undrilled(day(0), Some(day(30)), day(130)), Some(100));
     }
 
     #[test]

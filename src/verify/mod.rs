@@ -151,6 +151,7 @@ pub async fn verify(
     if only.is_none() {
         check.history(&chosen).await?;
         check.newest(&chosen, options.newest_within);
+        check.drilled().await?;
         check.marks().await?;
         check.leftovers(&indexed, &present)?;
     }

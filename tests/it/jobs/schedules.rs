@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::retention::commands::Small;
+use crate::server::TestServer;
+use crate::snapshot::support::{snapshot_role, text};
 
 fn files() -> Vec<(PathBuf, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/schedules");
@@ -97,4 +99,81 @@ async fn an_exclusive_run_refuses_a_second_one() {
     small.run(0, &["snapshot", "--exclusive"]);
     small.run(0, &["snapshot", "--exclusive"]);
     small.run(2, &["verify", "--exclusive", "-i", "reader.key", "-k", ""]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_stores_of_one_file_each_have_their_turn() {
+    let (small, other) = (Small::new().await, TestServer::shared().database(None).await);
+    other.execute("CREATE TABLE u (a int); INSERT INTO u VALUES (1), (2)").await;
+    let (role, repository) = (snapshot_role(&other).await, small.place.path("repository"));
+    // Neither repository nor store from the environment.
+    let run = |config: &str, arguments: &[&str]| {
+        std::fs::write(small.place.path("restante.toml"), config).unwrap();
+        let mut command = small.place.program("");
+        let output = command.env_remove("RESTANTE_STORE").env_remove("RESTANTE_REPO").args(arguments).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let stores = |second: &str| {
+        let repository = repository.display();
+        let (one, two) = (small.store(), other.dsn_as(&role));
+        format!(
+            "repo = '{repository}'\ntags = ['all']\n[stores.one]\nstore = {one:?}\ntags = ['first']\n[stores.two]\nstore = {two:?}\n{second}"
+        )
+    };
+    let sound = stores("");
+    for wrong in [
+        &["snapshot"][..],
+        &["snapshot", "--of", "three"],
+        &["restore", "--all"],
+        &["snapshot", "--all", "--of", "one"],
+    ] {
+        let (code, said) = run(&sound, wrong);
+        assert_eq!(code, 2, "{wrong:?}: {said}");
+    }
+    assert_eq!(run("repo = 'x'", &["snapshot", "--all"]).0, 2);
+    assert_eq!(run("[stores.a.stores.b]\nrepo = 'x'", &["snapshots"]).0, 1);
+    let metrics = small.place.path("restante.prom");
+    let (code, said) = run(&sound, &["snapshot", "--all", "--metrics", metrics.to_str().unwrap()]);
+    assert!(code == 0 && said.contains("== one") && said.contains("== two"), "{said}");
+    for store in ["one", "two"] {
+        assert!(small.place.path(&format!("restante-{store}.prom")).exists());
+    }
+    // The second fails, the first has its snapshot; and the other way round.
+    let (code, said) = run(&stores("repo = '/nowhere/at/all'\n"), &["snapshot", "--all"]);
+    assert!(code != 0 && code != 3 && said.contains("snapshot "), "{code}: {said}");
+    let broken = stores("").replacen(&format!("{:?}", small.store()), "'host=/nowhere dbname=x'", 1);
+    let (code, said) = run(&broken, &["snapshot", "--all"]);
+    assert!(code != 0 && said.contains("snapshot "), "{code}: {said}");
+    let (code, said) = run(&sound, &["--json", "snapshots", "--of", "one"]);
+    assert_eq!(code, 0);
+    let tags: Vec<serde_json::Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let tagged =
+        |tag: &str| tags.iter().filter(|one: &&serde_json::Value| one["tags"] == serde_json::json!([tag])).count();
+    assert_eq!((tagged("first"), tagged("all")), (2, 2), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_new_makes_no_snapshot_if_it_need_not() {
+    let small = Small::with("CREATE SEQUENCE s; GRANT SELECT ON s TO PUBLIC").await;
+    let taken = |wanted: bool| {
+        let one = small.lines(0, "snapshot", &["snapshot", "--skip-if-unchanged"]).remove(0);
+        assert_eq!(one["unchanged"], wanted, "{one}");
+        one["snapshot"].as_str().unwrap().to_owned()
+    };
+    let first = taken(false);
+    let objects = small.place.objects();
+    assert_eq!(taken(true), first);
+    assert_eq!(small.place.objects(), objects, "nothing is left behind");
+    for change in [
+        "UPDATE t SET b = b",
+        "SELECT nextval('s')",
+        "ALTER TABLE t ADD COLUMN c int",
+        "CREATE TABLE more (a int)",
+        "DELETE FROM t",
+    ] {
+        small.database.execute(change).await;
+        taken(false);
+        taken(true);
+    }
+    small.run(2, &["snapshot", "--skip-if-unchanged", "--full"]);
 }

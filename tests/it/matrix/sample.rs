@@ -179,6 +179,7 @@ impl Keys {
             suspect_percent: 20,
             heads: Vec::new(),
             accept_loss: false,
+            skip_if_unchanged: false,
             full: false,
             trust_history: false,
             rate_limit: None,

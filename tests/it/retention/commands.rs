@@ -28,6 +28,10 @@ impl Small {
         Self { place: Place::new().await, database, store }
     }
 
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
     /// Runs the program; what it said.
     pub fn run(&self, wanted: i32, arguments: &[&str]) -> String {
         let output = self.place.program(&self.store).args(arguments).output().unwrap();

@@ -171,6 +171,7 @@ pub fn options() -> SnapshotOptions {
         heads: Vec::new(),
         suspect_percent: 20,
         accept_loss: false,
+        skip_if_unchanged: false,
         full: false,
         trust_history: false,
         rate_limit: None,
