@@ -12,6 +12,7 @@ mod storage;
 mod tables;
 mod vectors;
 mod whole;
+mod world;
 
 use std::collections::BTreeMap;
 

@@ -4,21 +4,17 @@
 //! What must hold at every instant: whatever is certified can be read whole. `RESTANTE_SEED` and `RESTANTE_SCHEDULES` say which schedules;
 //! `docs/testing.md` lists what was broken on purpose and the schedule that saw it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::storage::Memory;
 use super::whole::{copy, made, manifest, reader};
+use super::world::{Dice, Trouble, World};
 use crate::monitor::{SharedMonitor, Silent};
 use crate::repository::cbor;
 use crate::repository::chunk::ChunkKind;
@@ -33,186 +29,11 @@ use crate::repository::snapshots::{self, Snapshot, SnapshotReader};
 use crate::repository::writer::RepositoryWriter;
 use crate::repository::{Access, Repository, RepositoryError};
 use crate::storage::directory::Directory;
-use crate::storage::{Capabilities, ObjectMeta, ObjectName, PutMode, Retention as Lock, Storage, StorageError};
+use crate::storage::{PutMode, Storage, StorageError};
 
 pub const GRACE: SignedDuration = SignedDuration::from_hours(72);
-
-/// Numbers that look random, of a seed.
-struct Dice(u64, u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.1 += 1;
-        let hash = blake3::hash(&[self.0.to_le_bytes(), self.1.to_le_bytes()].concat());
-        u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap()) % n
-    }
-}
-
-type Waiting = (String, oneshot::Sender<()>);
-
-/// The storage that all see, its clock, and who waits before a request.
-pub struct World {
-    pub inner: Arc<dyn Storage>,
-    clock: Mutex<Timestamp>,
-    written: Mutex<HashMap<ObjectName, Timestamp>>,
-    /// By party: what it is about to ask, and how to let it.
-    waiting: Mutex<BTreeMap<usize, Vec<Waiting>>>,
-    changed: Notify,
-    /// Objects whose names begin so are not let go.
-    pub locked: Mutex<Option<&'static str>>,
-}
-
-impl World {
-    pub fn new(inner: Arc<dyn Storage>) -> Arc<Self> {
-        let clock = Mutex::new("2014-08-10T12:00:00Z".parse().unwrap());
-        Arc::new(Self {
-            inner,
-            clock,
-            written: Mutex::default(),
-            waiting: Mutex::default(),
-            changed: Notify::new(),
-            locked: Mutex::default(),
-        })
-    }
-
-    pub fn now(&self) -> Timestamp {
-        *self.clock.lock().unwrap()
-    }
-
-    pub fn pass(&self, time: SignedDuration) {
-        *self.clock.lock().unwrap() += time;
-    }
-
-    fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
-        meta.modified = self.written.lock().unwrap().get(&meta.name).copied().unwrap_or(self.now());
-        meta
-    }
-
-    /// How one of them sees it. `None`: nobody stops him.
-    pub fn seen_by(self: &Arc<Self>, party: Option<usize>) -> Arc<dyn Storage> {
-        Arc::new(Seen { world: self.clone(), party })
-    }
-
-    /// Waits until the party is about to make a request; `false`: it makes none any more.
-    pub async fn settled<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
-        loop {
-            let changed = self.changed.notified();
-            if self.waiting.lock().unwrap().get(&party).is_some_and(|waiting| !waiting.is_empty()) {
-                return true;
-            }
-            if task.is_finished() {
-                return false;
-            }
-            drop(tokio::time::timeout(Duration::from_millis(2), changed).await);
-        }
-    }
-
-    /// Lets the party do its next request, and whatever it does until the one after it; `false`: it makes none any more.
-    pub async fn step<T>(&self, party: usize, task: &JoinHandle<T>) -> bool {
-        if !self.settled(party, task).await {
-            return false;
-        }
-        let next = self.waiting.lock().unwrap().get_mut(&party).map(|waiting| waiting.remove(0));
-        let _ = next.map(|(_, next)| next.send(()));
-        self.settled(party, task).await
-    }
-
-    /// Is this what the party is about to ask?
-    pub fn is_next(&self, party: usize, request: &str) -> bool {
-        let waiting = self.waiting.lock().unwrap();
-        waiting.get(&party).and_then(|waiting| waiting.first()).is_some_and(|(next, _)| next.starts_with(request))
-    }
-
-    /// Lets the party go on until it is about to make such a request, as `list tombstones/`; or, without one, to its end.
-    async fn until<T>(&self, party: usize, task: &JoinHandle<T>, request: Option<&str>) {
-        let is_next = || request.is_some_and(|request| self.is_next(party, request));
-        while self.settled(party, task).await && !is_next() {
-            self.step(party, task).await;
-        }
-        assert_eq!(request.is_some(), !task.is_finished(), "{request:?} never came");
-    }
-}
-
-struct Seen {
-    world: Arc<World>,
-    party: Option<usize>,
-}
-
-impl std::fmt::Debug for Seen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Seen({:?})", self.party)
-    }
-}
-
-impl Seen {
-    async fn gate(&self, request: &str, name: impl std::fmt::Display) {
-        let Some(party) = self.party else { return };
-        let (sender, receiver) = oneshot::channel();
-        self.world.waiting.lock().unwrap().entry(party).or_default().push((format!("{request} {name}"), sender));
-        self.world.changed.notify_waiters();
-        let _ = receiver.await;
-    }
-}
-
-#[async_trait]
-impl Storage for Seen {
-    fn address(&self) -> String {
-        "the world".into()
-    }
-
-    async fn put(
-        &self,
-        name: &ObjectName,
-        bytes: Bytes,
-        mode: PutMode,
-        lock: Option<Lock>,
-    ) -> Result<(), StorageError> {
-        self.gate("put", name).await;
-        let done = self.world.inner.put(name, bytes, mode, lock).await;
-        if done.is_ok() {
-            self.world.written.lock().unwrap().insert(name.clone(), self.world.now());
-        }
-        done
-    }
-
-    async fn get(&self, name: &ObjectName) -> Result<Bytes, StorageError> {
-        self.gate("get", name).await;
-        self.world.inner.get(name).await
-    }
-
-    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.gate("get_range", name).await;
-        self.world.inner.get_range(name, range).await
-    }
-
-    async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError> {
-        self.gate("head", name).await;
-        Ok(self.world.inner.head(name).await?.map(|meta| self.world.dated(meta)))
-    }
-
-    fn list(&self, prefix: &str) -> BoxStream<'_, Result<ObjectMeta, StorageError>> {
-        let prefix = prefix.to_owned();
-        stream::once(async move {
-            self.gate("list", &prefix).await;
-            let all: Vec<_> = self.world.inner.list(&prefix).collect().await;
-            stream::iter(all.into_iter().map(|one| one.map(|meta| self.world.dated(meta))))
-        })
-        .flatten()
-        .boxed()
-    }
-
-    async fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
-        self.gate("delete", name).await;
-        if self.world.locked.lock().unwrap().is_some_and(|prefix| name.as_str().starts_with(prefix)) {
-            return Err(StorageError::Locked { name: name.clone(), address: self.address() });
-        }
-        self.world.inner.delete(name).await
-    }
-
-    async fn probe(&self) -> Result<Capabilities, StorageError> {
-        self.world.inner.probe().await
-    }
-}
+/// By how much listings are behind where they are.
+const DELAY: Duration = Duration::from_millis(3);
 
 pub async fn open(storage: Arc<dyn Storage>, key: &WriterKey) -> Repository {
     Repository::open(storage, Access::Writer(copy(key)), None).await.unwrap()
@@ -326,8 +147,14 @@ pub async fn certified_is_whole(repository: &Repository, what: &str) -> usize {
     certified.len()
 }
 
+/// Others were faster with an object, or an answer got lost.
+fn is_usual(e: &RepositoryError) -> bool {
+    e.is_about_an_object() || matches!(e, RepositoryError::Storage(StorageError::Unreachable { .. }))
+}
+
 #[derive(Default)]
 struct Counts {
+    killed: u64,
     snapshots: u64,
     refused: u64,
     packs: u64,
@@ -340,9 +167,9 @@ struct Counts {
 /// Forgets, takes back, holds, prunes, in an order of its own.
 async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool>, counts: Arc<Mutex<Counts>>) {
     let monitor: SharedMonitor = Arc::new(Silent);
-    let mut options = PruneOptions { grace: GRACE, listing_delay: Duration::ZERO, repack: 0, dry_run: false };
+    let mut options = PruneOptions { grace: GRACE, listing_delay: DELAY, repack: 0, dry_run: false };
     while !done.load(Ordering::SeqCst) {
-        let (all, _) = snapshots::list_all(&repository).await.unwrap();
+        let Ok((all, _)) = snapshots::list_all(&repository).await else { continue };
         let some = |dice: &mut Dice, forgotten: bool| {
             let fit: Vec<&Snapshot> = all.iter().filter(|one| one.removable.is_some() == forgotten).collect();
             (!fit.is_empty()).then(|| fit[dice.below(fit.len() as u64) as usize].clone())
@@ -353,7 +180,7 @@ async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool
             match some(&mut dice, false).filter(|one| retention.check(one).is_ok()) {
                 // The other one may take it back at the same instant.
                 Some(one) if dice.below(3) > 0 => match forgotten::forget(&repository, &one, GRACE).await {
-                    Err(e) if !e.is_about_an_object() => panic!("{e}"),
+                    Err(e) if !is_usual(&e) => panic!("{e}"),
                     _ => {}
                 },
                 _ => {}
@@ -372,8 +199,8 @@ async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool
                 counts.removed += report.snapshots.len() as u64;
                 counts.unexpected += u64::from(!report.unexpected.is_empty());
             }
-            // The other one was faster with an object.
-            Err(e) if e.is_about_an_object() => counts.lock().unwrap().unexpected += 1,
+            // The other one was faster with an object, or an answer got lost.
+            Err(e) if is_usual(&e) => counts.lock().unwrap().unexpected += 1,
             Err(e) => panic!("{e}"),
         }
     }
@@ -386,7 +213,7 @@ async fn take_snapshots(repository: Repository, world: Arc<World>, mut dice: Dic
         let mut counts = counts.lock().unwrap();
         match taken {
             Ok(_) => counts.snapshots += 1,
-            Err(e) if e.is_about_an_object() => counts.refused += 1,
+            Err(e) if is_usual(&e) => counts.refused += 1,
             Err(e) => panic!("{e}"),
         }
     }
@@ -402,28 +229,41 @@ async fn run(seed: u64, inner: Arc<dyn Storage>, key: &WriterKey, counts: &Arc<M
         world.pass(SignedDuration::from_hours(100));
     }
     let mut dice = Dice(seed, 0);
-    let dice_of = |party| Dice(seed, (party as u64 + 1) << 32);
-    let mut repositories = Vec::new();
-    for party in 0..3 {
-        let repository = watcher.over(world.seen_by(Some(party)));
-        repositories.push((repository, dice_of(party)));
-    }
-    let mut repositories = repositories.into_iter();
-    let mut tasks = Vec::new();
-    let (repository, of) = repositories.next().unwrap();
+    world.trouble(
+        Trouble {
+            lost: (seed % 2 == 0).then_some(150),
+            ignores_conditions: seed % 3 == 0,
+            behind: if seed % 5 < 3 { DELAY } else { Duration::ZERO },
+        },
+        seed,
+    );
     let done = Arc::new(AtomicBool::new(false));
-    tasks.push(tokio::spawn(take_snapshots(repository, world.clone(), of, counts.clone())));
-    for (repository, of) in repositories {
-        tasks.push(tokio::spawn(keep_house(repository, of, done.clone(), counts.clone())));
-    }
-    let mut left: Vec<usize> = (0..tasks.len()).collect();
+    let begin = |party: usize, life: u64| -> (JoinHandle<()>, Arc<AtomicBool>) {
+        let (storage, dead) = world.mortal(Some(party));
+        let (repository, of) = (watcher.over(storage), Dice(seed, (party as u64 + 1 + 3 * life) << 32));
+        let task = match party {
+            0 => tokio::spawn(take_snapshots(repository, world.clone(), of, counts.clone())),
+            _ => tokio::spawn(keep_house(repository, of, done.clone(), counts.clone())),
+        };
+        (task, dead)
+    };
+    let mut tasks: Vec<_> = (0..3).map(|party| begin(party, 0)).collect();
+    let (mut left, mut lives): (Vec<usize>, u64) = ((0..tasks.len()).collect(), 0);
     while !left.is_empty() {
         let at = dice.below(left.len() as u64) as usize;
         let party = left[at];
+        // Its process is killed, and another one begins.
+        if lives < 4 && dice.below(25) == 0 {
+            lives += 1;
+            world.bury(party, &tasks[party].1);
+            tasks[party].0.abort();
+            tasks[party] = begin(party, lives);
+            counts.lock().unwrap().killed += 1;
+        }
         // A pass is some hundred requests, a snapshot thirty: the writer is stopped in the middle, and passes go through meanwhile.
         let most = if party == 0 { [1, 4, 12, 30] } else { [12, 80, 300, 300] }[dice.below(4) as usize];
         for _ in 0..1 + dice.below(most) {
-            if !world.step(party, &tasks[party]).await {
+            if !world.step(party, &tasks[party].0).await {
                 left.remove(at);
                 break;
             }
@@ -434,7 +274,7 @@ async fn run(seed: u64, inner: Arc<dyn Storage>, key: &WriterKey, counts: &Arc<M
             certified_is_whole(&watcher, &what).await;
         }
     }
-    for task in tasks {
+    for (task, _) in tasks {
         task.await.unwrap_or_else(|e| panic!("{what}: {e}"));
     }
     assert!(certified_is_whole(&watcher, &what).await > 0, "{what}");
@@ -472,8 +312,15 @@ async fn whatever_a_schedule_does_what_is_certified_can_be_read() {
     }
     let counts = counts.lock().unwrap();
     println!(
-        "{schedules} schedules from {seed}: {} snapshots certified, {} refused, {} forgotten ones removed, {} taken back, {} packs removed, {} copied, {} passes stopped",
-        counts.snapshots, counts.refused, counts.removed, counts.undone, counts.packs, counts.copied, counts.unexpected
+        "{schedules} schedules from {seed}: {} snapshots certified, {} refused, {} forgotten ones removed, {} taken back, {} packs removed, {} copied, {} passes stopped, {} killed",
+        counts.snapshots,
+        counts.refused,
+        counts.removed,
+        counts.undone,
+        counts.packs,
+        counts.copied,
+        counts.unexpected,
+        counts.killed
     );
     assert!(
         counts.packs > schedules

@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use jiff::SignedDuration;
 
-use super::protocol::{GRACE, World, certified_is_whole, content, open, snapshot};
+use super::protocol::{GRACE, certified_is_whole, content, open, snapshot};
 use super::storage::Memory;
 use super::whole::{made, manifest, reader};
+use super::world::World;
 use crate::monitor::{SharedMonitor, Silent};
 use crate::repository::chunk::ChunkKind;
 use crate::repository::forgotten::{self, Undone};
