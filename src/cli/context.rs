@@ -19,8 +19,8 @@ use crate::repository::secrets::WriterKey;
 use crate::repository::snapshots::{self, Snapshot};
 use crate::repository::verifier::VerifierKey;
 use crate::repository::{Access, Repository, RepositoryError};
-use crate::storage::Storage;
 use crate::storage::location::{self, Location};
+use crate::storage::{Capabilities, Storage};
 
 pub struct Context {
     pub global: Global,
@@ -80,6 +80,18 @@ impl Context {
 
     pub async fn storage(&self) -> anyhow::Result<Arc<dyn Storage>> {
         Ok(location::open(&self.location()?).await?)
+    }
+
+    /// Finds out what the storage can do, and insists on the lock that its address asks for: some servers ignore it.
+    pub async fn probe(&self, storage: &dyn Storage) -> anyhow::Result<Capabilities> {
+        let found = storage.probe().await?;
+        let asked = matches!(self.location()?, Location::S3(location) if location.lock.is_some());
+        anyhow::ensure!(
+            !asked || found.object_lock == Some(true),
+            "{}: lock= asks for object lock, and the bucket has none, or it could not be read back",
+            storage.address()
+        );
+        Ok(found)
     }
 
     pub fn key_path(&self) -> Option<PathBuf> {

@@ -54,7 +54,7 @@ impl Init {
             return Ok(Exit::Done);
         }
         let storage = context.storage().await?;
-        let capabilities = storage.probe().await?;
+        let capabilities = context.probe(&*storage).await?;
         let made = NewRepository::prepare(InitOptions { readers: self.readers, created: Timestamp::now() })?;
         // The key first: a repository whose writer key is lost is of no use.
         made.writer_key.save(&key, false)?;

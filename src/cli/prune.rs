@@ -13,6 +13,7 @@ use super::units;
 use crate::repository::prune::{Amount, PruneOptions, Report, prune};
 use crate::repository::snapshots;
 use crate::storage::layers::{Counting, Counts};
+use crate::storage::location::Location;
 
 /// Remove what no snapshot needs any more
 ///
@@ -50,6 +51,9 @@ impl Prune {
             return Err(UsageError(message).into());
         }
         let repository = context.open_as_writer().await?;
+        if matches!(context.location()?, Location::S3(location) if location.lock.is_some()) {
+            context.probe(&*repository.storage).await?;
+        }
         let counting = Arc::new(Counting::new(repository.storage.clone()));
         let repository = repository.over(counting.clone());
         let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;

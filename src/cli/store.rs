@@ -77,8 +77,8 @@ async fn repository(context: &Context) -> Vec<Check> {
     let mut checks = Vec::new();
     match context.storage().await {
         Err(e) => checks.push(check("storage", Outcome::Fail, format!("{e:#}"))),
-        Ok(storage) => match storage.probe().await {
-            Err(e) => checks.push(check("storage", Outcome::Fail, e.to_string())),
+        Ok(storage) => match context.probe(&*storage).await {
+            Err(e) => checks.push(check("storage", Outcome::Fail, format!("{e:#}"))),
             Ok(found) => {
                 let condition = if found.conditional_create { "kept" } else { "ignored (harmless)" };
                 let lock = match found.object_lock {

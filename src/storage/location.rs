@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 use secrecy::SecretString;
 
 use super::{Storage, StorageError};
@@ -40,6 +41,10 @@ pub struct S3Location {
     pub concurrency: usize,
     /// How often a request is tried before it fails.
     pub attempts: u32,
+    /// Everything that is written once is put under object lock in compliance mode for so long.
+    pub lock: Option<SignedDuration>,
+    /// The bucket as it was then, from its versions; only to be read.
+    pub as_of: Option<Timestamp>,
     /// Instead of the credential chain; never part of an address.
     pub credentials: Option<S3Credentials>,
 }
@@ -56,7 +61,7 @@ const DEFAULT_CONCURRENCY: usize = 16;
 /// With waits of up to 0.25, 0.5, 1, 2, 4, 8 and 16 s between them a server may be away for about 15 s.
 const DEFAULT_ATTEMPTS: u32 = 8;
 
-const PARAMETERS: &str = "endpoint, region, path_style, profile, ca_bundle, concurrency, attempts";
+const PARAMETERS: &str = "endpoint, region, path_style, profile, ca_bundle, concurrency, attempts, lock, as_of";
 
 impl S3Location {
     /// The bucket's root with all defaults.
@@ -71,6 +76,8 @@ impl S3Location {
             ca_bundle: None,
             concurrency: DEFAULT_CONCURRENCY,
             attempts: DEFAULT_ATTEMPTS,
+            lock: None,
+            as_of: None,
             credentials: None,
         }
     }
@@ -182,6 +189,12 @@ fn parse_s3(rest: &str) -> Result<S3Location, LocationError> {
                 once("path_style", &mut path_style, on)?;
             }
             "concurrency" => once("concurrency", &mut concurrency, number("concurrency", value, 1..=256, "1 to 256")?)?,
+            "lock" => once("lock", &mut location.lock, lock(value)?)?,
+            "as_of" => {
+                let allowed = "a time such as 2026-11-27T03:00:00Z";
+                let at = value.parse().map_err(|_| LocationError::Parameter { parameter: "as_of", value, allowed })?;
+                once("as_of", &mut location.as_of, at)?;
+            }
             "attempts" => once("attempts", &mut attempts, number("attempts", value, 1..=20, "1 to 20")?)?,
             // Only the name, and only if it looks like one: the text may be a secret that strayed here.
             _ if key.len() <= 32 && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') => {
@@ -217,6 +230,13 @@ fn number(
         Ok(number) if range.contains(&number) => Ok(number),
         _ => Err(LocationError::Parameter { parameter, value, allowed }),
     }
+}
+
+/// `30d`; a day has 24 hours.
+fn lock(value: String) -> Result<SignedDuration, LocationError> {
+    let days = SpanRelativeTo::days_are_24_hours();
+    let time = value.parse::<Span>().and_then(|span| span.to_duration(days)).ok().filter(SignedDuration::is_positive);
+    time.ok_or(LocationError::Parameter { parameter: "lock", value, allowed: "a time above zero such as 30d" })
 }
 
 fn endpoint(value: String) -> Result<String, LocationError> {
@@ -293,6 +313,8 @@ impl fmt::Display for S3Location {
         add("ca_bundle", self.ca_bundle.as_ref().map(|path| path.display().to_string()));
         add("concurrency", (self.concurrency != DEFAULT_CONCURRENCY).then(|| self.concurrency.to_string()));
         add("attempts", (self.attempts != DEFAULT_ATTEMPTS).then(|| self.attempts.to_string()));
+        add("lock", self.lock.map(|lock| format!("{lock:#}").replace(' ', "")));
+        add("as_of", self.as_of.map(|at| at.to_string()));
         if !parameters.is_empty() {
             write!(f, "?{}", parameters.join("&"))?;
         }
@@ -305,7 +327,13 @@ pub async fn open(location: &Location) -> Result<Arc<dyn Storage>, StorageError>
     let storage: Arc<dyn Storage> = match location {
         Location::Directory(path) => Arc::new(super::directory::Directory::new(path)?),
         #[cfg(feature = "s3")]
-        Location::S3(location) => Arc::new(super::s3::S3::connect(location).await?),
+        Location::S3(location) => {
+            let s3 = super::s3::S3::connect(location).await?;
+            match location.as_of {
+                None => Arc::new(s3),
+                Some(at) => Arc::new(super::s3::Past::new(s3, at)),
+            }
+        }
         #[cfg(not(feature = "s3"))]
         Location::S3(location) => {
             return Err(StorageError::Failed {
@@ -348,7 +376,7 @@ mod tests {
     #[test]
     fn every_parameter_is_taken() {
         let location = s3("s3://mail-backup/prod/a/?endpoint=https://s3.example:9000/&region=eu-1&path_style=false\
-             &profile=backup&ca_bundle=/etc/my%20ca.pem&concurrency=4&attempts=2");
+             &profile=backup&ca_bundle=/etc/my%20ca.pem&concurrency=4&attempts=2&lock=30d&as_of=2026-11-27T03:00:00Z");
         assert_eq!((location.bucket.as_str(), location.prefix.as_str()), ("mail-backup", "prod/a"));
         assert_eq!(location.endpoint.as_deref(), Some("https://s3.example:9000"));
         assert_eq!(location.region.as_deref(), Some("eu-1"));
@@ -356,6 +384,10 @@ mod tests {
         assert_eq!(location.profile.as_deref(), Some("backup"));
         assert_eq!(location.ca_bundle, Some("/etc/my ca.pem".into()));
         assert_eq!((location.concurrency, location.attempts), (4, 2));
+        assert_eq!(location.lock, Some(SignedDuration::from_hours(720)));
+        assert_eq!(location.as_of, Some("2026-11-27T03:00:00Z".parse().unwrap()));
+        assert_eq!(s3(&location.to_string()).to_string(), location.to_string());
+        assert_eq!(s3(&location.to_string()).lock, location.lock);
     }
 
     #[test]
@@ -386,6 +418,9 @@ mod tests {
             ("s3://bucket?region=", "allowed is a region"),
             ("s3://bucket?region=a&region=b", "region stands twice"),
             ("s3://bucket?region=%e", "percent sign"),
+            ("s3://bucket?lock=soon", "allowed is a time above zero such as 30d"),
+            ("s3://bucket?lock=0d", "allowed is a time above zero"),
+            ("s3://bucket?as_of=yesterday", "allowed is a time such as"),
         ];
         for (text, said) in cases {
             let error = text.parse::<Location>().unwrap_err().to_string();

@@ -135,12 +135,15 @@ pub struct Capabilities {
     pub versioning: Option<bool>,
 }
 
+/// With what the names of objects begin that only show what a storage does.
+const PROBES: &str = "probe/";
+
 /// A name that no other probe has or had: two of them may run at once, and a probe must not meet what an earlier one left.
 fn random_probe_name() -> ObjectName {
     let mut random = [0; 16];
     // Never fails on the systems that aws-lc supports; if it did, the probe would only meet an object of its own making.
     let _ = aws_lc_rs::rand::fill(&mut random);
-    ObjectName(format!("probe/{}", data_encoding::HEXLOWER.encode(&random)))
+    ObjectName(format!("{PROBES}{}", data_encoding::HEXLOWER.encode(&random)))
 }
 
 /// What time it is by the storage's own clock, with which it dates its objects.

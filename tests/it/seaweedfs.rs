@@ -47,6 +47,24 @@ pub async fn fresh_locked_prefix() -> Option<S3Location> {
     Some(location(server().await?, LOCKED_BUCKET))
 }
 
+/// Of the vendor's library, for what our storage cannot do.
+pub async fn client() -> Option<aws_sdk_s3::Client> {
+    Some(client_of(&server().await?.endpoint))
+}
+
+fn client_of(endpoint: &str) -> aws_sdk_s3::Client {
+    aws_sdk_s3::Client::from_conf(
+        aws_sdk_s3::config::Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .endpoint_url(endpoint)
+            .region(Region::new("us-east-1"))
+            .force_path_style(true)
+            .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test"))
+            .build(),
+    )
+}
+
 fn location(server: &Server, bucket: &str) -> S3Location {
     static PREFIXES: AtomicU32 = AtomicU32::new(0);
     let mut location = S3Location::new(bucket);
@@ -107,16 +125,7 @@ async fn start() -> Server {
     leash.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).current_dir(&directory);
     let server = Server { endpoint: format!("http://127.0.0.1:{s3}"), _leash: leash.spawn().unwrap() };
 
-    let client = aws_sdk_s3::Client::from_conf(
-        aws_sdk_s3::config::Builder::new()
-            .behavior_version(BehaviorVersion::latest())
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .endpoint_url(&server.endpoint)
-            .region(Region::new("us-east-1"))
-            .force_path_style(true)
-            .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test"))
-            .build(),
-    );
+    let client = client_of(&server.endpoint);
     // Ready is who can store: the parts of the server find each other only after the port is open.
     let give_up = Instant::now() + PATIENCE;
     loop {

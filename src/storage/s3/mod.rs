@@ -10,6 +10,7 @@
 
 mod client;
 mod errors;
+mod past;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -30,9 +31,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::errors::{code, status};
+pub use self::past::Past;
 use super::location::S3Location;
 use super::{
-    Capabilities, MAX_OBJECT_BYTES, ObjectMeta, ObjectName, PutMode, Retention, Storage, StorageError,
+    Capabilities, MAX_OBJECT_BYTES, ObjectMeta, ObjectName, PROBES, PutMode, Retention, Storage, StorageError,
     random_probe_name,
 };
 
@@ -66,6 +68,12 @@ impl S3 {
 
     fn key(&self, name: &str) -> String {
         if self.location.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.location.prefix) }
+    }
+
+    /// What the address asks for, of everything that is written once.
+    fn retention(&self, name: &ObjectName, mode: PutMode) -> Option<Retention> {
+        let lock = self.location.lock.filter(|_| mode == PutMode::Create && !name.as_str().starts_with(PROBES))?;
+        Timestamp::now().checked_add(lock).ok().map(|until| Retention { until })
     }
 
     /// Bounds the requests that run at once. The semaphore is never closed, so there is always a permit to come.
@@ -126,7 +134,13 @@ impl S3 {
         (outcome, attempts.load(Ordering::Relaxed))
     }
 
-    async fn fetch(&self, name: &ObjectName, wanted: Option<Range<u64>>) -> Result<Bytes, StorageError> {
+    /// `version`: not the newest.
+    async fn fetch(
+        &self,
+        name: &ObjectName,
+        wanted: Option<Range<u64>>,
+        version: Option<&str>,
+    ) -> Result<Bytes, StorageError> {
         let permit = self.permit().await;
         let doing = || format!("read {name}");
         let start = wanted.as_ref().map_or(0, |range| range.start);
@@ -141,6 +155,7 @@ impl S3 {
                 None => format!("bytes={from}-"),
             });
             let request = self.client.get_object().bucket(&self.location.bucket).key(self.key(name.as_str()));
+            let request = request.set_version_id(version.map(str::to_owned));
             let answer = match request.set_range(range.clone()).set_if_match(etag.clone()).send().await {
                 Ok(answer) => answer,
                 Err(error) if status(&error) == Some(416) => {
@@ -295,18 +310,21 @@ impl Storage for S3 {
         mode: PutMode,
         retention: Option<Retention>,
     ) -> Result<(), StorageError> {
+        let retention = retention.or_else(|| self.retention(name, mode));
         let (outcome, attempts) = {
             let _permit = self.permit().await;
             self.send(name, bytes.clone(), mode, retention).await
         };
         match outcome {
-            Err(StorageError::AlreadyExists { .. }) if attempts > 1 && self.fetch(name, None).await? == bytes => Ok(()),
+            Err(StorageError::AlreadyExists { .. }) if attempts > 1 && self.fetch(name, None, None).await? == bytes => {
+                Ok(())
+            }
             outcome => outcome,
         }
     }
 
     async fn get(&self, name: &ObjectName) -> Result<Bytes, StorageError> {
-        self.fetch(name, None).await
+        self.fetch(name, None, None).await
     }
 
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StorageError> {
@@ -322,7 +340,7 @@ impl Storage for S3 {
                 None => Err(StorageError::NotFound { name: name.clone(), address: self.address() }),
             };
         }
-        self.fetch(name, Some(range)).await
+        self.fetch(name, Some(range), None).await
     }
 
     async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError> {

@@ -4,6 +4,8 @@
 mod conformance;
 #[cfg(feature = "failpoints")]
 mod dying;
+#[cfg(feature = "s3")]
+mod past;
 mod places;
 #[cfg(feature = "s3")]
 mod trouble;
