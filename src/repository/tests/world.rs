@@ -217,6 +217,8 @@ impl Storage for Seen {
         self.gate("put", name).await;
         let ignores = self.world.trouble.lock().unwrap().0.ignores_conditions;
         let mode = if ignores && self.party.is_some() { PutMode::Replace } else { mode };
+        // Who is killed now may have done it all the same.
+        self.world.written.lock().unwrap().entry(name.clone()).or_insert(self.world.now());
         let done = self.world.inner.put(name, bytes, mode, lock).await;
         if done.is_ok() {
             self.world.written.lock().unwrap().insert(name.clone(), self.world.now());
