@@ -168,6 +168,7 @@ fn tell(context: &Context, report: &Report, level: Level) -> anyhow::Result<Exit
         let kind = match finding.kind {
             FindingKind::Overdue => "OVERDUE",
             FindingKind::Live => "LIVE   ",
+            FindingKind::Dated => "ALARM  ",
             _ => "DAMAGED",
         };
         output.line(format!("{kind}  {}{}", finding.message, hurt(finding)));

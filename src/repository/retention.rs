@@ -19,10 +19,7 @@ use jiff::{SignedDuration, Span, Timestamp};
 use super::error::RepositoryError;
 use super::id::{ObjectId, SignerId};
 use super::manifest::StoreIdentity;
-use super::snapshots::Snapshot;
-
-/// How far the time in a name may be from the time at which the storage wrote the object.
-const OFF: SignedDuration = SignedDuration::from_hours(24);
+use super::snapshots::{OFF, Snapshot};
 
 /// What is to be kept of each store. Of several snapshots of an hour, day, … the newest.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Repository;
 use super::cbor;
@@ -22,6 +22,9 @@ use super::writer::certificate_name;
 use super::zone::Zone;
 use crate::postgres::catalog::Catalog;
 use crate::storage::{ObjectMeta, ObjectName, StorageError};
+
+/// So far the time of a snapshot may be from the storage's.
+pub(super) const OFF: SignedDuration = SignedDuration::from_hours(24);
 
 /// Manifests that are fetched at a time.
 const CONCURRENCY: usize = 8;
@@ -46,9 +49,14 @@ impl Snapshot {
         self.id.to_hex()[..12].to_owned()
     }
 
-    /// May be relied on: it was read back in full and is not forgotten.
+    /// May be relied on: it was read back in full, is not forgotten, and does not come from the future.
     pub fn is_usable(&self) -> bool {
-        self.certificate.is_some() && self.removable.is_none()
+        self.certificate.is_some() && self.removable.is_none() && !self.is_from_the_future()
+    }
+
+    /// Does its time lie more than a day after the storage's? Somebody made it up, or a clock is wrong: else it would be the newest for ever.
+    pub fn is_from_the_future(&self) -> bool {
+        self.manifest.taken.duration_since(self.stored) > OFF
     }
 
     /// The name of its manifest.
@@ -191,10 +199,10 @@ async fn load_certificate(repository: &Repository, id: &ObjectId) -> Result<Opti
 }
 
 /// Picks the snapshot that `wanted` names: an id prefix, `latest`, `latest:tag=…`, or `@TIME` (the newest taken at or before
-/// that instant). Only certified snapshots.
+/// that instant). Only certified snapshots, and by the last three none that comes from the future.
 pub fn select<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Snapshot, RepositoryError> {
     let not_found = || RepositoryError::SnapshotNotFound { wanted: wanted.to_owned() };
-    let certified = || snapshots.iter().filter(|snapshot| snapshot.certificate.is_some());
+    let certified = || snapshots.iter().filter(|one| one.certificate.is_some() && !one.is_from_the_future());
     if wanted == "latest" {
         return certified().next_back().ok_or_else(not_found);
     }

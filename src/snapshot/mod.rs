@@ -295,10 +295,11 @@ pub async fn take(
     Ok(Snapshot { id, manifest, signer, certificate: Some(certificate), stored, removable: None })
 }
 
-/// Equal trees have equal rows; the catalog holds the sequences' values.
+/// Equal trees have equal rows; the catalog holds the sequences' values, and the dump what the catalog does not.
 fn is_same(last: &Snapshot, tables: &[Table], schema: &Schema) -> bool {
     let roots = |tables: &[Table]| tables.iter().map(|table| (table.oid, table.pages.clone())).collect::<Vec<_>>();
-    last.manifest.schema.catalog == schema.catalog && roots(&last.manifest.tables) == roots(tables)
+    let before = &last.manifest.schema;
+    (&before.catalog, &before.dump) == (&schema.catalog, &schema.dump) && roots(&last.manifest.tables) == roots(tables)
 }
 
 /// Bytes of the last snapshot's metadata that are kept in memory; where it has more, it is fetched piece by piece.
@@ -313,7 +314,7 @@ fn enough<'a>(store: &'a StoreIdentity, marker: Result<&'a Marker, &str>) -> imp
     move |snapshot| {
         let manifest = &snapshot.manifest;
         if manifest.store == *store {
-            seen += 1;
+            seen += usize::from(!snapshot.is_from_the_future());
             has_measure |= snapshot.is_usable() && manifest.suspect.is_empty();
             has_believed |= snapshot.is_usable() && manifest.server.marker.is_some_and(|token| tokens.contains(&token));
         }

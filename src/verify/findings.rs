@@ -23,6 +23,8 @@ pub enum FindingKind {
     Rows,
     /// Rows of the live store that are not what they were, though nobody changed them.
     Live,
+    /// A snapshot whose time is not the storage's.
+    Dated,
     /// A snapshot or a check that should have been made by now.
     Overdue,
     /// Left behind by an interrupted run, or not Restante's: harmless.

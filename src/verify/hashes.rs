@@ -187,6 +187,14 @@ impl Check<'_> {
                 *place = snapshot;
             }
         }
+        for snapshot in chosen.iter().filter(|one| one.is_from_the_future()) {
+            let (short, taken, stored) = (snapshot.short(), snapshot.manifest.taken, snapshot.stored);
+            let message = format!(
+                "snapshot {short} says that it is of {taken}, and was stored on {stored}: somebody made it up, or a clock is wrong. It is never \
+                 `latest`; forget it by name when you know"
+            );
+            self.findings.add(Finding::new(FindingKind::Dated, message).of(&snapshot.id));
+        }
         let now = Timestamp::now();
         for (store, snapshot) in newest {
             if let Some(within) = within.filter(|within| now.duration_since(snapshot.stored) > *within) {

@@ -133,6 +133,12 @@ async fn what_somebody_makes_up_evicts_nothing() {
         let held = HashSet::new();
         let judged = Retention::new(&with, &held, &[OURS]).judge(&policy);
         assert_eq!(judged.iter().filter(|one| one.alarm).map(|one| one.snapshot.id.0[0]).collect::<Vec<_>>(), [9]);
+        // As they are listed.
+        let mut listed = with.clone();
+        listed.sort_by_key(|one| one.manifest.taken);
+        for newest in ["latest", "@2045-01-01T00:00:00Z"] {
+            assert_eq!(snapshots::select(&listed, newest).unwrap().id.0[0], 3, "{time}: {newest}");
+        }
     }
     // A hundred of another writer, with good names.
     let mut theirs: Vec<Snapshot> = (100..200).map(|n| made.at(n, "2025-02-12T12:00:00Z")).collect();
