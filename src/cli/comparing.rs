@@ -1,6 +1,6 @@
 //! What `gap`, `find`, `restore` and `undo` have in common: the store's profile, the right snapshot, the comparison.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -108,6 +108,38 @@ pub fn known(parents: &Parents, accounts: &[String], mailboxes: &[String]) -> an
     }
 }
 
+/// Of several stores in one repository, the snapshots of the one that is connected to: another one's mail belongs to other people. A store that moved to another
+/// server is known by the name of its database.
+async fn of_live(live: &Live, all: Vec<Snapshot>, wanted: &[&str]) -> anyhow::Result<Vec<Snapshot>> {
+    let stores: BTreeSet<String> = all.iter().map(|one| one.manifest.store.to_string()).collect();
+    if stores.len() < 2 {
+        return Ok(all);
+    }
+    let facts = live.session.facts().await?;
+    let system = facts.system_identifier.as_deref().and_then(|text| text.parse::<u64>().ok());
+    let by_name = |one: &Snapshot| one.manifest.store.database == facts.database;
+    let by_system = |one: &Snapshot| by_name(one) && system.is_some() && one.manifest.store.system_identifier == system;
+    let is_known = all.iter().any(by_system);
+    let is_its = |one: &Snapshot| if is_known { by_system(one) } else { by_name(one) };
+    for wanted in wanted.iter().filter(|wanted| !wanted.starts_with("latest") && !wanted.starts_with('@')) {
+        let one = snapshots::select(&all, wanted)?;
+        if !is_its(one) {
+            let (short, of, live) = (one.short(), &one.manifest.store, &facts.database);
+            let message = format!(
+                "snapshot {short} is of {of}, and the live store is {live}: its mail belongs to others. `restore --full` or `--table` put it aside"
+            );
+            return Err(UsageError(message).into());
+        }
+    }
+    let (its, others): (Vec<Snapshot>, Vec<Snapshot>) = all.into_iter().partition(is_its);
+    if its.is_empty() && !others.is_empty() {
+        let known = stores.into_iter().collect::<Vec<_>>().join(", ");
+        let message = format!("the repository has no snapshot of the database {}; it has: {known}", facts.database);
+        return Err(UsageError(message).into());
+    }
+    Ok(its)
+}
+
 impl Comparing {
     pub fn window(&self) -> Window {
         Window { from: self.from, to: self.to }
@@ -116,7 +148,7 @@ impl Comparing {
     /// The snapshot asked for, or the fullest. A newest one that was taken after the damage is refused.
     pub async fn choose(&self, context: &Context, live: &Live, wanted: Option<&str>) -> anyhow::Result<Chosen> {
         let repository = context.open_as_reader().await?;
-        let all = context.snapshots(&repository).await?;
+        let all = of_live(live, context.snapshots(&repository).await?, wanted.as_slice()).await?;
         let newest = wanted.is_none_or(|wanted| wanted == "latest");
         if !newest {
             let snapshot = snapshots::select(&all, wanted.unwrap_or_default())?;
@@ -160,9 +192,15 @@ impl Comparing {
 
     /// The snapshots of the store to merge, newest first: those that are named, or all that are certified. When the damage was later than a
     /// good one, older ones have nothing to add: what was gone by then the damage did not take.
-    pub async fn merged(&self, context: &Context, wanted: &[String]) -> anyhow::Result<(Repository, Vec<Snapshot>)> {
+    pub async fn merged(
+        &self,
+        context: &Context,
+        live: &Live,
+        wanted: &[String],
+    ) -> anyhow::Result<(Repository, Vec<Snapshot>)> {
         let repository = context.open_as_reader().await?;
-        let all = context.snapshots(&repository).await?;
+        let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        let all = of_live(live, context.snapshots(&repository).await?, &names).await?;
         let named = wanted.iter().map(|wanted| snapshots::select(&all, wanted).map(|one| one.id));
         let named: HashSet<ObjectId> = named.collect::<Result<_, _>>()?;
         let certified = all.into_iter().rev().filter(|one| one.certificate.is_some());

@@ -1,6 +1,7 @@
 //! What every command has: settings from flags, environment and file, in this order; the output; the way to an
 //! open repository and a live store.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -214,7 +215,34 @@ impl Context {
 
     pub async fn snapshot(&self, repository: &Repository, wanted: &str) -> anyhow::Result<Snapshot> {
         let all = self.snapshots(repository).await?;
-        Ok(snapshots::select(&all, wanted)?.clone())
+        let all = if wanted.starts_with("latest") || wanted.starts_with('@') { self.of_database(all)? } else { all };
+        let chosen = snapshots::select(&all, wanted)?.clone();
+        let newer = |one: &&Snapshot| one.manifest.taken > chosen.manifest.taken && one.certificate.is_none();
+        if let Some(newer) = all.iter().rfind(newer).filter(|_| wanted.starts_with("latest")) {
+            let (newer, used) = (newer.short(), chosen.short());
+            self.monitor()
+                .warn(&format!("snapshot {newer} is newer and has no certificate, so it is not used; {used} is"));
+        }
+        Ok(chosen)
+    }
+
+    /// Of several stores in one repository, the snapshots of the database that `--of` or `--store` names: another one's is never meant by `latest`.
+    fn of_database(&self, mut all: Vec<Snapshot>) -> anyhow::Result<Vec<Snapshot>> {
+        let stores: BTreeSet<String> = all.iter().map(|one| one.manifest.store.database.clone()).collect();
+        if stores.len() < 2 {
+            return Ok(all);
+        }
+        let is_given = self.global.store.is_some() || self.config.store.is_some();
+        let wanted = if is_given { Some(self.dsn()?.database) } else { None };
+        all.retain(|one| wanted.as_ref() == Some(&one.manifest.store.database));
+        if all.is_empty() {
+            let known = stores.into_iter().collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "the repository holds several stores ({known}): say which with --of or --store, or name a snapshot by its id"
+            );
+            return Err(UsageError(message).into());
+        }
+        Ok(all)
     }
 }
 

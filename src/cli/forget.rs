@@ -10,10 +10,11 @@ use super::context::Context;
 use super::exit::{Exit, UsageError};
 use super::output::table;
 use super::{snapshots as listed, units};
-use crate::repository::Repository;
 use crate::repository::forgotten::{self, Undone};
+use crate::repository::id::ObjectId;
 use crate::repository::retention::{Judged, Policy, Retention};
 use crate::repository::snapshots::{self, Snapshot};
+use crate::repository::{Repository, RepositoryError};
 
 /// Forget snapshots: those that no rule keeps, or those that are named
 ///
@@ -91,15 +92,26 @@ impl Forget {
         let retention = Retention::new(&all, &held, &repository.writer_key()?.signers()?);
         if !self.snapshot.is_empty() {
             let there: Vec<Snapshot> = all.iter().filter(|one| one.removable.is_none()).cloned().collect();
-            let wanted = self.snapshot.iter().map(|wanted| snapshots::select_any(&there, wanted));
-            let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
-            wanted.iter().try_for_each(|one| retention.check(one))?;
+            let unreadable = forgotten::unreadable(&repository, &all).await?;
+            let mut wanted = Vec::new();
+            for text in &self.snapshot {
+                let prefix = text.to_ascii_lowercase();
+                let given_up = unreadable.iter().filter(|id| prefix.len() >= 4 && id.to_hex().starts_with(&prefix));
+                match (snapshots::select_any(&there, text), given_up.copied().collect::<Vec<_>>().as_slice()) {
+                    (Err(RepositoryError::SnapshotNotFound { .. }), [id]) => wanted.push(*id),
+                    (found, _) => {
+                        let found = found?;
+                        retention.check(found)?;
+                        wanted.push(found.id);
+                    }
+                }
+            }
             return self.forget(context, &repository, &wanted, false).await;
         }
         let judged = retention.judge(&policy);
         show(context, &judged)?;
         let alarm = judged.iter().any(|one| one.alarm);
-        let wanted: Vec<&Snapshot> = judged.iter().filter(|one| !one.keep).map(|one| one.snapshot).collect();
+        let wanted: Vec<ObjectId> = judged.iter().filter(|one| !one.keep).map(|one| one.snapshot.id).collect();
         self.forget(context, &repository, &wanted, alarm).await
     }
 
@@ -126,7 +138,7 @@ impl Forget {
         &self,
         context: &Context,
         repository: &Repository,
-        wanted: &[&Snapshot],
+        wanted: &[ObjectId],
         alarm: bool,
     ) -> anyhow::Result<Exit> {
         let (output, dry_run) = (&context.output, context.global.dry_run);
@@ -136,13 +148,13 @@ impl Forget {
                 forgotten::forget(repository, snapshot, self.grace).await?;
             }
         }
-        let ids: Vec<String> = wanted.iter().map(|one| one.id.to_string()).collect();
+        let ids: Vec<String> = wanted.iter().map(ObjectId::to_string).collect();
         output.json(
             "forgotten",
             &json!({ "snapshots": ids, "grace_seconds": self.grace.as_secs(), "dry_run": dry_run }),
         )?;
         let would = if dry_run { "would forget" } else { "forgot" };
-        let names: Vec<String> = wanted.iter().map(|one| one.short()).collect();
+        let names: Vec<String> = ids.iter().map(|id| id[..12].to_owned()).collect();
         output.line(format!("{would} {} snapshots {}", wanted.len(), names.join(" ")).trim_end());
         if !dry_run && !wanted.is_empty() {
             output.note(format!(

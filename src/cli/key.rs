@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::context::Context;
 use super::exit::{Exit, UsageError};
-use crate::repository::open::key_objects;
+use crate::repository::open::{key_objects, newest_ring};
 use crate::repository::readers::{self, KeyHolder};
 use crate::repository::ring;
 use crate::repository::rotate::{RotateOptions, rotate};
@@ -202,6 +202,14 @@ async fn list(context: &Context) -> anyhow::Result<Exit> {
             (Some(_), _) => "",
         };
         output.line(format!("{name}{state}"));
+    }
+    let identities = context.identities();
+    if !identities.is_empty() {
+        let ring = newest_ring(&*repository.storage, &identities, &repository.config, repository.fingerprint).await?;
+        for reader in &ring.readers {
+            output.json("reader", &serde_json::json!({ "reader": reader }))?;
+            output.line(format!("reader       {reader}"));
+        }
     }
     for verifier in repository.config.verifiers.iter().filter(|one| one.epoch == repository.config.epoch) {
         output.json("verifier", &serde_json::json!({ "signer": verifier.key }))?;

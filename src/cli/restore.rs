@@ -90,6 +90,11 @@ impl Restore {
             report.sequences,
             snapshot.short()
         ));
+        if !self.owners {
+            context
+                .output
+                .note("owners and privileges (GRANT) were left out: `--owners` brings them, where the roles are there");
+        }
         Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Findings })
     }
 

@@ -53,6 +53,9 @@ pub struct Take {
     /// What is gone since the last good snapshot was removed on purpose: do not call this one suspect
     #[arg(long)]
     accept_loss: bool,
+    /// The storage lost snapshots that this writer made, and they do not come back: go on with what is there
+    #[arg(long)]
+    storage_lost: bool,
     /// Make none where not a row, column or sequence changed since the last one. (That one stays as old as it is: see verify --newest-within.)
     #[arg(long, conflicts_with = "full")]
     skip_if_unchanged: bool,
@@ -120,7 +123,7 @@ impl Take {
         options.accept_loss |= accept_loss;
         let dsn = context.dsn()?;
         let heads = Heads::load(&heads_path(&context.key_path().unwrap_or_default()))?;
-        options.heads = heads.heads.clone();
+        options.heads = if self.storage_lost { Vec::new() } else { heads.heads.clone() };
         let monitor = context.monitor();
         let mut attempt = 0;
         let snapshot = loop {

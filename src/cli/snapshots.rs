@@ -13,9 +13,9 @@ use crate::repository::snapshots::Snapshot;
 /// List snapshots
 #[derive(Args)]
 pub struct List {
-    /// Also those that were never read back in full
+    /// Also those that have no certificate: never read back in full, or the certificate was lost
     #[arg(long)]
-    all: bool,
+    uncertified: bool,
     /// Only those that are forgotten and not yet removed
     #[arg(long)]
     forgotten: bool,
@@ -50,7 +50,7 @@ impl List {
         let held = forgotten::held(&*repository.storage).await?;
         let wanted = |s: &&Snapshot| {
             s.removable.is_some() == self.forgotten
-                && (self.all || self.forgotten || s.certificate.is_some())
+                && (self.uncertified || self.forgotten || s.certificate.is_some())
                 && self.tag.as_ref().is_none_or(|tag| s.manifest.tags.contains(tag))
         };
         let mut lines =

@@ -151,7 +151,7 @@ fn damage(report: &LiveReport) -> Vec<Finding> {
         let damaged = (table.damaged > 0).then(|| {
             format!(
                 "{name}: {} rows of the live store are not what they were in snapshot {}, though nobody changed them: ctid {places}. Look after \
-                 the disk and memory of the server; what they were is in the snapshot (restore --table, or gap)",
+                 the disk and memory of the server; what they were is in the snapshot: restore --table puts it beside the live table",
                 table.damaged,
                 report.snapshot.map(|id| id.to_hex()[..12].to_owned()).unwrap_or_default(),
             )
@@ -236,7 +236,9 @@ fn hurt(finding: &Finding) -> String {
         return String::new();
     }
     let hurt: Vec<String> = finding.snapshots.iter().map(|id| id.to_hex()[..12].to_owned()).collect();
-    if hurt.is_empty() { String::new() } else { format!(" (hurts {})", hurt.join(", ")) }
+    // Of a damaged pack most chunks may be sound.
+    let may = if finding.kind == FindingKind::Damaged { "may hurt" } else { "hurts" };
+    if hurt.is_empty() { String::new() } else { format!(" ({may} {})", hurt.join(", ")) }
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ pub async fn restore(args: &WindowArgs, context: &Context, wanted: &[String]) ->
     };
     let mut exit = Exit::Done;
     if args.union {
-        let (repository, snapshots) = args.comparing.merged(context, wanted).await?;
+        let (repository, snapshots) = args.comparing.merged(context, &live, wanted).await?;
         for snapshot in &snapshots {
             if restore.one(Chosen::open(&repository, snapshot).await?).await? == Exit::Findings {
                 exit = Exit::Findings;

@@ -59,7 +59,7 @@ pub enum RepositoryError {
     #[error("key object: {0}")]
     KeyObject(String),
     #[error(
-        "the key objects in the repository are not those that the writer key knows ({difference}): if a reader was added or the key rotated on purpose, run `restante key accept`"
+        "the key objects in the repository are not those that the writer key knows ({difference}): what is gone or was changed bring back from your copy; if a reader was added on purpose, run `restante key accept`; if the key was rotated, only a copy of the new key goes on"
     )]
     KeyObjectsChanged { difference: String },
     #[error("the reader {recipient:?} is not an age recipient (age1…) or an SSH public key: {message}")]
@@ -85,11 +85,11 @@ pub enum RepositoryError {
     #[error("{wanted:?} fits several snapshots ({candidates}): give more digits")]
     SnapshotAmbiguous { wanted: String, candidates: String },
     #[error(
-        "the snapshot {snapshot} is not certified: it was never read back in full, so it is not used (see `restante snapshots --all`)"
+        "the snapshot {snapshot} is not certified: it was never read back in full, so it is not used (see `restante snapshots --uncertified`)"
     )]
     NotCertified { snapshot: ObjectId },
     #[error(
-        "the storage is behind this writer: its last snapshot had number {expected}, the newest one found has {found}; somebody deleted or rolled back the bucket"
+        "the storage is behind this writer: its last snapshot had number {expected}, the newest one found has {found}; somebody deleted or rolled back the bucket, or the newest manifest does not open (`restante verify`). Bring it back from a copy; when that cannot be, `restante snapshot --storage-lost`"
     )]
     RolledBack { expected: u64, found: u64 },
 

@@ -89,15 +89,29 @@ pub(super) async fn removable(
     Ok((opened.epoch >= epoch).then(|| stored.saturating_add(grace).unwrap_or(Timestamp::MAX)))
 }
 
+/// Manifests that do not open, and are not forgotten: only by their ids can they be given up.
+pub async fn unreadable(repository: &Repository, all: &[Snapshot]) -> Result<Vec<ObjectId>, RepositoryError> {
+    let known: HashSet<ObjectId> = all.iter().map(|one| one.id).collect();
+    let claimed = claimed(&*repository.storage).await?;
+    let listed = repository.storage.list(NameKind::Manifest.prefix());
+    let ids = listed.try_filter_map(async |meta| Ok(id_in(&meta.name)));
+    Ok(ids.try_filter(|id| std::future::ready(!known.contains(id) && !claimed.contains_key(id))).try_collect().await?)
+}
+
+/// The id in the name of a manifest.
+pub(super) fn id_in(manifest: &ObjectName) -> Option<ObjectId> {
+    manifest.file_name().rsplit('-').next()?.parse().ok()
+}
+
 /// Forgets a snapshot: it is not listed any more, and goes with a prune when `grace` is over. [`super::retention`] says which may be.
 pub async fn forget(
     repository: &Repository,
-    snapshot: &Snapshot,
+    snapshot: &ObjectId,
     grace: SignedDuration,
 ) -> Result<(), RepositoryError> {
-    let name = NameKind::Forgotten.named(snapshot.id)?;
+    let name = NameKind::Forgotten.named(snapshot)?;
     let (storage, epoch) = (&*repository.storage, repository.config.epoch);
-    match removable(storage, &repository.secrets, epoch, &snapshot.id, Timestamp::UNIX_EPOCH).await {
+    match removable(storage, &repository.secrets, epoch, snapshot, Timestamp::UNIX_EPOCH).await {
         // Somebody else was faster.
         Ok(Some(_)) => return Ok(()),
         // One that is there all the same does not count.
@@ -106,7 +120,7 @@ pub async fn forget(
         Err(e) => return Err(e),
     }
     let grace = grace.as_secs().clamp(0, u32::MAX.into()) as u32;
-    let body = Mark { version: 1, snapshot: snapshot.id, made: Timestamp::now(), grace };
+    let body = Mark { version: 1, snapshot: *snapshot, made: Timestamp::now(), grace };
     unless_there(repository.put_signed(ObjectKind::Forgotten, &name, &body).await)
 }
 

@@ -108,6 +108,14 @@ pub async fn accept(
             Ring::read(name, &bytes, identities, &loaded.config, loaded.fingerprint)?;
         }
     }
+    let is_current = |name: &ObjectName| ring::ring_place(name).is_some_and(|(epoch, ..)| epoch == key.epoch);
+    if !found.iter().any(is_current) {
+        let message = format!(
+            "no key ring of epoch {} is there: nobody could read what would be stored. Bring keys/{} back from your copy, or begin a new repository",
+            key.epoch, key.epoch
+        );
+        return Err(RepositoryError::KeyObject(message));
+    }
     let added = found.iter().filter(|name| !key.key_objects.contains(name)).cloned().collect();
     let gone = key.key_objects.iter().filter(|name| !found.contains(name)).cloned().collect();
     key.key_objects = found;

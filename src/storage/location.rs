@@ -16,6 +16,7 @@ use super::{Storage, StorageError};
 /// Where a repository is kept.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(try_from = "String")]
+#[expect(clippy::large_enum_variant, reason = "a process has one or two")]
 pub enum Location {
     Directory(PathBuf),
     S3(S3Location),

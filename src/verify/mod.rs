@@ -158,7 +158,8 @@ pub async fn verify(
     if level != Level::Structure {
         damaged.extend(check.hash_packs(options, &packs, &damaged, &present).await?);
     } else if only.is_none() {
-        check.log().await?;
+        let log = check.log().await?;
+        check.known_damage(&packs, &present, &log)?;
     }
     check.blame(&chosen, &damaged).await?;
     if level == Level::Rows {

@@ -18,6 +18,7 @@ use crate::repository::reader::{ChunkReader, add_unnamed, fragment_name, load_so
 use crate::repository::ring::ring_place;
 use crate::repository::segment::SegmentEntry;
 use crate::repository::snapshots::{Snapshot, SnapshotReader};
+use crate::repository::verified::Log;
 use crate::repository::{changes, drills};
 use crate::storage::ObjectName;
 
@@ -273,6 +274,24 @@ impl Check<'_> {
         Ok(damaged)
     }
 
+    /// Packs that an earlier check found damaged and that something needs still: without data nothing else tells of them.
+    pub(super) fn known_damage(
+        &mut self,
+        packs: &BTreeMap<PackId, u32>,
+        present: &Present,
+        log: &Log,
+    ) -> Result<(), RepositoryError> {
+        let is_known = |pack: &PackId| packs.contains_key(pack) && !log.checked(pack, None).is_sound;
+        for pack in present.damaged.iter().filter(|pack| is_known(pack)) {
+            let name = pack_name(pack)?;
+            let message = format!(
+                "object {name} was found damaged by an earlier check, and is needed (verify --data looks again)"
+            );
+            self.findings.add(Finding::new(FindingKind::Damaged, message).at(&name));
+        }
+        Ok(())
+    }
+
     /// Manifests, certificates and the chain between them.
     pub(super) async fn history(&mut self, chosen: &[Snapshot]) -> Result<(), RepositoryError> {
         let storage = &*self.repository.storage;
@@ -303,6 +322,15 @@ impl Check<'_> {
         for (at, snapshot) in chosen.iter().enumerate().filter(|(_, s)| s.certificate.is_none()) {
             let name = crate::repository::writer::certificate_name(&snapshot.id)?;
             if self.findings.about(&name) {
+                continue;
+            }
+            // Only what is certified is taken over.
+            if snapshot.removable.is_none() && chosen.iter().any(|one| one.manifest.parent == Some(snapshot.id)) {
+                let message = format!(
+                    "{name}, the certificate of snapshot {}, is gone: without it the snapshot is not used",
+                    snapshot.short()
+                );
+                self.findings.add(Finding::new(FindingKind::Missing, message).at(&name).of(&snapshot.id));
                 continue;
             }
             let later = chosen[at + 1..]

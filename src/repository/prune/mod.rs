@@ -172,8 +172,31 @@ impl Pass<'_> {
 
     async fn snapshots(&mut self) -> Result<Vec<Snapshot>, RepositoryError> {
         let (all, problems) = snapshots::list_all(self.repository).await?;
-        problems.iter().for_each(|problem| self.unexpected(problem));
+        for problem in &problems {
+            if !self.give_up(problem).await? {
+                self.unexpected(problem);
+            }
+        }
         Ok(all)
+    }
+
+    /// Removes a manifest that does not open, if it was forgotten by its id and the grace is over: what it alone needed nobody knows any more.
+    async fn give_up(&mut self, problem: &RepositoryError) -> Result<bool, RepositoryError> {
+        let manifest = problem.object().filter(|name| NameKind::of(name) == Some(NameKind::Manifest)).cloned();
+        let Some((name, id)) = manifest.and_then(|name| Some((name.clone(), forgotten::id_in(&name)?))) else {
+            return Ok(false);
+        };
+        let (storage, secrets) = (&*self.repository.storage, &self.repository.secrets);
+        let Some(stored) = forgotten::claimed(storage).await?.remove(&id) else { return Ok(false) };
+        match forgotten::removable(storage, secrets, self.repository.config.epoch, &id, stored).await {
+            Ok(Some(at)) if at <= self.now => {}
+            Err(e) if !e.is_about_an_object() => return Err(e),
+            _ => return Ok(false),
+        }
+        if self.options.dry_run || (self.delete(certificate_name(&id)?).await? && self.delete(name).await?) {
+            self.report.snapshots.push(id);
+        }
+        Ok(true)
     }
 
     /// Removes what is forgotten and whose grace is over; those that are there afterwards.

@@ -134,9 +134,11 @@ pub async fn certified_is_whole(repository: &Repository, what: &str) -> usize {
         let read = async {
             let reader = SnapshotReader::open(repository, snapshot).await?;
             let mut wanted: Vec<ChunkId> = Vec::new();
-            for entry in reader.segments(&reader.manifest().tables[0]).await? {
-                let descriptor = reader.descriptor(&entry).await?;
-                wanted.extend(descriptor.increments.iter().flat_map(Increment::chunks));
+            for table in &reader.manifest().tables {
+                for entry in reader.segments(table).await? {
+                    let descriptor = reader.descriptor(&entry).await?;
+                    wanted.extend(descriptor.increments.iter().flat_map(Increment::chunks));
+                }
             }
             reader.chunks.fetch_all(&wanted).await
         };
@@ -179,7 +181,7 @@ async fn keep_house(repository: Repository, mut dice: Dice, done: Arc<AtomicBool
             let retention = Retention::new(&all, &held, &[]);
             match some(&mut dice, false).filter(|one| retention.check(one).is_ok()) {
                 // The other one may take it back at the same instant.
-                Some(one) if dice.below(3) > 0 => match forgotten::forget(&repository, &one, GRACE).await {
+                Some(one) if dice.below(3) > 0 => match forgotten::forget(&repository, &one.id, GRACE).await {
                     Err(e) if !is_usual(&e) => panic!("{e}"),
                     _ => {}
                 },
@@ -231,8 +233,8 @@ async fn run(seed: u64, inner: Arc<dyn Storage>, key: &WriterKey, counts: &Arc<M
     let mut dice = Dice(seed, 0);
     world.trouble(
         Trouble {
-            lost: (seed % 2 == 0).then_some(150),
-            ignores_conditions: seed % 3 == 0,
+            lost: seed.is_multiple_of(2).then_some(150),
+            ignores_conditions: seed.is_multiple_of(3),
             behind: if seed % 5 < 3 { DELAY } else { Duration::ZERO },
         },
         seed,
@@ -354,7 +356,7 @@ async fn a_pack_that_goes_while_the_writer_looks_is_missed() {
     let writer = tokio::spawn(async move { snapshot(&repository, &[1], false, at).await });
     world.until(0, &writer, Some("put ")).await;
     let all = snapshots::list_all(&watcher).await.unwrap().0;
-    forgotten::forget(&watcher, all.iter().find(|one| one.id == old).unwrap(), GRACE).await.unwrap();
+    forgotten::forget(&watcher, &all.iter().find(|one| one.id == old).unwrap().id, GRACE).await.unwrap();
     assert!(pass(watcher.over(world.seen_by(None))).await.marked.packs > 0);
     days(4);
     // The pass has looked and is about to delete; then the writer puts its manifest and begins to look.
@@ -386,7 +388,7 @@ async fn nobody_takes_a_tombstone_from_under_another_pass() {
     let writer = tokio::spawn(async move { snapshot(&repository, &[1], false, at).await });
     world.until(0, &writer, Some("put ")).await;
     let found = async || snapshots::list_all(&watcher).await.unwrap().0.into_iter().find(|one| one.id == old).unwrap();
-    forgotten::forget(&watcher, &found().await, GRACE).await.unwrap();
+    forgotten::forget(&watcher, &found().await.id, GRACE).await.unwrap();
     assert!(pass(watcher.over(world.seen_by(None))).await.marked.packs > 0);
     forgotten::undo(&watcher, &found().await).await.unwrap();
     days(4);
@@ -394,7 +396,7 @@ async fn nobody_takes_a_tombstone_from_under_another_pass() {
     let first = tokio::spawn(pass(watcher.over(world.seen_by(Some(1)))));
     world.until(1, &first, Some("get_range packs/")).await;
     while !world.is_next(1, "delete tombstones/") && world.step(1, &first).await {}
-    forgotten::forget(&watcher, &found().await, GRACE).await.unwrap();
+    forgotten::forget(&watcher, &found().await.id, GRACE).await.unwrap();
     days(4);
     let second = tokio::spawn(pass(watcher.over(world.seen_by(Some(2)))));
     world.until(2, &second, Some("delete packs/")).await;
@@ -426,7 +428,7 @@ async fn what_was_taken_over_stays_when_its_source_goes() {
     world.until(0, &writer, Some("put ")).await;
     let found =
         async || snapshots::list_all(&watcher).await.unwrap().0.into_iter().find(|one| one.id == parent).unwrap();
-    forgotten::forget(&watcher, &found().await, GRACE).await.unwrap();
+    forgotten::forget(&watcher, &found().await.id, GRACE).await.unwrap();
     assert!(pass(watcher.over(world.seen_by(None))).await.marked.packs > 0);
     days(4);
     let removing = tokio::spawn(pass(watcher.over(world.seen_by(Some(1)))));

@@ -52,7 +52,7 @@ impl Place {
     }
 
     async fn forget(&self, id: ObjectId) {
-        forgotten::forget(&self.repository, &self.found(id).await.unwrap(), GRACE).await.unwrap();
+        forgotten::forget(&self.repository, &self.found(id).await.unwrap().id, GRACE).await.unwrap();
     }
 
     async fn prune(&self) -> Report {
@@ -430,4 +430,25 @@ async fn a_pass_that_dies_before_anything_it_changes_leaves_work_for_the_next() 
         }
     }
     assert!(place.count("packs/") == 1 && place.count("tombstones/") == 0, "all that was small is one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_does_not_open_is_given_up_by_its_id() {
+    let place = Place::new().await;
+    let (lost, kept) = (place.snapshot(&[1, 2]).await, place.snapshot(&[2, 3]).await);
+    place.days(5);
+    let name = place.found(lost).await.unwrap().name().unwrap();
+    place.storage.set(&name, "x");
+    assert!(!place.prune().await.unexpected.is_empty(), "nobody said that it may go");
+    let (all, _) = snapshots::list_all(&place.repository).await.unwrap();
+    assert_eq!(forgotten::unreadable(&place.repository, &all).await.unwrap(), [lost]);
+    forgotten::forget(&place.repository, &lost, GRACE).await.unwrap();
+    place.days(2);
+    assert!(!place.prune().await.unexpected.is_empty(), "its grace is not over");
+    place.days(2);
+    let report = place.prune().await;
+    assert_eq!((report.snapshots, report.unexpected), (vec![lost], vec![]));
+    assert!(report.marked.packs > 0, "what it alone needed");
+    assert_eq!((place.count("snapshots/"), place.count("certificates/")), (1, 1));
+    assert!(place.found(kept).await.is_some() && certified_is_whole(&place.repository, "the other").await == 1);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 
-use super::storage::Memory;
+use super::storage::{Memory, WRITTEN};
 use super::whole::{as_reader, as_writer, made, manifest, reader, snapshot};
 use crate::repository::forgotten::{self, GRACE, Undone};
 use crate::repository::id::{ObjectId, SignerId};
@@ -201,20 +201,20 @@ async fn a_forgotten_snapshot_is_not_listed_and_comes_back() {
     let all = async || snapshots::list_all(&writer).await.unwrap().0;
     assert_eq!(listed().await.0.len(), 1);
     for _ in 0..2 {
-        forgotten::forget(&writer, &all().await[0], GRACE).await.unwrap();
+        forgotten::forget(&writer, &all().await[0].id, GRACE).await.unwrap();
         let (found, problems) = listed().await;
         assert!(found.is_empty() && problems.is_empty(), "{problems:?}");
         let found = all().await;
         // The storage of these tests has one time for everything.
-        assert_eq!(found[0].removable, Some(Timestamp::UNIX_EPOCH + GRACE));
+        assert_eq!(found[0].removable, Some(WRITTEN + GRACE));
         assert!(!found[0].is_usable());
         assert_eq!(forgotten::undo(&writer, &found[0]).await.unwrap(), Undone::Kept);
         assert_eq!(listed().await.0[0].id, id);
     }
-    forgotten::forget(&writer, &all().await[0], SignedDuration::ZERO).await.unwrap();
+    forgotten::forget(&writer, &all().await[0].id, SignedDuration::ZERO).await.unwrap();
     let found = all().await;
     assert_eq!(forgotten::undo(&writer, &found[0]).await.unwrap(), Undone::Doubtful, "its grace was over");
-    forgotten::forget(&writer, &found[0], GRACE).await.unwrap();
+    forgotten::forget(&writer, &found[0].id, GRACE).await.unwrap();
     let certificate = storage.names("certificates/")[0].clone();
     storage.objects.lock().unwrap().remove(&certificate);
     let gone = forgotten::undo(&writer, &found[0]).await;
@@ -230,7 +230,7 @@ async fn nobody_without_the_signing_key_of_now_hides_a_snapshot() {
     let (found, problems) = snapshots::list(&writer).await.unwrap();
     assert_eq!((found.len(), problems.len()), (1, 1), "{problems:?}");
     // One that tells of another snapshot; and one that does not open is no reason not to forget.
-    forgotten::forget(&writer, &found[0], GRACE).await.unwrap();
+    forgotten::forget(&writer, &found[0].id, GRACE).await.unwrap();
     assert!(snapshots::list(&writer).await.unwrap().0.is_empty());
     let bytes = storage.bytes(&name);
     storage.objects.lock().unwrap().remove(&name);

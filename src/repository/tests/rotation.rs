@@ -230,7 +230,7 @@ async fn a_verifier_signs_what_checks_find_and_nothing_else() {
 
     // Through the program he cannot; with a program of his own, and his key, he is not believed.
     let (found, _) = snapshots::list(&writer).await.unwrap();
-    assert!(forgotten::forget(&checks, &found[0], forgotten::GRACE).await.is_err());
+    assert!(forgotten::forget(&checks, &found[0].id, forgotten::GRACE).await.is_err());
     let signer = checks.verifier.as_ref().unwrap().signer().unwrap();
     let author = Author { repository: old.repository, epoch: old.epoch, secrets: &writer.secrets, signer: &signer };
     for kind in ObjectKind::ALL {

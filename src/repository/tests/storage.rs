@@ -53,6 +53,9 @@ impl Memory {
     }
 }
 
+/// Its clock stands still, and nothing comes from its future.
+pub const WRITTEN: Timestamp = Timestamp::constant(4_102_444_800, 0);
+
 #[async_trait]
 impl Storage for Memory {
     fn address(&self) -> String {
@@ -105,14 +108,14 @@ impl Storage for Memory {
 
     async fn head(&self, name: &ObjectName) -> Result<Option<ObjectMeta>, StorageError> {
         let size = self.objects.lock().unwrap().get(name).map(|bytes| bytes.len() as u64);
-        Ok(size.map(|size| ObjectMeta { name: name.clone(), size, modified: Timestamp::UNIX_EPOCH }))
+        Ok(size.map(|size| ObjectMeta { name: name.clone(), size, modified: WRITTEN }))
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<ObjectMeta, StorageError>> {
         let metas: Vec<_> = self
             .names(prefix)
             .into_iter()
-            .map(|name| Ok(ObjectMeta { size: self.bytes(&name).len() as u64, name, modified: Timestamp::UNIX_EPOCH }))
+            .map(|name| Ok(ObjectMeta { size: self.bytes(&name).len() as u64, name, modified: WRITTEN }))
             .collect();
         stream::iter(metas).boxed()
     }

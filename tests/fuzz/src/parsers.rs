@@ -35,8 +35,10 @@ use restante::repository::{cbor, pack};
 use restante::storage::ObjectName;
 use restante::storage::location::Location;
 
+type Parser = (&'static str, fn(&[u8]));
+
 /// The first byte says which; the rest is for it.
-pub const PARSERS: [(&str, fn(&[u8])); 14] = [
+pub const PARSERS: [Parser; 14] = [
     ("metadata", metadata),
     ("row map", row_map),
     ("value map", value_map),

@@ -52,6 +52,9 @@ async fn rows_that_nobody_changed_say_what_they_said() {
     }
     let said = small.run(3, &["verify", "--live"]);
     assert!(said.contains("public.t: 1 rows of the live store") || said.contains("cannot be read"), "{said}");
+    if !report["tables"][0]["unreadable"].is_null() {
+        return;
+    }
     // The next snapshot reads what came, and nothing else: it would not see it.
     small.snapshot(&[]).await;
     live(&small, 3, &[]);

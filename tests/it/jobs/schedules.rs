@@ -144,6 +144,17 @@ async fn several_stores_of_one_file_each_have_their_turn() {
     let broken = stores("").replacen(&format!("{:?}", small.store()), "'host=/nowhere dbname=x'", 1);
     let (code, said) = run(&broken, &["snapshot", "--all"]);
     assert!(code != 0 && said.contains("snapshot "), "{code}: {said}");
+    // Each has its own latest, and none without saying whose.
+    let database = |said: &str| {
+        let shown: serde_json::Value = said.lines().find_map(|line| serde_json::from_str(line).ok()).unwrap();
+        shown["manifest"]["store"]["database"].as_str().unwrap().to_owned()
+    };
+    for (name, wanted) in [("one", small.database.name()), ("two", other.name())] {
+        let (code, said) = run(&sound, &["--json", "show", "latest", "--of", name]);
+        assert_eq!((code, database(&said).as_str()), (0, wanted), "{said}");
+    }
+    let (code, said) = run(&sound, &["show", "latest"]);
+    assert!(code == 2 && said.contains("several stores"), "{said}");
     let (code, said) = run(&sound, &["--json", "snapshots", "--of", "one"]);
     assert_eq!(code, 0);
     let tags: Vec<serde_json::Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

@@ -101,7 +101,9 @@ async fn what_is_damaged_is_marked_and_the_next_snapshot_stores_it_again() {
         let report = verified(&small, 3, &["--data"]);
         assert!(findings(&report).iter().all(|(kind, said)| *kind == "damaged" && said.contains(pack)), "{report}");
         assert_eq!(marks(), 1);
-        // It comes first, and stays a finding as long as a snapshot needs it.
+        // It comes first, and stays a finding as long as a snapshot needs it; without data too.
+        let report = verified(&small, 3, &[]);
+        assert!(findings(&report)[0].1.contains(pack), "{report}");
         let report = verified(&small, 3, &["--budget", "1"]);
         assert!(findings(&report)[0].1.contains(pack), "{report}");
         let taken = small.lines(0, "snapshot", &["snapshot"]).remove(0);

@@ -51,7 +51,7 @@ async fn history(keys: &Keys, storage: &Arc<dyn Storage>) -> Vec<(ObjectId, Rows
         let snapshot = keys.snapshot(storage, &dsn).await.unwrap();
         let writer = keys.as_writer(storage).await.unwrap();
         match step {
-            1 | 2 => forgotten::forget(&writer, &snapshot, GRACE).await.unwrap(),
+            1 | 2 => forgotten::forget(&writer, &snapshot.id, GRACE).await.unwrap(),
             3 => forgotten::hold(&writer, &snapshot.id).await.unwrap(),
             _ => {}
         }

@@ -69,7 +69,10 @@ impl<'a> Run<'a> {
             let path = repository.join(name.as_str());
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, bytes).unwrap();
-            // Marks are old enough.
+            // Marks are old enough; a manifest that is older than its snapshot would come from the future.
+            if name.as_str().starts_with("snapshots/") {
+                continue;
+            }
             let file = std::fs::File::options().write(true).open(path).unwrap();
             file.set_modified(std::time::SystemTime::now() - Duration::from_secs(4 * 86_400)).unwrap();
         }

@@ -12,11 +12,11 @@ use super::memory::Memory;
 use super::stored::stored;
 
 #[path = "../../fuzz/src/parsers.rs"]
-mod parsers;
+mod fuzz;
 
 /// What goes to a parser.
 fn seed(parser: &str, bytes: &[u8]) -> Vec<u8> {
-    let number = parsers::PARSERS.iter().position(|(name, _)| *name == parser).unwrap();
+    let number = fuzz::PARSERS.iter().position(|(name, _)| *name == parser).unwrap();
     [&[number as u8], bytes].concat()
 }
 
@@ -77,14 +77,14 @@ async fn no_bytes_that_are_stored_or_received_make_a_parser_panic() {
         }
     }
     for (number, seed) in seeds.iter().enumerate() {
-        parsers::any(seed);
+        fuzz::any(seed);
         // A byte that is another one, and an end that is missing.
         let at = 1 + number * 7919 % (seed.len() - 1).max(1);
         for change in [1, 0x80, 0xff] {
             let mut damaged = seed.clone();
-            damaged.get_mut(at).map(|byte| *byte ^= change);
-            parsers::any(&damaged);
+            damaged.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= change);
+            fuzz::any(&damaged);
         }
-        parsers::any(&seed[..at]);
+        fuzz::any(&seed[..at]);
     }
 }

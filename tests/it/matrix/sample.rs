@@ -278,7 +278,7 @@ impl Scene {
         let writer = self.keys.as_writer(&storage).await.unwrap();
         for grace in [forgotten::GRACE, forgotten::GRACE * 100] {
             let snapshot = self.keys.snapshot(&storage, &self.dsn).await.unwrap();
-            forgotten::forget(&writer, &snapshot, grace).await.unwrap();
+            forgotten::forget(&writer, &snapshot.id, grace).await.unwrap();
             if grace == forgotten::GRACE {
                 // The clock of this storage stands still.
                 let (grace, listing_delay) = (SignedDuration::ZERO, Default::default());

@@ -165,9 +165,12 @@ async fn a_prune_removes_what_was_forgotten_and_marked_days_ago() {
     small.snapshot(&[]).await;
     // Something that does not open.
     let manifest = small.place.objects().into_keys().find(|name| name.starts_with("snapshots/")).unwrap();
-    std::fs::write(small.place.path("repository").join(manifest), "x").unwrap();
+    std::fs::write(small.place.path("repository").join(&manifest), "x").unwrap();
     let said = small.run(3, &["prune", "-y"]);
     assert!(said.contains("UNEXPECTED") && said.contains("is damaged"), "{said}");
+    let id = manifest.rsplit('-').next().unwrap();
+    small.run(0, &["forget", "-y", &id[..12], "--grace", "0s"]);
+    assert!(small.run(0, &["prune", "-y"]).contains("1 forgotten snapshots removed"));
     // A storage that was set back.
     let small = Small::new().await;
     small.snapshot(&[]).await;
@@ -175,6 +178,10 @@ async fn a_prune_removes_what_was_forgotten_and_marked_days_ago() {
         std::fs::remove_file(small.place.path("repository").join(name)).unwrap();
     }
     small.run(4, &["prune", "-y"]);
+    let said = small.run(4, &["snapshot"]);
+    assert!(said.contains("--storage-lost"), "{said}");
+    small.snapshot(&["--storage-lost"]).await;
+    small.snapshot(&[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -546,3 +546,29 @@ async fn a_renamed_column_is_named_on_the_command_line() {
         assert!(refused.contains("messages.owner"), "{refused}");
     }
 }
+
+/// The mail of two providers in one repository: what belongs to others is never put back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_of_another_store_in_the_repository_is_not_put_into_this_one() {
+    let scene = Scene::new().await;
+    let store = &scene.store;
+    let inbox = store.mailbox(store.account("ours@example.org").await, "INBOX", 0).await;
+    let ids = [store.deliver(inbox, Content(1), 10, 0).await];
+    scene.snapshot().await;
+    store.lose(&ids, &[], true).await;
+    let others = Store::made(TestServer::shared().database(None).await).await;
+    let theirs = others.mailbox(others.account("theirs@example.org").await, "INBOX", 0).await;
+    others.deliver(theirs, Content(2), 20, 0).await;
+    let reading = crate::postgres::support::reading_role(&others.database).await;
+    let newest = scene.keys.snapshot(&scene.storage, &others.database.dsn_as(&reading)).await.unwrap();
+    let said = scene.text(2, &[&newest.short(), "--yes"]).await;
+    assert!(said.contains("belongs to others"), "{said}");
+    let said = scene.text(2, &["--union", &newest.short(), "--yes"]).await;
+    assert!(said.contains("belongs to others"), "{said}");
+    for snapshot in [&["latest", "--yes"][..], &["--yes"]] {
+        scene.text(0, snapshot).await;
+        assert_eq!(scene.found().await, [("INBOX".to_owned(), vec![1])].into());
+    }
+    let said = scene.run(0, &["show", "latest"]).await;
+    assert!(said.contains(store.database.name()) && !said.contains(others.database.name()), "{said}");
+}
