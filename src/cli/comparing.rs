@@ -121,7 +121,7 @@ async fn of_live(live: &Live, all: Vec<Snapshot>, wanted: &[&str]) -> anyhow::Re
     let by_system = |one: &Snapshot| by_name(one) && system.is_some() && one.manifest.store.system_identifier == system;
     let is_known = all.iter().any(by_system);
     let is_its = |one: &Snapshot| if is_known { by_system(one) } else { by_name(one) };
-    for wanted in wanted.iter().filter(|wanted| !wanted.starts_with("latest") && !wanted.starts_with('@')) {
+    for wanted in wanted.iter().filter(|wanted| !snapshots::is_by_time(wanted)) {
         let one = snapshots::select(&all, wanted)?;
         if !is_its(one) {
             let (short, of, live) = (one.short(), &one.manifest.store, &facts.database);

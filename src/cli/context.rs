@@ -83,12 +83,15 @@ impl Context {
         Ok(location::open(&self.location()?).await?)
     }
 
+    pub fn asks_for_lock(&self) -> anyhow::Result<bool> {
+        Ok(matches!(self.location()?, Location::S3(location) if location.lock.is_some()))
+    }
+
     /// Finds out what the storage can do, and insists on the lock that its address asks for: some servers ignore it.
     pub async fn probe(&self, storage: &dyn Storage) -> anyhow::Result<Capabilities> {
         let found = storage.probe().await?;
-        let asked = matches!(self.location()?, Location::S3(location) if location.lock.is_some());
         anyhow::ensure!(
-            !asked || found.object_lock == Some(true),
+            !self.asks_for_lock()? || found.object_lock == Some(true),
             "{}: lock= asks for object lock, and the bucket has none, or it could not be read back",
             storage.address()
         );
@@ -215,7 +218,7 @@ impl Context {
 
     pub async fn snapshot(&self, repository: &Repository, wanted: &str) -> anyhow::Result<Snapshot> {
         let all = self.snapshots(repository).await?;
-        let all = if wanted.starts_with("latest") || wanted.starts_with('@') { self.of_database(all)? } else { all };
+        let all = if snapshots::is_by_time(wanted) { self.of_database(all)? } else { all };
         let chosen = snapshots::select(&all, wanted)?.clone();
         let newer = |one: &&Snapshot| one.manifest.taken > chosen.manifest.taken && one.certificate.is_none();
         if let Some(newer) = all.iter().rfind(newer).filter(|_| wanted.starts_with("latest")) {

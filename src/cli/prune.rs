@@ -13,7 +13,6 @@ use super::units;
 use crate::repository::prune::{Amount, PruneOptions, Report, prune};
 use crate::repository::snapshots;
 use crate::storage::layers::{Counting, Counts};
-use crate::storage::location::Location;
 
 /// Remove what no snapshot needs any more
 ///
@@ -51,7 +50,7 @@ impl Prune {
             return Err(UsageError(message).into());
         }
         let repository = context.open_as_writer().await?;
-        if matches!(context.location()?, Location::S3(location) if location.lock.is_some()) {
+        if context.asks_for_lock()? {
             context.probe(&*repository.storage).await?;
         }
         let counting = Arc::new(Counting::new(repository.storage.clone()));

@@ -198,6 +198,11 @@ async fn load_certificate(repository: &Repository, id: &ObjectId) -> Result<Opti
     }
 }
 
+/// Does `wanted` name a snapshot by time and not by its id? Then which one it is depends on what else is there.
+pub fn is_by_time(wanted: &str) -> bool {
+    wanted == "latest" || wanted.starts_with("latest:") || wanted.starts_with('@')
+}
+
 /// Picks the snapshot that `wanted` names: an id prefix, `latest`, `latest:tag=…`, or `@TIME` (the newest taken at or before
 /// that instant). Only certified snapshots, and by the last three none that comes from the future.
 pub fn select<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Snapshot, RepositoryError> {

@@ -18,6 +18,7 @@ const BUCKET: &str = "restante";
 const LOCKED_BUCKET: &str = "restante-locked";
 const ACCESS_KEY: &str = "AKTEST";
 const SECRET_KEY: &str = "SKTEST";
+pub const KEYS: (&str, &str) = (ACCESS_KEY, SECRET_KEY);
 /// Starting takes 4 s on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -125,10 +125,13 @@ impl Fragments {
             return Ok(());
         }
         let level = parts.iter().map(|part| part.level).max().unwrap_or(0).saturating_add(1);
-        let fragment = Fragment { version: 1, level, supersedes, packs };
-        let bytes = repository.sign(ObjectKind::Index, &fragment)?;
-        put_checked(&*repository.storage, &fragment_name(&ObjectId::of(&bytes))?, bytes).await
+        put(repository, &Fragment { version: 1, level, supersedes, packs }).await
     }
+}
+
+pub(super) async fn put(repository: &Repository, fragment: &Fragment) -> Result<(), RepositoryError> {
+    let bytes = repository.sign(ObjectKind::Index, fragment)?;
+    put_checked(&*repository.storage, &fragment_name(&ObjectId::of(&bytes))?, bytes).await
 }
 
 /// `false`: the storage does not let it go yet.

@@ -188,6 +188,9 @@ impl Pass<'_> {
         };
         let (storage, secrets) = (&*self.repository.storage, &self.repository.secrets);
         let Some(stored) = forgotten::claimed(storage).await?.remove(&id) else { return Ok(false) };
+        if forgotten::held(storage).await?.contains(&id) {
+            return Ok(false);
+        }
         match forgotten::removable(storage, secrets, self.repository.config.epoch, &id, stored).await {
             Ok(Some(at)) if at <= self.now => {}
             Err(e) if !e.is_about_an_object() => return Err(e),

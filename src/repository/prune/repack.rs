@@ -5,14 +5,13 @@ use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use super::{Pass, Present};
+use super::{Pass, Present, fragments};
 use crate::repository::RepositoryError;
 use crate::repository::chunk::ChunkKind;
-use crate::repository::envelope::ObjectKind;
-use crate::repository::id::{ChunkId, ObjectId, PackId};
+use crate::repository::id::{ChunkId, PackId};
 use crate::repository::index::{FRAGMENT_CHUNKS, Fragment, FragmentPack, Index};
 use crate::repository::pack::{PackInfo, SealedCopy};
-use crate::repository::reader::{fragment_name, pack_name, run_blocking};
+use crate::repository::reader::{pack_name, run_blocking};
 use crate::repository::writer::put_checked;
 
 /// As large as packs are made.
@@ -131,9 +130,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let packs = packs.iter().map(FragmentPack::from).collect();
-        let fragment = Fragment { version: 1, level: 1, supersedes: Vec::new(), packs };
-        let bytes = self.repository.sign(ObjectKind::Index, &fragment)?;
-        put_checked(&*self.repository.storage, &fragment_name(&ObjectId::of(&bytes))?, bytes).await
+        fragments::put(self.repository, &Fragment { version: 1, level: 1, supersedes: Vec::new(), packs }).await
     }
 }
 

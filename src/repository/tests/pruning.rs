@@ -446,6 +446,9 @@ async fn a_manifest_that_does_not_open_is_given_up_by_its_id() {
     place.days(2);
     assert!(!place.prune().await.unexpected.is_empty(), "its grace is not over");
     place.days(2);
+    forgotten::hold(&place.repository, &lost).await.unwrap();
+    assert!(!place.prune().await.unexpected.is_empty(), "it is held");
+    forgotten::release(&place.repository, &lost).await.unwrap();
     let report = place.prune().await;
     assert_eq!((report.snapshots, report.unexpected), (vec![lost], vec![]));
     assert!(report.marked.packs > 0, "what it alone needed");

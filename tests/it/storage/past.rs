@@ -89,3 +89,23 @@ async fn what_was_put_under_lock_stays() {
     }
     assert_eq!(storage.get(&kept).await.unwrap(), "kept");
 }
+
+/// Asked for where the bucket has none: nothing is put there that somebody believes to be locked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_the_bucket_does_not_keep_is_refused() {
+    let Some(mut location) = seaweedfs::fresh_prefix().await else { return };
+    location.lock = Some(SignedDuration::from_hours(1));
+    let (access, secret) = seaweedfs::KEYS;
+    let folder = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_restante"))
+        .args(["init", "--single-reader", "--reader", "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"])
+        .args(["--key", "writer.key", "-r", &location.to_string()])
+        .env("AWS_ACCESS_KEY_ID", access)
+        .env("AWS_SECRET_ACCESS_KEY", secret)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("lock= asks for object lock"), "{said}");
+    assert!(all(&*opened(&location).await).await.is_empty() && !folder.path().join("writer.key").exists());
+}
